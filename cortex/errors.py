@@ -1,0 +1,232 @@
+"""Typed errors: what went wrong, where, and the cure, in a form that survives a process boundary.
+
+An error keeps its type until someone decides on it. Between processes it travels as an
+`ErrorReport` (plain data, never a pickle) and `from_report` gives the same type back.
+
+`Fault` is what the scheduler decides on:
+
+* ``FATAL``  the same input gives the same error: stop the job now;
+* ``TASK``   the attempt failed and may succeed again: one of the task's attempts is used up;
+* ``LOST``   something that existed is gone (a run file, a node): redo what made it, no attempt used.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class Fault(enum.Enum):
+    FATAL = "fatal"
+    TASK = "task"
+    LOST = "lost"
+
+
+class ErrorReport(msgspec.Struct, frozen=True):
+    """An error as plain data. `details` are shown one a line under the message, in order."""
+
+    code: str
+    message: str
+    cure: str = ""
+    details: dict[str, str] = {}
+    fault: str = Fault.FATAL.value
+    signature: str = ""
+    """Equal for two errors that are the same failure (exception type and line); "" if unknown."""
+
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class CortexError(Exception):
+    """Base of every error cortex raises on purpose.
+
+    `message` says what happened and to what; `cure` what the user can do; `details` are named
+    facts (file, offset, line, traceback ...) in the order to show them.
+    """
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = EXIT_FAILED
+    fault: ClassVar[Fault] = Fault.FATAL
+
+    def __init__(
+        self, message: str, *, cure: str = "", signature: str = "", details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cure = cure
+        self.signature = signature
+        self.details = {k: str(v) for k, v in (details or {}).items() if v is not None and v != ""}
+
+    def report(self) -> ErrorReport:
+        return ErrorReport(
+            self.code, self.message, self.cure, dict(self.details), self.fault.value, self.signature
+        )
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        for name, value in self.details.items():
+            if "\n" in value:
+                lines.append(f"  {name}:")
+                lines.extend("    " + line for line in value.rstrip("\n").split("\n"))
+            else:
+                lines.append(f"  {name}: {value}")
+        if self.cure:
+            lines.append(f"  cure: {self.cure}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> Any:
+        return from_report, (self.report(),)
+
+
+class UsageError(CortexError):
+    """The command, option or argument cannot be meant."""
+
+    code, exit_code = "usage", EXIT_USAGE
+
+
+class JobFileError(UsageError):
+    """job.yaml or a job class is wrong; `message` lists every problem, one a line."""
+
+    code = "job-file"
+
+
+class OutputExistsError(UsageError):
+    code = "output-exists"
+
+
+class MemoryTooSmall(UsageError):
+    """The cap is too small to start in; the cure names the smallest that works."""
+
+    code = "memory-too-small"
+
+
+class InputError(CortexError):
+    """Bad input: details hold file, byte offset, line text and cause."""
+
+    code = "input"
+
+
+class InputChanged(CortexError):
+    """An input file's size, time or inode changed while the job read it."""
+
+    code = "input-changed"
+
+
+class ColumnError(CortexError):
+    """A column that the job names does not exist, or has a type that the operation does not take."""
+
+    code = "column"
+
+
+class KeyTypeError(CortexError):
+    """A key of a type that cannot be a key, or of another type than the job's other keys."""
+
+    code = "key-type"
+
+
+class ValueTypeError(CortexError):
+    """Output values of different types in one column."""
+
+    code = "value-type"
+
+
+class OverflowedSum(CortexError):
+    """An integer sum (or an integer expression) does not fit in 64 bits."""
+
+    code = "overflow"
+
+
+class RecordTooLarge(CortexError):
+    """A single record is larger than `record_bytes_max`."""
+
+    code = "record-too-large"
+
+
+class UserCodeError(CortexError):
+    """The user's function raised; details hold its traceback (the user's frames), record and split."""
+
+    code, fault = "user-code", Fault.TASK
+
+
+class UserMemoryError(CortexError):
+    """The user's own code needs more memory than the slot has."""
+
+    code, fault = "user-memory", Fault.TASK
+
+
+class ExecutorDied(CortexError):
+    """An executor ended without a result: details hold signal, peak memory, split and last stderr."""
+
+    code, fault = "executor-died", Fault.TASK
+
+
+class TaskTimeout(CortexError):
+    """A task made no progress for `task_silence_s_max`; details hold its stack."""
+
+    code, fault = "task-timeout", Fault.TASK
+
+
+class CorruptRun(CortexError):
+    """A run file is missing, cut short or fails its checksum: the map that wrote it runs again."""
+
+    code, fault = "corrupt-run", Fault.LOST
+
+
+class SpillFull(CortexError):
+    """No space for spilled data; names the folder, the bytes and the cure."""
+
+    code = "spill-full"
+
+
+class OutputFailed(CortexError):
+    """The output could not be written or committed."""
+
+    code = "output"
+
+
+class RowsLost(CortexError):
+    """Rows between map output and reduce input do not add up. A bug, never shown as success."""
+
+    code = "rows-lost"
+
+
+class Cancelled(CortexError):
+    code, exit_code = "cancelled", EXIT_INTERRUPTED
+
+
+class ProtocolError(CortexError):
+    """A peer sent bytes that are no message, a message out of turn, or one over its limit."""
+
+    code = "protocol"
+
+
+class VersionMismatch(CortexError):
+    code = "version-mismatch"
+
+
+class ServerDied(CortexError):
+    """The process that holds server and node ended; details hold its cause of death."""
+
+    code = "server-died"
+
+
+class InternalError(CortexError):
+    """A bug in cortex: details hold the traceback."""
+
+    code, fault = "internal", Fault.TASK
+
+
+def _classes(base: type[CortexError]) -> list[type[CortexError]]:
+    return [base, *(c for sub in base.__subclasses__() for c in _classes(sub))]
+
+
+def from_report(report: ErrorReport) -> CortexError:
+    """The error a report was made from; an unknown code becomes the base class."""
+    for cls in _classes(CortexError):
+        if cls.__dict__.get("code") == report.code:
+            break
+    else:
+        cls = CortexError
+    return cls(report.message, cure=report.cure, signature=report.signature, details=dict(report.details))

@@ -1,0 +1,45 @@
+"""Every limit, named with its unit, and why it is that number."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# Input
+SPLIT_BYTES: Final = 64 * MIB  # a map of well under a second to a few seconds: cheap to repeat
+SPLIT_SLOP: Final = 1.1  # a last split up to 10 % larger rather than a sliver (Hadoop's rule)
+SMALL_FILES_PER_TASK_MAX: Final = 1000  # packing bound, so that one map's failure names few files
+BLOCK_BYTES: Final = 4 * MIB  # text and CSV are decoded in blocks: pyarrow's parse needs 3-4 times this
+RECORD_BYTES_MAX: Final = 64 * MIB  # one record must fit in memory beside its batch
+BATCH_ROWS_MAX: Final = 65_536  # rows handed to map_batch at once
+INFER_BYTES: Final = 1 * MIB  # the fixed sample of each file that column types are inferred from
+INFER_FILES_MAX: Final = 16  # files sampled: headers are checked in all of them all the same
+
+# Shuffle
+RUN_BATCH_BYTES: Final = 128 * KIB  # one batch a run is in memory while merging: fan-in x this is its cost
+PARTITIONS_MAX: Final = 4096  # reducers a user may ask for: every map keeps a count for each
+REDUCER_INPUT_BYTES: Final = 256 * MIB  # reducers: auto gives one for each of these in the input
+REDUCERS_AUTO_MAX: Final = 256
+MERGE_FAN_IN_MIN: Final = 8  # below it passes multiply: refuse the cap instead
+FOLD_KEYS_MAX: Final = 300_000  # keys folded in a dict before it goes to the collector
+
+# Control plane
+FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: a plan of 1 M splits fits
+HELLO_BYTES_MAX: Final = 4 * KIB  # first frame of a connection, before it is known who sends it
+HELLO_S_MAX: Final = 10.0
+TASK_ATTEMPTS_MAX: Final = 4  # Hadoop's and Spark's number
+SAME_ERROR_ATTEMPTS_MAX: Final = 2  # the same exception at the same line twice: it is the code, stop
+LOST_REDOS_MAX: Final = 8  # times one map may be redone because its output was lost
+LEASE_S: Final = 30.0  # a node silent for this long has lost its leases
+HEARTBEAT_S: Final = 2.0
+TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill, retry
+LEASES_AHEAD_PER_SLOT: Final = 1  # tasks queued at a node beyond its slots, so that no slot waits a round trip
+PROGRESS_S: Final = 0.25
+
+# Errors
+STDERR_TAIL_BYTES: Final = 4 * KIB
+LINE_TEXT_CHARS_MAX: Final = 400  # of the offending record, in an error
+DISPLAY_ROWS: Final = 40  # rows of a result shown as a table

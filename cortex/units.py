@@ -1,0 +1,56 @@
+"""Bytes, counts and durations as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from cortex.errors import UsageError
+
+_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(text: str | int, what: str = "size") -> int:
+    """``512MB`` -> 536870912. K, M, G and T are powers of 1024, with or without ``i`` and ``B``.
+
+    Raises UsageError for anything else and for less than one byte.
+    """
+    if isinstance(text, bool) or not isinstance(text, (str, int)):
+        raise UsageError(f"{what}: {text!r} is not a size", cure="write a number and a unit, such as 512MB")
+    if isinstance(text, int):
+        value = float(text)
+    else:
+        match = _BYTES.fullmatch(text)
+        if match is None:
+            raise UsageError(f"{what}: {text!r} is not a size", cure="write a number and a unit, such as 512MB")
+        value = float(match[1]) * 1024 ** _POWER[match[2].lower()]
+    if value < 1:
+        raise UsageError(f"{what}: {text!r} is less than one byte", cure="write a size of at least 1B")
+    return int(value)
+
+
+def format_bytes(count: float) -> str:
+    """536870912 -> ``512 MB``; three digits are kept."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(value) < 1000 or unit == "TB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
+
+
+def format_count(count: float) -> str:
+    """1234567 -> ``1,234,567``."""
+    return f"{int(count):,}"
+
+
+def format_seconds(seconds: float) -> str:
+    """0.42 -> ``0.42 s``; 75 -> ``1 m 15 s``; 3700 -> ``1 h 1 m``."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest} s"
+    return f"{minutes // 60} h {minutes % 60} m"
