@@ -36,7 +36,7 @@ LOST_REDOS_MAX: Final = 8  # times one map may be redone because its output was 
 LEASE_S: Final = 30.0  # a node silent for this long has lost its leases
 HEARTBEAT_S: Final = 2.0
 TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill, retry
-LEASES_AHEAD_PER_SLOT: Final = 1  # tasks queued at a node beyond its slots, so that no slot waits a round trip
+LEASES_AHEAD_PER_SLOT: Final = 1  # queued at a node beyond its slots, so that no slot waits a round trip
 PROGRESS_S: Final = 0.25
 
 # Errors

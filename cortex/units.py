@@ -15,15 +15,10 @@ def parse_bytes(text: str | int, what: str = "size") -> int:
 
     Raises UsageError for anything else and for less than one byte.
     """
-    if isinstance(text, bool) or not isinstance(text, (str, int)):
+    match = None if isinstance(text, bool) else _BYTES.fullmatch(str(text))
+    if match is None:
         raise UsageError(f"{what}: {text!r} is not a size", cure="write a number and a unit, such as 512MB")
-    if isinstance(text, int):
-        value = float(text)
-    else:
-        match = _BYTES.fullmatch(text)
-        if match is None:
-            raise UsageError(f"{what}: {text!r} is not a size", cure="write a number and a unit, such as 512MB")
-        value = float(match[1]) * 1024 ** _POWER[match[2].lower()]
+    value = float(match[1]) * 1024 ** _POWER[match[2].lower()]
     if value < 1:
         raise UsageError(f"{what}: {text!r} is less than one byte", cure="write a size of at least 1B")
     return int(value)
