@@ -177,3 +177,181 @@ class TaskFailed(Message, frozen=True):
 
 ToExecutor = Union[OpenJob, JobPlanned, RunTask, Stop]  # noqa: UP007
 FromExecutor = Union[ExecutorHello, TaskProgress, TaskFinished, TaskFailed]  # noqa: UP007
+
+
+# --- server - node -------------------------------------------------------------------------------
+
+
+class NodeHello(Message, frozen=True):
+    """A node's first message. `incarnation` is new at every start: older messages are stale."""
+
+    node: str
+    incarnation: str
+    slots: int
+    memory_bytes: int
+    versions: dict[str, str]
+
+
+class StartJob(Message, frozen=True):
+    job: str
+    spec: JobSpec
+    code: bytes
+    sys_path: tuple[str, ...]
+    staging_dir: str
+
+
+class Lease(Message, frozen=True):
+    """Work granted to a node, kept by its heartbeats."""
+
+    tasks: tuple[RunTask, ...]
+
+
+class Revoke(Message, frozen=True):
+    """Stop these attempts (kill what runs them) and report nothing more of them."""
+
+    attempts: tuple[str, ...]
+
+
+class EndJob(Message, frozen=True):
+    """The job is over, however it ended: drop its executors and its run files."""
+
+    job: str
+
+
+class AttemptFinished(Message, frozen=True):
+    node: str
+    incarnation: str
+    done: TaskFinished
+
+
+class AttemptFailed(Message, frozen=True):
+    node: str
+    incarnation: str
+    failed: TaskFailed
+
+
+class Heartbeat(Message, frozen=True):
+    """Renews every lease of the node. Memory is of the whole process tree, client included."""
+
+    node: str
+    incarnation: str
+    running: tuple[TaskProgress, ...]
+    memory_bytes: int
+    memory_peak_bytes: int
+
+
+ToNode = Union[StartJob, JobPlanned, Lease, Revoke, EndJob]  # noqa: UP007
+FromNode = Union[NodeHello, AttemptFinished, AttemptFailed, Heartbeat]  # noqa: UP007
+
+
+# --- client - server -----------------------------------------------------------------------------
+
+
+class ClientHello(Message, frozen=True):
+    versions: dict[str, str]
+
+
+class ServerHello(Message, frozen=True):
+    versions: dict[str, str]
+    slots: int
+    memory_bytes: int
+
+
+class SubmitJob(Message, frozen=True):
+    """`staging_dir`: a folder the client made, on the output's filesystem, where parts are written."""
+
+    spec: JobSpec
+    code: bytes
+    sys_path: tuple[str, ...]
+    staging_dir: str
+
+
+class JobAccepted(Message, frozen=True):
+    job: str
+
+
+class StageProgress(Message, frozen=True):
+    """`stage` is plan, scan, map or reduce; `bytes_total` is 0 while unknown."""
+
+    stage: str
+    tasks_done: int
+    tasks_total: int
+    tasks_running: int
+    bytes_done: int
+    bytes_total: int
+    rows_in: int
+    rows_out: int
+    seconds: float
+
+
+class JobProgress(Message, frozen=True):
+    job: str
+    stages: tuple[StageProgress, ...]
+    spilled_bytes: int
+    memory_bytes: int
+    memory_peak_bytes: int
+    memory_cap_bytes: int
+
+
+class TaskSummary(Message, frozen=True):
+    attempt: str
+    seconds: float
+    what: str
+    """What it worked on: file and offset, or the partition."""
+
+
+class JobReport(Message, frozen=True):
+    """What a finished (or failed) job did."""
+
+    job: str
+    name: str
+    seconds: float
+    stages: tuple[StageProgress, ...] = ()
+    rows_in: int = 0
+    bytes_in: int = 0
+    rows_out: int = 0
+    bytes_out: int = 0
+    groups: int = 0
+    spilled_bytes: int = 0
+    shuffled_bytes: int = 0
+    memory_peak_bytes: int = 0
+    memory_cap_bytes: int = 0
+    slots: int = 0
+    failed_attempts: int = 0
+    slowest: TaskSummary | None = None
+    counters: Counters = {}
+    notes: tuple[str, ...] = ()
+
+
+class JobDone(Message, frozen=True):
+    """Every part is staged and fsynced: the client commits them. Parts are in output order."""
+
+    job: str
+    report: JobReport
+    parts: tuple[OutputPart, ...]
+
+
+class JobFailed(Message, frozen=True):
+    job: str
+    error: ErrorReport
+    report: JobReport
+
+
+class CancelJob(Message, frozen=True):
+    job: str
+
+
+class JobReceived(Message, frozen=True):
+    """The client has committed (or given up) the output: the server forgets the job."""
+
+    job: str
+
+
+class Refused(Message, frozen=True):
+    """The request cannot be served; the connection is closed after it."""
+
+    error: ErrorReport
+
+
+ToServer = Union[ClientHello, SubmitJob, CancelJob, JobReceived]  # noqa: UP007
+FromServer = Union[ServerHello, JobAccepted, JobProgress, JobDone, JobFailed, Refused]  # noqa: UP007
