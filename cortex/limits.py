@@ -26,6 +26,12 @@ REDUCERS_AUTO_MAX: Final = 256
 MERGE_FAN_IN_MIN: Final = 8  # below it passes multiply: refuse the cap instead
 FOLD_KEYS_MAX: Final = 300_000  # keys folded in a dict before it goes to the collector
 
+# Spill
+RUN_WRITE_BYTES: Final = 256 * KIB  # small blocks are gathered to this before a write
+OPEN_RUN_FILES_MAX: Final = 256  # descriptors a merge keeps: a process may commonly have 1,024
+SPILL_CHECK_BYTES: Final = 16 * MIB  # the disk's free space is looked at once for each of these
+SPILL_RESERVE_BYTES: Final = 256 * MIB  # never taken: a disk at zero stops more than this job
+
 # Control plane
 FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: a plan of 1 M splits fits
 HELLO_BYTES_MAX: Final = 4 * KIB  # first frame of a connection, before it is known who sends it
