@@ -1,0 +1,1 @@
+"""The command line: arguments in, tables, progress and exit codes out. Decisions live below."""

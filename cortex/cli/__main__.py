@@ -1,0 +1,22 @@
+"""Entry point of the command ``cortex``. ``--version`` answers before anything slow is imported."""
+
+from __future__ import annotations
+
+import sys
+
+from cortex import __version__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments == ["--version"]:
+        print(f"cortex {__version__}")
+        return 0
+    from cortex.cli.app import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

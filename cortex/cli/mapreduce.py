@@ -1,0 +1,125 @@
+"""``cortex mapreduce`` and ``MapReduceJob.main``: run a job and show what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cortex.api import MapReduceJob
+from cortex.cli.options import HELP, RunOptions, collect, run_click, run_options
+from cortex.cli.targets import LoadedJob, load_class_job, load_target
+from cortex.cli.terminal import guarded, print_json
+from cortex.errors import EXIT_DONE
+
+if TYPE_CHECKING:
+    from cortex.result import Result
+
+
+@click.command(context_settings=HELP)
+@click.argument("target")
+@click.argument("more_inputs", nargs=-1, metavar="[INPUT]...")
+@run_options
+def mapreduce(target: str, **options: Any) -> int:
+    """Run a MapReduce job on this machine.
+
+    TARGET is a job file (job.yaml) or a class in a Python file (wordcount.py:WordCount). Further arguments
+    are inputs, as if given with --input.
+
+    Without --output the result is shown as a table (the first 40 rows by key) on a terminal, and printed
+    as CSV, all of it, into a pipe or file. Progress and the summary go to standard error.
+
+    \b
+    --json prints one object instead of the result:
+      output    the output folder, or null
+      columns   names of the output's columns
+      rows      without an output folder: the first 40 rows by key
+      more      ... and how many rows are not shown
+      counters  {group: {name: count}}
+      report    rows, bytes, stages, memory; {"error": {...}} replaces all of it when the job fails
+
+    \b
+    Examples:
+      cortex mapreduce job.yaml --input big.csv
+      cortex mapreduce job.yaml --input big.csv | head
+      cortex mapreduce job.yaml --input 2023.csv --input 2024.csv --memory 512MB --output out/
+      cortex mapreduce wordcount.py:WordCount --input 'docs/*.txt' --output counts/ --reducers 4
+    """
+    wanted = collect(**options)
+    return guarded(lambda: _run(lambda: load_target(target, wanted), wanted), wanted.as_json)
+
+
+def class_main(job_class: type[MapReduceJob], arguments: list[str]) -> int:
+    """The command line of one job class; returns the exit code."""
+    name = os.path.basename(sys.argv[0]) or job_class.__name__
+
+    @click.command(name=name, context_settings=HELP, help=_class_help(job_class, name))
+    @click.argument("more_inputs", nargs=-1, metavar="[INPUT]...")
+    @run_options
+    def command(**options: Any) -> int:
+        wanted = collect(**options)
+        return guarded(
+            lambda: _run(lambda: load_class_job(job_class, job_class.__name__, wanted), wanted), wanted.as_json
+        )
+
+    return run_click(command, arguments, name)
+
+
+def _class_help(job_class: type[MapReduceJob], name: str) -> str:
+    own = job_class.__doc__ if job_class.__doc__ != MapReduceJob.__doc__ else None
+    return (
+        f"{own or f'Run the MapReduce job {job_class.__name__} on this machine.'}\n\n"
+        "INPUT are files, folders or globs.\n\n"
+        f"\b\nExamples:\n  python {name} 'docs/*.txt'\n  python {name} 'docs/*.txt' -o out/ --memory 512MB"
+    )
+
+
+def _run(load: Any, options: RunOptions) -> int:
+    loaded: LoadedJob = load()
+    from cortex.cli.progress import progress_display, summary
+    from cortex.cli.terminal import say
+    from cortex.config import load_config
+    from cortex.job_run import job_code, open_session, run_job, spill_folder
+    from cortex.user_code import executor_sys_path
+
+    config = load_config()
+    with open_session(loaded.spec.resources, config) as session:
+        # Made ready while the processes start.
+        code = job_code(loaded.code, loaded.spec, loaded.modules)
+        with progress_display(options.quiet) as on_progress:
+            result = run_job(
+                session, loaded.spec, code, executor_sys_path(), on_progress, spill_folder(config)
+            )
+    with result:
+        if not options.quiet:
+            for line in summary(result):
+                say(line)
+        show(result, options)
+    return EXIT_DONE
+
+
+def show(result: Result, options: RunOptions) -> None:
+    """The result on standard output: JSON if asked for, nothing if it is in a folder, else rows."""
+    from cortex.cli import rows
+
+    if options.as_json:
+        print_json(_as_json(result))
+    elif result.path is None and sys.stdout.isatty():
+        rows.print_table(result)
+    elif result.path is None:
+        rows.print_csv(result)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "job": result.report.name,
+        "output": result.path,
+        "columns": result.columns,
+        "row_count": len(result),
+    }
+    if result.path is None:
+        first, more = result.first_rows()
+        described |= {"rows": first, "more": more}
+    return described | {"counters": result.counters, "report": result.report}

@@ -1,0 +1,124 @@
+"""Options that commands share, and running a click command without its own exits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from cortex.api import parse_reducers
+from cortex.errors import UsageError
+from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS
+from cortex.units import parse_bytes
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says about a job; None (or ()) leaves the job's own word."""
+
+    inputs: tuple[str, ...] = ()
+    output: str | None = None
+    overwrite: bool = False
+    memory_bytes: int | None = None
+    slots: int | None = None
+    reducers: int | None = None
+    split_bytes: int | None = None
+    input_format: str | None = None
+    output_format: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+
+class _Parsed(click.ParamType):
+    """An option whose text one of cortex's own parsers reads; its UsageError becomes click's."""
+
+    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+        self.name = name
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int):
+            return value
+        try:
+            return self.parse(value)
+        except UsageError as error:
+            message = error.message.partition(": ")[2] or error.message
+            self.fail(message + (f"; {error.cure}" if error.cure else ""), param, ctx)
+
+
+SIZE = _Parsed("size", lambda text: parse_bytes(text))
+REDUCERS = _Parsed("N|auto", parse_reducers)
+
+split_size = click.option(
+    "--split-size", "split_bytes", type=SIZE, help="Input bytes of one map task (default 64MB)."
+)
+input_format = click.option(
+    "--format",
+    "input_format",
+    type=click.Choice(INPUT_FORMATS),
+    help="Input format; without it each file's ending says.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+
+
+def run_options(function: _F) -> _F:
+    """The options of running a job, for ``cortex mapreduce`` and ``MapReduceJob.main``."""
+    decorators: Sequence[Callable[[_F], _F]] = (
+        click.option(
+            "--input", "-i", "input_options", multiple=True, metavar="PATH",
+            help="File, folder or glob to read; may be repeated.",
+        ),
+        click.option(
+            "--output", "-o", metavar="FOLDER",
+            help="Folder to write; without it the result is shown (on a terminal) or printed as CSV.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace the output folder if it exists."),
+        click.option(
+            "--memory", "memory_bytes", type=SIZE,
+            help="Cap of all processes together, such as 512MB (default: half of the machine's).",
+        ),
+        click.option(
+            "--slots", type=click.IntRange(min=1), metavar="N",
+            help="Tasks at once (default: one for each processor).",
+        ),
+        click.option(
+            "--reducers", type=REDUCERS, metavar="N|auto",
+            help="Reduce tasks and output files; 0 for a map-only job (default auto).",
+        ),
+        split_size,
+        input_format,
+        click.option(
+            "--output-format", type=click.Choice(OUTPUT_FORMATS), help="Format of the output files (default csv)."
+        ),
+        as_json,
+        click.option("--quiet", "-q", is_flag=True, help="No progress and no summary."),
+    )  # fmt: skip
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+def collect(
+    more_inputs: Sequence[str], input_options: Sequence[str], **options: Any
+) -> RunOptions:
+    """`RunOptions` of what click parsed; inputs given as arguments come after those of ``--input``."""
+    return RunOptions(inputs=(*input_options, *more_inputs), **options)
+
+
+def run_click(command: click.Command, arguments: list[str], name: str) -> int:
+    """Run a click command; the exit code is what it returns, or 2 for wrong usage."""
+    try:
+        code = command.main(args=arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except click.Abort:
+        return 130
+    return code if isinstance(code, int) else 0

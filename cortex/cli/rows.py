@@ -1,0 +1,76 @@
+"""A result's rows on standard output: a table for a terminal, CSV for a pipe."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from cortex.result import display, has_python_values, python_rows
+from cortex.units import format_count
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cortex.result import Result
+
+_CELL_CHARS_MAX = 200  # of one value in a table: a long text would push the other columns away
+
+
+def print_table(result: Result) -> None:
+    """The first rows by key, and how many more there are."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows, more = result.first_rows()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for position, name in enumerate(result.columns):
+        numbers = any(_is_number(row[position]) for row in rows)
+        table.add_column(Text(printable(name)), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        cells = (printable(display(value))[:_CELL_CHARS_MAX] for value in row)
+        table.add_row(*(Text(cell, style="dim" if value is None else "") for cell, value in zip(cells, row)))
+    Console().print(table)
+    if more:
+        print(f"and {format_count(more)} more; --output FOLDER writes them all")
+    elif not rows:
+        print("no rows")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def printable(text: str) -> str:
+    """Text without control characters: data must not move a terminal's cursor or colour it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def print_csv(result: Result) -> None:
+    """All rows as CSV with a header line, streamed; the same text that ``--output-format csv`` writes."""
+    from cortex.formats.writers import csv_header, csv_lines
+
+    out = sys.stdout.buffer
+    schema = result.schema
+    python = has_python_values(schema)
+    out.write(csv_header(schema))
+    for batch in result.to_batches():
+        out.write(_python_lines(batch) if python else csv_lines(batch))
+    out.flush()
+
+
+def _python_lines(batch: pa.RecordBatch) -> bytes:
+    """Rows with tuples, Decimals or other Python values: each cell as its text."""
+    import io
+
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(_texts(python_rows(batch)))
+    return buffer.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _texts(rows: Iterable[tuple[Any, ...]]) -> Iterable[list[str]]:
+    for row in rows:
+        yield ["" if value is None else display(value) for value in row]

@@ -1,0 +1,130 @@
+"""``cortex ls-splits``: how inputs would be split, and what cannot be."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from cortex.api import absolute_paths
+from cortex.cli.options import HELP, as_json, input_format, split_size
+from cortex.cli.terminal import aligned, guarded, print_json
+from cortex.errors import EXIT_DONE, UsageError
+from cortex.job.plan import InputPlan
+from cortex.job.spec import InputSpec
+from cortex.limits import SPLIT_BYTES
+from cortex.units import format_bytes, format_count
+
+_HOLDER = "local"  # who has the bytes: on one machine, this one
+_LINES_AT_ONCE = 10_000  # of a table: its widths are those of this many rows
+
+
+@click.command(name="ls-splits", context_settings=HELP)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@split_size
+@input_format
+@as_json
+def ls_splits(paths: tuple[str, ...], split_bytes: int | None, input_format: str | None, as_json: bool) -> int:
+    """Show how inputs would be split: number, file, offset, length, rows where known, holder.
+
+    PATH are files, folders or globs. A file that is one split says why.
+
+    \b
+    --json prints {"splits": [...], "files": [...], "columns": [...], "total_bytes": N, "notes": [...]}.
+
+    \b
+    Examples:
+      cortex ls-splits big.csv
+      cortex ls-splits logs/ --split-size 16MB
+      cortex ls-splits 'data/*.parquet' --json
+    """
+
+    def command() -> int:
+        plan = _plan(paths, split_bytes or SPLIT_BYTES, input_format or "")
+        if as_json:
+            print_json(describe(plan))
+        else:
+            _print_table(plan)
+        return EXIT_DONE
+
+    return guarded(command, as_json)
+
+
+def _plan(paths: tuple[str, ...], split_bytes: int, form: str) -> InputPlan:
+    from cortex.formats.planning import plan_inputs
+
+    problems: list[str] = []
+    spec = InputSpec(paths=absolute_paths(list(paths), "input", problems), format=form)
+    if problems:
+        raise UsageError("\n".join(problems))
+    return plan_inputs(spec, used_columns=None, split_bytes=split_bytes, reducers=-1)
+
+
+def describe(plan: InputPlan) -> dict[str, Any]:
+    """The plan as ``--json`` prints it."""
+    return {
+        "splits": [
+            {
+                "split": s.index,
+                "file": plan.files[s.file].path,
+                "offset": s.offset,
+                "length": s.length,
+                "rows": s.rows if s.rows >= 0 else None,
+                "holder": _HOLDER,
+            }
+            for s in plan.splits
+        ],
+        "files": [
+            {
+                "path": f.path,
+                "format": f.format,
+                "compression": f.compression or None,
+                "size_bytes": f.size_bytes,
+                "splittable": not f.unsplittable,
+                "unsplittable": f.unsplittable or None,
+            }
+            for f in plan.files
+        ],
+        "columns": [{"name": name, "type": kind} for name, kind in plan.columns],
+        "tasks": len(plan.tasks),
+        "total_bytes": plan.total_bytes,
+        "notes": list(plan.notes),
+    }
+
+
+def _print_table(plan: InputPlan) -> None:
+    shown = _shown_paths(plan)
+    head = ["split", "file", "offset", "length", "rows", "holder", ""]
+    for start in range(0, max(1, len(plan.splits)), _LINES_AT_ONCE):
+        rows = [
+            [
+                str(s.index),
+                shown[s.file],
+                str(s.offset),
+                str(s.length),
+                format_count(s.rows) if s.rows >= 0 else "",
+                _HOLDER,
+                f"cannot be split: {plan.files[s.file].unsplittable}" if plan.files[s.file].unsplittable else "",
+            ]
+            for s in plan.splits[start : start + _LINES_AT_ONCE]
+        ]
+        lines = aligned(head, rows, {0, 2, 3, 4})
+        sys.stdout.write("\n".join(lines if start == 0 else lines[1:]) + "\n")
+    files, splits, tasks = len(plan.files), len(plan.splits), len(plan.tasks)
+    print(
+        f"\n{format_count(splits)} split{'s' * (splits != 1)} of {format_count(files)} file{'s' * (files != 1)}, "
+        f"{format_bytes(plan.total_bytes)}, {format_count(tasks)} map task{'s' * (tasks != 1)}"
+    )
+    if plan.columns:
+        print("columns: " + ", ".join(f"{name} {kind}" for name, kind in plan.columns))
+    for note in plan.notes:
+        print(f"note: {note}")
+
+
+def _shown_paths(plan: InputPlan) -> list[str]:
+    """Paths as a person would type them: relative to this folder when they lie in it."""
+    import os
+
+    here = os.getcwd() + os.sep
+    return [f.path.removeprefix(here) for f in plan.files]

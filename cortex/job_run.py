@@ -1,0 +1,154 @@
+"""Running one job on this machine, from spec to `Result`: what `MapReduceJob.run` and the commands share.
+
+The order of a job's end is: every part staged and fsynced by the executors, committed here in one rename,
+then acknowledged, so that the server forgets the job. On any failure, Ctrl-C included, staging is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cortex import __version__
+from cortex.client import LocalSession
+from cortex.config import Config, load_config
+from cortex.errors import OutputFailed
+from cortex.ids import new_job_id
+from cortex.job.spec import JobSpec, Resources
+from cortex.result import Result
+from cortex.user_code import dump_code, executor_sys_path
+from cortex.wire.messages import JobDone, JobProgress
+
+if TYPE_CHECKING:
+    from cortex.api import MapReduceJob
+
+OnProgress = Callable[[JobProgress], None]
+
+
+def open_session(resources: Resources, config: Config | None = None) -> LocalSession:
+    """Start the processes of this machine; they get ready while the caller goes on.
+
+    What the job says comes before `CORTEX_*` variables and ``.env``.
+    """
+    config = config or load_config()
+    return LocalSession(
+        memory_bytes=resources.memory_bytes or config.memory_bytes,
+        slots=resources.slots or config.slots,
+        spill_dir=spill_folder(config),
+    )
+
+
+def run_class_job(job: MapReduceJob, on_progress: OnProgress | None) -> Result:
+    from cortex.api import build_spec
+
+    spec = build_spec(job)
+    config = load_config()
+    with open_session(spec.resources, config) as session:
+        code = job_code(job, spec)
+        return run_job(session, spec, code, executor_sys_path(), on_progress, spill_folder(config))
+
+
+def needs_code(spec: JobSpec) -> bool:
+    """False for a declared job: its expressions and aggregates are text in the spec."""
+    return spec.map_form != "declared" or spec.reduce_form not in ("none", "aggregate")
+
+
+def job_code(job: object, spec: JobSpec, module_names: tuple[str, ...] = ()) -> bytes:
+    return dump_code(job, module_names) if needs_code(spec) else b""
+
+
+def run_job(
+    session: LocalSession,
+    spec: JobSpec,
+    code: bytes,
+    sys_path: Sequence[str],
+    on_progress: OnProgress | None,
+    result_home: str,
+) -> Result:
+    """Run, commit and acknowledge. Without an output path the result's parts lie under `result_home`."""
+    if spec.output.path:
+        return _run_to_output(session, spec, code, sys_path, on_progress)
+    spec = msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, format="arrow"))
+    folder = _temporary_folder(result_home)
+    try:
+        done = session.run(spec, code, sys_path, folder, on_progress)
+        try:
+            _keep_only(folder, done)
+        finally:
+            session.received(done.job)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Result(spec, done.report, done.parts, folder, temporary=True)
+
+
+def _run_to_output(
+    session: LocalSession, spec: JobSpec, code: bytes, sys_path: Sequence[str], on_progress: OnProgress | None
+) -> Result:
+    from cortex.storage.filesystem import LocalFilesystem
+    from cortex.storage.output_committer import abort_output, commit_output, stage_output
+
+    fs = LocalFilesystem()
+    staged = stage_output(fs, spec.output.path, new_job_id(), spec.output.overwrite)
+    try:
+        done = session.run(spec, code, sys_path, staged.path, on_progress)
+        try:
+            manifest = {"job": spec.name, "format": spec.output.format, "cortex": __version__}
+            commit_output(fs, staged, done.parts, manifest)
+        finally:
+            session.received(done.job)
+    except BaseException:
+        abort_output(fs, staged)
+        raise
+    return Result(spec, done.report, done.parts, spec.output.path, temporary=False)
+
+
+# --- temporary results ------------------------------------------------------------------------------
+
+
+def spill_folder(config: Config) -> str:
+    """The folder for everything temporary: run files, and results without an output path."""
+    return config.spill_dirs[0]
+
+
+def _temporary_folder(home: str) -> str:
+    """A new private folder, named after this process so that a later one knows when it is left over."""
+    try:
+        os.makedirs(home, mode=0o700, exist_ok=True)
+        _remove_left_over(home)
+        return tempfile.mkdtemp(prefix=f"result-{socket.gethostname()}-{os.getpid()}-", dir=home)
+    except OSError as error:
+        raise OutputFailed(
+            f"no temporary folder for the result can be made in {home}: {error.strerror or error}",
+            cure="set CORTEX_SPILL_DIRS to a folder of yours with free space",
+        ) from error
+
+
+def _remove_left_over(home: str) -> None:
+    """Results of processes of this machine that were killed before they could remove them."""
+    mine = f"result-{socket.gethostname()}-"
+    for name in os.listdir(home):
+        pid = name.removeprefix(mine).partition("-")[0]
+        if not name.startswith(mine) or not pid.isdigit():
+            continue
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(os.path.join(home, name), ignore_errors=True)
+        except OSError:
+            continue  # another user's process has the number: not ours to judge
+
+
+def _keep_only(folder: str, done: JobDone) -> None:
+    """Remove what attempts that lost left in the folder."""
+    wanted = {part.staged_as for part in done.parts}
+    for name in set(os.listdir(folder)) - wanted:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, name))
