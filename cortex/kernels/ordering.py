@@ -34,13 +34,13 @@ from cortex.kernels.columns import (
     is_fixed,
     native_values,
     plain,
-    unaligned_words,
     valid_mask,
 )
 from cortex.kernels.hashing import NULL_HASH
+from cortex.limits import MIB
 
-_PAIRS: Final = 65_536  # pairs compared at once: a few MB of temporary memory
-_WORDS_MAX: Final = 8  # longer values are compared one by one: a gather a word costs more than that
+_PAIRS: Final = 16_384  # pairs compared at once: their arrays stay in the second-level cache
+_TAKEN_BYTES: Final = 8 * MIB  # copied at once to compare long values (or two values, if those are longer)
 
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -122,68 +122,51 @@ def _keys_differ(columns: list[_KeyColumn], permutation: Rows, ties: Rows) -> Fl
     out = np.zeros(len(ties), np.bool_)
     for first in range(0, len(ties), _PAIRS):
         at = ties[first : first + _PAIRS]
-        left, right = permutation[at], permutation[at + 1]
         for column in columns:
-            out[first : first + _PAIRS] |= column.differs(left, right)
+            out[first : first + _PAIRS] |= column.differs(permutation, at)
     return out
 
 
 class _KeyColumn:
-    """One key column and how two of its rows compare."""
+    """One key column and how neighbours in an order compare."""
 
     def __init__(self, column: pa.Array) -> None:
         self.column = plain(column)
         self.valid = valid_mask(self.column)
+        self.null = pt.is_null(self.column.type)
         self.fixed = is_fixed(self.column.type)
         self.words = fixed_words(self.column) if self.fixed else None
 
-    def differs(self, left: Rows, right: Rows) -> Flags:
-        if pt.is_null(self.column.type):
-            return np.zeros(len(left), np.bool_)
+    def differs(self, permutation: Rows, ties: Rows) -> Flags:
+        if self.null or len(ties) == 0:
+            return np.zeros(len(ties), np.bool_)
+        # Chains of ties share rows: each row is gathered once, and a tie is a pair of neighbours in them.
+        index = np.arange(len(ties))
+        index[1:] += np.cumsum(ties[1:] != ties[:-1] + 1)
+        rows = np.empty(int(index[-1]) + 2, np.int64)
+        rows[index] = permutation[ties]
+        rows[index + 1] = permutation[ties + 1]
         if self.words is not None:
-            unequal: Flags = self.words[left] != self.words[right]
+            words = self.words[rows]
+            unequal = words[1:] != words[:-1]
         else:
-            unequal = _bytes_differ(self.column, left, right)
-        if self.valid is None:
-            return unequal
-        left_valid, right_valid = self.valid[left], self.valid[right]
-        result: Flags = (unequal & left_valid & right_valid) | (left_valid != right_valid)
+            if len(ties) > 1 and self._bytes_of(rows) > _TAKEN_BYTES:
+                half = len(ties) // 2
+                halves = [self.differs(permutation, part) for part in (ties[:half], ties[half:])]
+                return np.concatenate(halves)
+            taken = self.column.take(pa.array(rows))
+            unequal = native_values(pc.not_equal(taken[1:], taken[:-1])).view(np.bool_)
+        if self.valid is not None:
+            valid = self.valid[rows]
+            unequal = (unequal & valid[1:] & valid[:-1]) | (valid[1:] != valid[:-1])
+        result: Flags = unequal[index]
         return result
 
-
-def _bytes_differ(column: pa.Array, left: Rows, right: Rows) -> Flags:
-    """Whether the byte values of two lists of rows differ, pair by pair; exact."""
-    data, left_start, left_end = byte_ranges_at(column, left)
-    _, right_start, right_end = byte_ranges_at(column, right)
-    words_at = unaligned_words(data)
-    size = left_end - left_start
-    differ: Flags = size != right_end - right_start
-    undecided = np.flatnonzero(~differ & (size > 0))
-    one_by_one = []
-    for _ in range(_WORDS_MAX):
-        if len(undecided) == 0:
-            break
-        # Words are read backwards from the end, so that none reaches beyond the buffer's end; the few
-        # that would begin before its start are compared one by one.
-        early = np.minimum(left_end[undecided], right_end[undecided]) < 8
-        if early.any():
-            one_by_one.append(undecided[early])
-            undecided = undecided[~early]
-        left_end[undecided] -= 8
-        right_end[undecided] -= 8
-        unequal = words_at[left_end[undecided]] ^ words_at[right_end[undecided]]
-        beyond = np.minimum(size[undecided] - 8, 0)  # of the word, bytes that are not the value's
-        unequal >>= (-8 * beyond).astype(np.uint64)
-        differ[undecided] = unequal != 0
-        size[undecided] -= 8
-        undecided = undecided[(unequal == 0) & (size[undecided] > 0)]
-    bytes_at = data.data
-    for pairs in (*one_by_one, undecided):
-        for pair in pairs.tolist():
-            rest = int(size[pair])
-            i, j = int(left_start[pair]), int(right_start[pair])
-            differ[pair] = bytes(bytes_at[i : i + rest]) != bytes(bytes_at[j : j + rest])
-    return differ
+    def _bytes_of(self, rows: Rows) -> int:
+        if self.column.nbytes <= _TAKEN_BYTES:
+            return 0
+        _, starts, ends = byte_ranges_at(self.column, rows)
+        return int((ends - starts).sum())
 
 
 def _by_key(hashes: NDArray[np.uint64], keys: Sequence[pa.Array], rows: Rows) -> Rows:

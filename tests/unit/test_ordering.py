@@ -124,6 +124,13 @@ def test_the_integer_that_hashes_like_null_is_not_null():
     check(hash_columns([key[:1]]), [key[:1]])
 
 
+def test_long_values_are_compared_in_bounded_parts(monkeypatch):
+    monkeypatch.setattr("cortex.kernels.ordering._TAKEN_BYTES", 1000)
+    for name in ("string", "sliced", "binary", "decimal"):
+        check(hash_columns([columns[name]]), [columns[name]])
+        check(np.zeros(500, np.uint64), [columns[name]], other_hash=True)
+
+
 def test_no_rows_and_no_keys():
     empty = order_by_hash(np.zeros(0, np.uint64), [pa.array([], pa.int64())])
     assert (len(empty.permutation), len(empty.starts)) == (0, 0)
