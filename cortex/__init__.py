@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cortex.result import Result
 
 __version__ = "0.1.0"
-__all__ = ["Counter", "CortexError", "MapReduceJob", "Result", "Row", "__version__"]
+__all__ = ["CortexError", "Counter", "MapReduceJob", "Result", "Row", "__version__"]
 
 _HOMES = {
     "Counter": "cortex.api",

@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from html import escape
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cortex.errors import InputError, UsageError
@@ -28,7 +29,6 @@ from cortex.units import format_bytes, format_count, format_seconds
 from cortex.wire.messages import Counters, JobReport, OutputPart
 
 if TYPE_CHECKING:
-    import pandas
     import pyarrow as pa
 
 _READ_BYTES = 4 * MIB  # of a text-like part at a time: decoded it is a few times that
@@ -116,11 +116,14 @@ class Result:
 
         return pa.Table.from_batches(self.to_batches(), schema=self.schema)
 
-    def to_pandas(self) -> pandas.DataFrame:
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame; needs pandas installed."""
         try:
-            import pandas as pd
+            pd: Any = import_module("pandas")
         except ImportError:
-            raise UsageError("pandas is not installed", cure="pip install pandas, or use to_arrow()") from None
+            raise UsageError(
+                "pandas is not installed", cure="pip install pandas, or use to_arrow()"
+            ) from None
         table = self.to_arrow()
         frame = table.to_pandas()
         for name, field in zip(table.column_names, table.schema):
@@ -195,15 +198,17 @@ class Result:
                 best = pa.concat_tables([best, table]).slice(0, count)
             if not keys and best.num_rows >= count:
                 break
-        rows = [] if best is None else [row for b in best.combine_chunks().to_batches() for row in python_rows(b)]
+        batches = [] if best is None else best.combine_chunks().to_batches()
+        rows = [row for batch in batches for row in python_rows(batch)]
         return rows, len(self) - len(rows)
 
     def __repr__(self) -> str:
         where = self.path or "a temporary folder"
         size = format_bytes(sum(part.size_bytes for part in self._parts))
+        rows = f"{format_count(len(self))} rows ({', '.join(self.columns)})"
         return (
-            f"<cortex.Result of {self._spec.name}: {format_count(len(self))} rows ({', '.join(self.columns)}),"
-            f" {size} in {where}, {format_seconds(self._report.seconds)}>"
+            f"<cortex.Result of {self._spec.name}: {rows}, {size} in {where},"
+            f" {format_seconds(self._report.seconds)}>"
         )
 
     def _repr_html_(self) -> str:
@@ -231,7 +236,8 @@ def display(value: Any) -> str:
 
 
 def _kind(field: pa.Field) -> bytes:
-    return (field.metadata or {}).get(FIELD_KIND, b"")
+    kind: bytes = (field.metadata or {}).get(FIELD_KIND, b"")
+    return kind
 
 
 def has_python_values(schema: pa.Schema) -> bool:
@@ -403,7 +409,9 @@ def _delimited_batches(path: str, schema: pa.Schema, form: str) -> Iterator[pa.R
         )
         yield from reader
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: the result cannot be read back: {error}", cure="run the job again") from None
+        raise InputError(
+            f"{path}: the result cannot be read back: {error}", cure="run the job again"
+        ) from None
 
 
 def _json_batches(path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -414,7 +422,7 @@ def _json_batches(path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     with open(path, "rb") as file:
         while lines := file.readlines(_READ_BYTES):
             rows = [decode(line) for line in lines]
-            columns = [_json_column([row.get(name) for row in rows], kind) for name, kind in zip(schema.names, schema.types)]
+            columns = [_json_column([row.get(f.name) for row in rows], f.type) for f in schema]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -20,6 +20,7 @@ import threading
 import traceback
 import types
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any, cast
 
 from cortex.errors import UsageError, UserCodeError
@@ -157,8 +158,7 @@ def dump_code(code: Any, module_names: tuple[str, ...] = ()) -> bytes:
 
     Raises UserCodeError naming the attribute or closure variable that cannot be pickled.
     """
-    import cloudpickle
-
+    cloudpickle: Any = import_module("cloudpickle")  # untyped
     with _PICKLING:
         registered = []
         try:
@@ -252,7 +252,8 @@ def _parts(value: Any, name: str) -> list[tuple[str, Any]]:
             except ValueError:  # not assigned yet: nothing to pickle
                 continue
         used = _global_names(value.__code__)
-        parts += [(f"the global {n!r} that {name} uses", value.__globals__[n]) for n in used & set(value.__globals__)]
+        found = sorted(used & set(value.__globals__))
+        parts += [(f"the global {n!r} that {name} uses", value.__globals__[n]) for n in found]
         return parts + [(f"a default of {name}", d) for d in value.__defaults__ or ()]
     if isinstance(value, types.MethodType):
         return [(name, value.__func__), (name, value.__self__)]
@@ -265,7 +266,8 @@ def _parts(value: Any, name: str) -> list[tuple[str, Any]]:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [(f"{name}[{i}]", v) for i, v in enumerate(value)]
     if isinstance(value, type):
-        if value.__module__ == "builtins" or _is_ours(getattr(sys.modules.get(value.__module__), "__file__", "") or ""):
+        file = getattr(sys.modules.get(value.__module__), "__file__", None) or ""
+        if value.__module__ == "builtins" or _is_ours(file):
             return []
         own = [(f"{value.__name__}.{n}", v) for n, v in vars(value).items() if n not in _CLASS_OWN]
         return own + [(base.__name__, base) for base in value.__bases__]
@@ -285,8 +287,7 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _pickles(value: Any) -> bool:
-    import cloudpickle
-
+    cloudpickle: Any = import_module("cloudpickle")  # untyped
     try:
         cloudpickle.CloudPickler(io.BytesIO(), protocol=5).dump(value)
     except Exception:  # whatever it raises, the answer is no; the first error was reported already

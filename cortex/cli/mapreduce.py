@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from cortex.api import MapReduceJob
 from cortex.cli.options import HELP, RunOptions, collect, run_click, run_options
 from cortex.cli.targets import LoadedJob, load_class_job, load_target
-from cortex.cli.terminal import guarded, print_json
+from cortex.cli.terminal import guarded, plain, print_json
 from cortex.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def mapreduce(target: str, **options: Any) -> int:
     --json prints one object instead of the result:
       output    the output folder, or null
       columns   names of the output's columns
+      row_count rows of the whole output
       rows      without an output folder: the first 40 rows by key
       more      ... and how many rows are not shown
       counters  {group: {name: count}}
@@ -61,7 +63,8 @@ def class_main(job_class: type[MapReduceJob], arguments: list[str]) -> int:
     def command(**options: Any) -> int:
         wanted = collect(**options)
         return guarded(
-            lambda: _run(lambda: load_class_job(job_class, job_class.__name__, wanted), wanted), wanted.as_json
+            lambda: _run(lambda: load_class_job(job_class, job_class.__name__, wanted), wanted),
+            wanted.as_json,
         )
 
     return run_click(command, arguments, name)
@@ -76,12 +79,12 @@ def _class_help(job_class: type[MapReduceJob], name: str) -> str:
     )
 
 
-def _run(load: Any, options: RunOptions) -> int:
-    loaded: LoadedJob = load()
+def _run(load: Callable[[], LoadedJob], options: RunOptions) -> int:
+    loaded = load()
     from cortex.cli.progress import progress_display, summary
     from cortex.cli.terminal import say
     from cortex.config import load_config
-    from cortex.job_run import job_code, open_session, run_job, spill_folder
+    from cortex.local_run import job_code, open_session, run_job, spill_folder
     from cortex.user_code import executor_sys_path
 
     config = load_config()
@@ -93,11 +96,19 @@ def _run(load: Any, options: RunOptions) -> int:
                 session, loaded.spec, code, executor_sys_path(), on_progress, spill_folder(config)
             )
     with result:
+        as_table = shows_table(result, options)
+        if as_table:
+            show(result, options)
         if not options.quiet:
             for line in summary(result):
                 say(line)
-        show(result, options)
+        if not as_table:  # a reader such as head may end this: the summary comes before
+            show(result, options)
     return EXIT_DONE
+
+
+def shows_table(result: Result, options: RunOptions) -> bool:
+    return result.path is None and not options.as_json and sys.stdout.isatty()
 
 
 def show(result: Result, options: RunOptions) -> None:
@@ -106,7 +117,7 @@ def show(result: Result, options: RunOptions) -> None:
 
     if options.as_json:
         print_json(_as_json(result))
-    elif result.path is None and sys.stdout.isatty():
+    elif shows_table(result, options):
         rows.print_table(result)
     elif result.path is None:
         rows.print_csv(result)
@@ -122,4 +133,4 @@ def _as_json(result: Result) -> dict[str, Any]:
     if result.path is None:
         first, more = result.first_rows()
         described |= {"rows": first, "more": more}
-    return described | {"counters": result.counters, "report": result.report}
+    return described | {"counters": result.counters, "report": plain(result.report)}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cortex.api import parse_reducers
+from cortex.class_spec import parse_reducers
 from cortex.errors import UsageError
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS
 from cortex.units import parse_bytes
@@ -36,7 +36,7 @@ class RunOptions:
     quiet: bool = False
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # older clicks' is no generic
     """An option whose text one of cortex's own parsers reads; its UsageError becomes click's."""
 
     def __init__(self, name: str, parse: Callable[[str], int]) -> None:
@@ -95,7 +95,8 @@ def run_options(function: _F) -> _F:
         split_size,
         input_format,
         click.option(
-            "--output-format", type=click.Choice(OUTPUT_FORMATS), help="Format of the output files (default csv)."
+            "--output-format", type=click.Choice(OUTPUT_FORMATS),
+            help="Format of the output files (default csv).",
         ),
         as_json,
         click.option("--quiet", "-q", is_flag=True, help="No progress and no summary."),
@@ -105,9 +106,7 @@ def run_options(function: _F) -> _F:
     return function
 
 
-def collect(
-    more_inputs: Sequence[str], input_options: Sequence[str], **options: Any
-) -> RunOptions:
+def collect(more_inputs: Sequence[str], input_options: Sequence[str], **options: Any) -> RunOptions:
     """`RunOptions` of what click parsed; inputs given as arguments come after those of ``--input``."""
     return RunOptions(inputs=(*input_options, *more_inputs), **options)
 

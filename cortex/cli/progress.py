@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from cortex.cli.terminal import say
+from cortex.cli.terminal import counted, say
 from cortex.units import format_bytes, format_count, format_seconds
 from cortex.wire.messages import JobProgress, JobReport, StageProgress
 
@@ -112,7 +112,9 @@ def _bars() -> Iterator[OnProgress]:
         for stage in progress.stages:
             bar = ProgressBar(total=1.0, completed=fraction_done(stage), width=24)
             tasks = f"{stage.tasks_done}/{stage.tasks_total}"
-            table.add_row(f"{stage.stage:<6}", bar, Text(tasks), Text(" · ".join(_facts(stage)), overflow="ellipsis"))
+            table.add_row(
+                f"{stage.stage:<6}", bar, Text(tasks), Text(" · ".join(_facts(stage)), overflow="ellipsis")
+            )
         return Group(table, Text(_job_facts(progress), style="dim"))
 
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
@@ -127,7 +129,9 @@ def summary(result: Result) -> list[str]:
     report = result.report
     lines = [f"{report.name}: done in {format_seconds(report.seconds)}"]
     groups = f" from {format_count(report.groups)} groups" if report.groups else ""
-    lines.append(f"  rows     {format_count(report.rows_in)} in · {format_count(report.rows_out)} out{groups}")
+    lines.append(
+        f"  rows     {format_count(report.rows_in)} in · {format_count(report.rows_out)} out{groups}"
+    )
     sizes = [
         (report.bytes_in, "read"),
         (report.spilled_bytes, "spilled"),
@@ -137,7 +141,7 @@ def summary(result: Result) -> list[str]:
     lines.append("  bytes    " + " · ".join(f"{format_bytes(count)} {what}" for count, what in sizes))
     lines.append(
         f"  memory   peak {format_bytes(report.memory_peak_bytes)} of {format_bytes(report.memory_cap_bytes)}"
-        f" for all processes, {_count(report.slots, 'slot')}"
+        f" for all processes, {counted(report.slots, 'slot')}"
     )
     lines.append("  time     " + " · ".join(f"{s.stage} {format_seconds(s.seconds)}" for s in report.stages))
     lines += _more(report)
@@ -151,12 +155,8 @@ def _more(report: JobReport) -> list[str]:
     if report.slowest is not None:
         lines.append(f"  slowest  {format_seconds(report.slowest.seconds)}: {report.slowest.what}")
     if report.failed_attempts:
-        lines.append(f"  retries  {_count(report.failed_attempts, 'attempt')} failed and ran again")
+        lines.append(f"  retries  {counted(report.failed_attempts, 'attempt')} failed and ran again")
     for group, counts in sorted(report.counters.items()):
-        counted = " · ".join(f"{name} {format_count(n)}" for name, n in sorted(counts.items()))
-        lines.append(f"  counter  {group}: {counted}")
+        counts_text = " · ".join(f"{name} {format_count(n)}" for name, n in sorted(counts.items()))
+        lines.append(f"  counter  {group}: {counts_text}")
     return lines + [f"  note     {note}" for note in report.notes]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{format_count(number)} {what}{'' if number == 1 else 's'}"

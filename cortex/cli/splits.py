@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from cortex.api import absolute_paths
+from cortex.class_spec import absolute_paths
 from cortex.cli.options import HELP, as_json, input_format, split_size
-from cortex.cli.terminal import aligned, guarded, print_json
+from cortex.cli.terminal import aligned, counted, guarded, print_json
 from cortex.errors import EXIT_DONE, UsageError
 from cortex.job.plan import InputPlan
 from cortex.job.spec import InputSpec
@@ -25,7 +25,9 @@ _LINES_AT_ONCE = 10_000  # of a table: its widths are those of this many rows
 @split_size
 @input_format
 @as_json
-def ls_splits(paths: tuple[str, ...], split_bytes: int | None, input_format: str | None, as_json: bool) -> int:
+def ls_splits(
+    paths: tuple[str, ...], split_bytes: int | None, input_format: str | None, as_json: bool
+) -> int:
     """Show how inputs would be split: number, file, offset, length, rows where known, holder.
 
     PATH are files, folders or globs. A file that is one split says why.
@@ -105,7 +107,9 @@ def _print_table(plan: InputPlan) -> None:
                 str(s.length),
                 format_count(s.rows) if s.rows >= 0 else "",
                 _HOLDER,
-                f"cannot be split: {plan.files[s.file].unsplittable}" if plan.files[s.file].unsplittable else "",
+                f"cannot be split: {plan.files[s.file].unsplittable}"
+                if plan.files[s.file].unsplittable
+                else "",
             ]
             for s in plan.splits[start : start + _LINES_AT_ONCE]
         ]
@@ -113,8 +117,8 @@ def _print_table(plan: InputPlan) -> None:
         sys.stdout.write("\n".join(lines if start == 0 else lines[1:]) + "\n")
     files, splits, tasks = len(plan.files), len(plan.splits), len(plan.tasks)
     print(
-        f"\n{format_count(splits)} split{'s' * (splits != 1)} of {format_count(files)} file{'s' * (files != 1)}, "
-        f"{format_bytes(plan.total_bytes)}, {format_count(tasks)} map task{'s' * (tasks != 1)}"
+        f"\n{counted(splits, 'split')} of {counted(files, 'file')}, {format_bytes(plan.total_bytes)}, "
+        f"{counted(tasks, 'map task')}"
     )
     if plan.columns:
         print("columns: " + ", ".join(f"{name} {kind}" for name, kind in plan.columns))

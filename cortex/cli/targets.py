@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cortex.api import MapReduceJob, build_spec
+from cortex.api import MapReduceJob
+from cortex.class_spec import build_spec
 from cortex.cli.options import RunOptions
 from cortex.errors import CortexError, UsageError
 from cortex.job.spec import JobSpec
@@ -47,8 +48,8 @@ def load_class_job(job_class: Any, target: str, options: RunOptions) -> LoadedJo
         job = job_class
     else:
         raise UsageError(
-            f"{target} is {'a function' if callable(job_class) else type(job_class).__name__}, not a job class",
-            cure="name a subclass of cortex.MapReduceJob; functions are named in job.yaml (map: file.py:name)",
+            f"{target} is {'a function' if callable(job_class) else 'a value'}, not a job class",
+            cure="name a subclass of cortex.MapReduceJob; functions go in job.yaml (map: file.py:name)",
         )
     apply_options(job, options)
     return LoadedJob(build_spec(job, target), job, (type(job).__module__,))

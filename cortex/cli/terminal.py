@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TextIO
 
 from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError
+from cortex.units import format_count
 
 
 def guarded(command: Callable[[], int], as_json: bool = False) -> int:
@@ -25,7 +26,8 @@ def guarded(command: Callable[[], int], as_json: bool = False) -> int:
     except CortexError as error:
         say(f"error: {error}")
         if as_json:
-            _print_json({"error": error.report()})
+            print_json({"error": plain(error.report())})
+            sys.stdout.flush()
         return error.exit_code
     except KeyboardInterrupt:
         say("interrupted")
@@ -56,11 +58,15 @@ def _close_quietly(stream: TextIO) -> None:
     os.close(null)
 
 
-def _print_json(value: object) -> None:
+def plain(value: object) -> object:
+    """Messages as dicts and lists, without the tags they carry on the wire."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-    sys.stdout.flush()
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
 
 
 def print_json(value: object) -> None:
@@ -81,3 +87,8 @@ def aligned(head: list[str], rows: list[list[str]], right: set[int]) -> list[str
         ).rstrip()
         for row in [head, *rows]
     ]
+
+
+def counted(number: int, what: str) -> str:
+    """1, split -> ``1 split``; 2 -> ``2 splits``."""
+    return f"{format_count(number)} {what}{'' if number == 1 else 's'}"

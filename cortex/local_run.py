@@ -46,7 +46,7 @@ def open_session(resources: Resources, config: Config | None = None) -> LocalSes
 
 
 def run_class_job(job: MapReduceJob, on_progress: OnProgress | None) -> Result:
-    from cortex.api import build_spec
+    from cortex.class_spec import build_spec
 
     spec = build_spec(job)
     config = load_config()
