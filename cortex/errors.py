@@ -49,6 +49,8 @@ class CortexError(Exception):
     code: ClassVar[str] = "error"
     exit_code: ClassVar[int] = EXIT_FAILED
     fault: ClassVar[Fault] = Fault.FATAL
+    batch_row: int | None = None
+    """Row of the batch at fault, set where the batch's place in its file is not known; not reported."""
 
     def __init__(
         self, message: str, *, cure: str = "", signature: str = "", details: dict[str, Any] | None = None
@@ -90,6 +92,17 @@ class JobFileError(UsageError):
     """job.yaml or a job class is wrong; `message` lists every problem, one a line."""
 
     code = "job-file"
+
+
+class ExpressionError(UsageError):
+    """An expression cannot be parsed. Details: ``column`` (1-based) and ``expression`` with a caret."""
+
+    code = "expression"
+
+    @property
+    def position(self) -> int:
+        """0-based offset in the expression's text."""
+        return int(self.details.get("column", "1")) - 1
 
 
 class OutputExistsError(UsageError):
@@ -136,6 +149,18 @@ class OverflowedSum(CortexError):
     """An integer sum (or an integer expression) does not fit in 64 bits."""
 
     code = "overflow"
+
+
+class DivisionByZero(CortexError):
+    """An integer ``//`` or ``%`` by zero in an expression. (Of floats it is inf or nan, no error.)"""
+
+    code = "division-by-zero"
+
+
+class ConversionError(CortexError):
+    """A value that ``int(x)`` or ``float(x)`` in an expression cannot convert."""
+
+    code = "conversion"
 
 
 class RecordTooLarge(CortexError):
@@ -190,6 +215,12 @@ class RowsLost(CortexError):
     """Rows between map output and reduce input do not add up. A bug, never shown as success."""
 
     code = "rows-lost"
+
+
+class MapChanged(CortexError):
+    """A map that ran again gave other rows than before, when reduces had already read the first ones."""
+
+    code = "map-changed"
 
 
 class Cancelled(CortexError):

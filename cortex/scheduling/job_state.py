@@ -1,0 +1,54 @@
+"""A job's life: one table of transitions and one function that applies it.
+
+    PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
+    MAPPING, REDUCING --OUTPUT_DONE--> DONE       any of the three --FAIL--> FAILED, --CANCEL--> CANCELLED
+"""
+
+from __future__ import annotations
+
+import enum
+
+from cortex.errors import InternalError
+
+
+class JobState(enum.Enum):
+    PLANNING = "planning"
+    MAPPING = "mapping"
+    REDUCING = "reducing"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobEvent(enum.Enum):
+    PLANNED = "be planned"
+    MAPPED = "have all maps done"
+    MAP_LOST = "lose a map's output"
+    OUTPUT_DONE = "have all output"
+    FAIL = "fail"
+    CANCEL = "be cancelled"
+
+
+JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
+    (JobState.PLANNING, JobEvent.PLANNED): JobState.MAPPING,
+    (JobState.MAPPING, JobEvent.MAPPED): JobState.REDUCING,
+    (JobState.MAPPING, JobEvent.MAP_LOST): JobState.MAPPING,
+    (JobState.REDUCING, JobEvent.MAP_LOST): JobState.MAPPING,
+    (JobState.MAPPING, JobEvent.OUTPUT_DONE): JobState.DONE,  # map-only, or the reduces had read a lost map
+    (JobState.REDUCING, JobEvent.OUTPUT_DONE): JobState.DONE,
+    (JobState.PLANNING, JobEvent.FAIL): JobState.FAILED,
+    (JobState.MAPPING, JobEvent.FAIL): JobState.FAILED,
+    (JobState.REDUCING, JobEvent.FAIL): JobState.FAILED,
+    (JobState.PLANNING, JobEvent.CANCEL): JobState.CANCELLED,
+    (JobState.MAPPING, JobEvent.CANCEL): JobState.CANCELLED,
+    (JobState.REDUCING, JobEvent.CANCEL): JobState.CANCELLED,
+}
+ENDED = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
+
+
+def next_job_state(state: JobState, event: JobEvent) -> JobState:
+    """The table, and nothing else. Raises InternalError for a transition that it does not have."""
+    try:
+        return JOB_TRANSITIONS[state, event]
+    except KeyError:
+        raise InternalError(f"a job cannot {event.value} when it is {state.value}") from None

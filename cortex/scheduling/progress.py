@@ -1,0 +1,122 @@
+"""What a job has done so far: sums by stage, counters, the slowest task; and the messages that tell it.
+
+Only accepted attempts count, and what a lost map had added is taken off again. What attempts have
+done since their last heartbeat is added to progress, never to the report.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+from cortex.scheduling.leases import MAP, PLAN, REDUCE, SCAN, Running
+from cortex.scheduling.task_state import TaskTable
+from cortex.wire.messages import Counters, StageProgress, TaskStats, TaskSummary
+
+FIELDS = ("rows_in", "bytes_in", "rows_out", "bytes_out", "spilled_bytes", "shuffled_bytes", "groups")
+ROWS_IN, BYTES_IN, ROWS_OUT, BYTES_OUT, SPILLED, SHUFFLED, GROUPS = range(7)
+
+
+def stats_tuple(stats: TaskStats) -> tuple[int, ...]:
+    return tuple(getattr(stats, name) for name in FIELDS)
+
+
+class StageTotals:
+    """The sums of one stage. `bytes_total` is 0 while unknown."""
+
+    def __init__(self, stage: str, table: TaskTable) -> None:
+        self.stage = stage
+        self.table = table
+        self.bytes_total = 0
+        self.bytes_done = 0
+        self.rows_total = 0
+        """Rows that the reduces will read; 0 until all maps are done."""
+        self.sums = [0] * len(FIELDS)
+        self.live = [0] * len(FIELDS)
+        """Of running attempts, as of their last heartbeats."""
+        self.began_at: float | None = None
+        self.ended_at: float | None = None
+
+    def add(self, stats: Iterable[int], sign: int = 1) -> None:
+        for i, value in enumerate(stats):
+            self.sums[i] += sign * value
+
+    def change_live(self, running: Running, stats: TaskStats) -> None:
+        for i, name in enumerate(FIELDS):
+            self.live[i] += getattr(stats, name) - getattr(running.stats, name)
+        running.stats = stats
+
+    def seconds(self, now: float) -> float:
+        if self.began_at is None:
+            return 0.0
+        return (now if self.ended_at is None else self.ended_at) - self.began_at
+
+    def progress(self, now: float) -> StageProgress:
+        """A stage's bytes never pass its total: a bar over 100 % would be a lie about the end."""
+        if self.stage == REDUCE:
+            # Bytes merged are not bytes written by the maps; rows are the same on both sides.
+            rows = self.sums[ROWS_IN] + self.live[ROWS_IN]
+            bytes_done = self.bytes_total * rows // self.rows_total if self.rows_total else 0
+        else:
+            bytes_done = self.bytes_done + self.live[BYTES_IN]
+        if self.table.finished and self.table.total:
+            bytes_done = self.bytes_total
+        return StageProgress(
+            self.stage,
+            self.table.done,
+            self.table.total,
+            self.table.leased,
+            min(bytes_done, self.bytes_total),
+            self.bytes_total,
+            self.sums[ROWS_IN] + self.live[ROWS_IN],
+            self.sums[ROWS_OUT] + self.live[ROWS_OUT],
+            self.seconds(now),
+        )
+
+class MapStats:
+    """What each accepted map added, kept so that it can be taken off: 56 bytes a map."""
+
+    def __init__(self, maps: int) -> None:
+        self._values = array("q", bytes(8 * len(FIELDS) * maps))
+        self._counters: dict[int, Counters] = {}
+
+    def put(self, index: int, stats: tuple[int, ...], counters: Counters) -> None:
+        width = len(FIELDS)
+        self._values[index * width : (index + 1) * width] = array("q", stats)
+        if counters:
+            self._counters[index] = counters
+
+    def take(self, index: int) -> tuple[tuple[int, ...], Counters]:
+        width = len(FIELDS)
+        return tuple(self._values[index * width : (index + 1) * width]), self._counters.pop(index, {})
+
+
+class Progress:
+    """All stages of a job, its counters and its slowest task."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, StageTotals] = {}
+        self.counters: Counters = {}
+        self.failed_attempts = 0
+        self.slowest: TaskSummary | None = None
+
+    def open_stage(self, stage: str, table: TaskTable, bytes_total: int = 0) -> StageTotals:
+        totals = self.stages[stage] = StageTotals(stage, table)
+        totals.bytes_total = bytes_total
+        return totals
+
+    def merge_counters(self, counters: Counters, sign: int = 1) -> None:
+        for group, names in counters.items():
+            into = self.counters.setdefault(group, {})
+            for name, count in names.items():
+                into[name] = into.get(name, 0) + sign * count
+
+    def is_slowest(self, seconds: float) -> bool:
+        return self.slowest is None or seconds > self.slowest.seconds
+
+    def stage_messages(self, now: float) -> tuple[StageProgress, ...]:
+        order = (PLAN, SCAN, MAP, REDUCE)
+        return tuple(self.stages[s].progress(now) for s in order if s in self.stages)
+
+    def total(self, field: int, live: bool = False) -> int:
+        return sum(s.sums[field] + (s.live[field] if live else 0) for s in self.stages.values())

@@ -1,0 +1,283 @@
+"""The scheduler: all jobs and all nodes, and one function, `handle(event, now) -> instructions`.
+
+Pure: the same events at the same times give the same instructions. `now` is a monotonic time in
+seconds that never goes back. Jobs take turns, one task each; the node with the most room is served
+first. An attempt is leased to one node and ends in exactly one way: finished, failed, or abandoned
+(its node is lost, silent for too long, or its job is over). Whatever arrives about an attempt after
+that is stale and dropped, so at most one attempt of a task is ever accepted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from cortex.errors import Cancelled, InternalError
+from cortex.ids import JobId
+from cortex.limits import PROGRESS_S, SERVER_STALL_S
+from cortex.scheduling.events import (
+    CancelRequested,
+    Event,
+    Instruction,
+    JobSubmitted,
+    NodeJoined,
+    NodeLost,
+    SendToClient,
+    SendToNode,
+    Tick,
+)
+from cortex.scheduling.job_run import JobRun
+from cortex.scheduling.job_state import JobState
+from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running
+from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
+from cortex.wire.messages import (
+    AttemptFailed,
+    AttemptFinished,
+    EndJob,
+    Heartbeat,
+    JobDone,
+    JobFailed,
+    JobPlanned,
+    JobProgress,
+    JobReceived,
+    JobReport,
+    Lease,
+    Revoke,
+    RunTask,
+    StartJob,
+)
+
+
+class Scheduler:
+    """Feed it events in the order they happened; carry out its instructions in order."""
+
+    def __init__(self) -> None:
+        self.leases = LeaseBook()
+        self.jobs: dict[str, JobRun] = {}
+        """Jobs under way; one that has ended is forgotten once its client is told."""
+        self.stale_messages = 0
+        self._turns: deque[str] = deque()
+        self._ticked_at: float | None = None
+        self._out: list[Instruction] = []
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            JobSubmitted: self._job_submitted,
+            NodeJoined: self._node_joined,
+            NodeLost: self._node_lost,
+            AttemptFinished: self._attempt_finished,
+            AttemptFailed: self._attempt_failed,
+            Heartbeat: self._heartbeat,
+            CancelRequested: self._cancel_requested,
+            JobReceived: self._job_received,
+            Tick: self._tick,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """What to do about `event`, in order. Raises InternalError for what cannot be (a bug)."""
+        self._out = []
+        self._handlers[type(event)](event, now)
+        self._dispatch(now)
+        return self._out
+
+    # --- events ---
+
+    def _job_submitted(self, event: JobSubmitted, now: float) -> None:
+        if event.job in self.jobs:
+            raise InternalError(f"job {event.job} was submitted twice")
+        self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
+        self._turns.append(event.job)
+
+    def _node_joined(self, event: NodeJoined, now: float) -> None:
+        self._drop_node(event.hello.node, now)  # its earlier life, if we still believed in it
+        self.leases.join(event.hello, now)
+
+    def _node_lost(self, event: NodeLost, now: float) -> None:
+        self._drop_node(event.node, now)
+
+    def _drop_node(self, name: str, now: float) -> None:
+        node = self.leases.leave(name)
+        if node is not None:
+            self._lose_work(node, now)
+
+    def _lose_work(self, node: Node, now: float) -> None:
+        """The node's attempts are abandoned and what it kept of map output is gone."""
+        held = list(node.held.values())
+        node.held.clear()
+        for running in held:
+            self.jobs[running.job].abandoned(running)
+        for job in self.jobs.values():
+            job.node_lost(node.name)
+
+    def _attempt_finished(self, event: AttemptFinished, now: float) -> None:
+        running = self._held(event.node, event.incarnation, event.done.attempt, now)
+        if running is not None:
+            job = self.jobs[running.job]
+            job.finished(running, event.done, now)
+            self._after(job, now)
+
+    def _attempt_failed(self, event: AttemptFailed, now: float) -> None:
+        running = self._held(event.node, event.incarnation, event.failed.attempt, now)
+        if running is not None:
+            job = self.jobs[running.job]
+            job.failed(running, event.failed, now)
+            self._after(job, now)
+
+    def _held(self, name: str, incarnation: str, attempt: str, now: float) -> Running | None:
+        """The attempt, released from its node; None if the message is stale."""
+        node = self._hear(name, incarnation, now)
+        running = None if node is None else node.held.pop(attempt, None)  # type: ignore[call-overload]
+        if running is None:
+            self.stale_messages += 1
+        return running
+
+    def _hear(self, name: str, incarnation: str, now: float) -> Node | None:
+        """The node is alive. One whose leases had expired may work again, with new ones."""
+        node = self.leases.current(name, incarnation, now)
+        if node is not None and node.silent:
+            node.silent = False
+            for job in sorted(node.jobs - self.jobs.keys()):
+                self._out.append(SendToNode(name, EndJob(job)))
+            node.jobs &= self.jobs.keys()
+            node.planned &= self.jobs.keys()
+        return node
+
+    def _heartbeat(self, event: Heartbeat, now: float) -> None:
+        node = self._hear(event.node, event.incarnation, now)
+        if node is None:
+            self.stale_messages += 1
+            return
+        node.memory_bytes = event.memory_bytes
+        node.memory_peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
+        not_ours = []
+        for progress in event.running:
+            running = node.held.get(progress.attempt)  # type: ignore[call-overload]
+            if running is not None:
+                self.jobs[running.job].heard(running, progress)
+            elif progress.attempt.partition("-")[0] in self.jobs:
+                not_ours.append(progress.attempt)
+        if not_ours:
+            self._out.append(SendToNode(node.name, Revoke(tuple(not_ours))))
+        memory_peak_bytes = sum(n.memory_peak_bytes for n in self.leases.nodes.values())
+        for job in self.jobs.values():
+            job.memory_peak_bytes = max(job.memory_peak_bytes, memory_peak_bytes)
+
+    def _cancel_requested(self, event: CancelRequested, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            job.cancel(Cancelled(event.reason).report())
+            self._after(job, now)
+
+    def _job_received(self, event: JobReceived, now: float) -> None:
+        # Nothing is kept of a job that has ended. A client that lets go of one under way gives it up.
+        self._cancel_requested(CancelRequested(event.job, "the client gave the job up"), now)
+
+    def _tick(self, event: Tick, now: float) -> None:
+        late_s = 0.0 if self._ticked_at is None else now - self._ticked_at - PROGRESS_S
+        self._ticked_at = now
+        if late_s > SERVER_STALL_S:
+            self.leases.forgive(late_s)
+        for node in self.leases.expired(now):
+            node.silent = True
+            self._lose_work(node, now)
+        for job in self.jobs.values():
+            self._out.append(SendToClient(job.job, self._progress(job, now)))
+
+    # --- what follows ---
+
+    def _after(self, job: JobRun, now: float) -> None:
+        """Carry out what a job has decided; take leave of it when it has ended."""
+        revoked = job.take_revoked()
+        self.leases.release(revoked)
+        for running in revoked:
+            self._out.append(SendToNode(running.node, Revoke((running.attempt,))))
+        if not job.ended:
+            return
+        self.leases.release(job.running.values())
+        del self.jobs[job.job]
+        self._turns.remove(job.job)
+        for node in self.leases.nodes.values():
+            if job.job in node.jobs and not node.silent:
+                node.jobs.discard(job.job)
+                node.planned.discard(job.job)
+                self._out.append(SendToNode(node.name, EndJob(job.job)))
+        report = self._report(job, now)
+        if job.state is JobState.DONE:
+            self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
+        else:
+            assert job.error is not None
+            self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
+
+    def _dispatch(self, now: float) -> None:
+        """Give every node what it has room for: jobs in turn, one task each."""
+        granted: dict[str, list[RunTask]] = {}
+        slots = self.leases.slots
+        idle = 0
+        while idle < len(self._turns):
+            node = self.leases.roomiest()
+            if node is None:
+                break
+            job = self.jobs[self._turns[0]]
+            self._turns.rotate(-1)
+            running = job.next_task(node, slots, now)
+            if running is None:
+                idle += 1
+                continue
+            idle = 0
+            node.held[running.attempt] = running
+            self._introduce(node, job)
+            granted.setdefault(node.name, []).append(RunTask(running.attempt, running.task))
+        for name, tasks in granted.items():
+            self._out.append(SendToNode(name, Lease(tuple(tasks))))
+
+    def _introduce(self, node: Node, job: JobRun) -> None:
+        """A node hears of a job, and of its plan, before its first task that needs them."""
+        if job.job not in node.jobs:
+            node.jobs.add(job.job)
+            request = job.request
+            self._out.append(
+                SendToNode(
+                    node.name,
+                    StartJob(job.job, request.spec, request.code, request.sys_path, request.staging_dir),
+                )
+            )
+        if job.bare_plan is not None and job.job not in node.planned:
+            node.planned.add(job.job)
+            self._out.append(SendToNode(node.name, JobPlanned(job.job, job.bare_plan)))
+
+    # --- what the client is told ---
+
+    def _progress(self, job: JobRun, now: float) -> JobProgress:
+        nodes = self.leases.nodes.values()
+        return JobProgress(
+            job.job,
+            job.progress.stage_messages(now),
+            job.progress.total(SPILLED, live=True),
+            sum(n.memory_bytes for n in nodes),
+            job.memory_peak_bytes,
+            self.leases.cap_bytes,
+        )
+
+    def _report(self, job: JobRun, now: float) -> JobReport:
+        stages = job.progress.stages
+        source = stages.get(MAP, stages[PLAN]).sums
+        final = (stages.get(MAP if job.map_only else REDUCE) or stages[PLAN]).sums
+        return JobReport(
+            job=job.job,
+            name=job.request.spec.name,
+            seconds=now - job.began_at,
+            stages=job.progress.stage_messages(now),
+            rows_in=source[ROWS_IN],
+            bytes_in=source[BYTES_IN],
+            rows_out=final[ROWS_OUT],
+            bytes_out=final[BYTES_OUT],
+            groups=job.progress.total(GROUPS) if job.map_only else final[GROUPS],
+            spilled_bytes=job.progress.total(SPILLED),
+            shuffled_bytes=job.progress.total(SHUFFLED),
+            memory_peak_bytes=job.memory_peak_bytes,
+            memory_cap_bytes=self.leases.cap_bytes,
+            slots=self.leases.slots,
+            failed_attempts=job.progress.failed_attempts,
+            slowest=job.progress.slowest,
+            counters=job.progress.counters,
+            notes=job.plan.notes if job.plan is not None else (),
+        )

@@ -1,0 +1,138 @@
+"""A task's life: one table of transitions, one function that applies it, and the tasks of a stage.
+
+    BLOCKED --NEEDS_MET--> READY --LEASE--> LEASED --FINISH--> DONE
+                             ^                 |                 |
+                             +----- RETRY -----+                 |
+                             +----------------------- LOSE ------+
+
+Tasks of a stage are numbers. What a million of them need is kept in flat arrays (a byte each, and the
+ready ones in a heap); what only the troubled ones need is in dictionaries.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import Counter
+
+from cortex.errors import ErrorReport, InternalError
+from cortex.limits import SAME_ERROR_ATTEMPTS_MAX, TASK_ATTEMPTS_MAX
+
+
+class TaskState(enum.IntEnum):
+    BLOCKED = 0  # something it needs does not exist yet
+    READY = 1  # waits for room at a node
+    LEASED = 2  # an attempt of it is queued or runs at a node
+    DONE = 3  # one attempt was accepted
+
+
+class TaskEvent(enum.Enum):
+    NEEDS_MET = "needs met"
+    LEASE = "lease"
+    FINISH = "finish"
+    RETRY = "retry"  # the attempt is over without a result
+    LOSE = "lose"  # the accepted result no longer exists, or does not say enough
+
+
+TASK_TRANSITIONS: dict[tuple[TaskState, TaskEvent], TaskState] = {
+    (TaskState.BLOCKED, TaskEvent.NEEDS_MET): TaskState.READY,
+    (TaskState.READY, TaskEvent.LEASE): TaskState.LEASED,
+    (TaskState.LEASED, TaskEvent.FINISH): TaskState.DONE,
+    (TaskState.LEASED, TaskEvent.RETRY): TaskState.READY,
+    (TaskState.DONE, TaskEvent.LOSE): TaskState.READY,
+}
+
+
+def next_task_state(state: TaskState, event: TaskEvent) -> TaskState:
+    """The table, and nothing else. Raises InternalError for a transition that it does not have."""
+    try:
+        return TASK_TRANSITIONS[state, event]
+    except KeyError:
+        raise InternalError(f"a task cannot {event.value} when it is {state.name}") from None
+
+
+class Failures:
+    """What went wrong with one task: failures that used up an attempt, and their signatures."""
+
+    __slots__ = ("attempts", "signatures")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.signatures: Counter[str] = Counter()
+
+
+class TaskTable:
+    """The tasks 0 .. size-1 of one stage. READY ones are exactly those in the heap."""
+
+    def __init__(self, size: int, total: int | None = None) -> None:
+        self.states = bytearray(size)
+        self.total = size if total is None else total
+        """Tasks that there are to do: fewer than `size` where numbers have gaps."""
+        self.done = 0
+        self.leased = 0
+        self._ready: list[int] = []
+        self._attempts: dict[int, int] = {}
+        self._failures: dict[int, Failures] = {}
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.total
+
+    def state(self, index: int) -> TaskState:
+        return TaskState(self.states[index])
+
+    def apply(self, index: int, event: TaskEvent) -> None:
+        """Move one task by the table, and keep the counts and the heap true to it."""
+        before = TaskState(self.states[index])
+        after = next_task_state(before, event)
+        self.states[index] = after
+        self.leased += (after is TaskState.LEASED) - (before is TaskState.LEASED)
+        self.done += (after is TaskState.DONE) - (before is TaskState.DONE)
+        if event is TaskEvent.LOSE:
+            self._attempts.setdefault(index, 1)  # its first attempt was forgotten: never use that id again
+        if after is TaskState.READY:
+            heapq.heappush(self._ready, index)
+
+    def all_needs_met(self) -> None:
+        """Every task becomes READY, when all are BLOCKED: a million at once in a few milliseconds."""
+        if any(self.states):
+            raise InternalError("tasks cannot all become ready: some have begun")
+        self.states = bytearray([next_task_state(TaskState.BLOCKED, TaskEvent.NEEDS_MET)]) * len(self.states)
+        self._ready = list(range(len(self.states)))  # ascending, so already a heap
+
+    def first_ready(self) -> int | None:
+        """The READY task with the lowest number: input order, and what was lost first."""
+        return self._ready[0] if self._ready else None
+
+    def lease_first(self) -> tuple[int, int]:
+        """Lease the first ready task; gives its index and the number of the new attempt."""
+        index = heapq.heappop(self._ready)
+        self.apply(index, TaskEvent.LEASE)
+        number = self._attempts.get(index, 0)
+        self._attempts[index] = number + 1
+        return index, number
+
+    def forget_attempts(self, index: int) -> None:
+        """`index` is done at its first attempt: the common case is not worth an entry."""
+        if self._attempts.get(index) == 1 and index not in self._failures:
+            del self._attempts[index]
+
+    def record_failure(self, index: int, error: ErrorReport) -> ErrorReport | None:
+        """Count a failure that uses up an attempt. Gives the error to end the job with, or None.
+
+        The job ends when the attempts are used up, or when the same error (by signature) came
+        SAME_ERROR_ATTEMPTS_MAX times: then it is the code or the data, and more tries change nothing.
+        """
+        failures = self._failures.setdefault(index, Failures())
+        failures.attempts += 1
+        same = 1
+        if error.signature:
+            failures.signatures[error.signature] += 1
+            same = failures.signatures[error.signature]
+        if same < SAME_ERROR_ATTEMPTS_MAX and failures.attempts < TASK_ATTEMPTS_MAX:
+            return None
+        details = dict(error.details)
+        details["attempts"] = f"{failures.attempts} of at most {TASK_ATTEMPTS_MAX}"
+        if same > 1:
+            details["the same error"] = f"{same} times"
+        return ErrorReport(error.code, error.message, error.cure, details, error.fault, error.signature)

@@ -1,0 +1,255 @@
+"""The server: takes jobs from clients, lets the scheduler decide, and passes its decisions on.
+
+It never unpickles anything: a job's code is opaque bytes on its way to the nodes. It holds no
+reactor of its own and blocks nowhere. Clients connect through `client_factory`; a client whose
+connection ends takes its jobs with it. A node attaches through a `NodeLink`; today that is one node
+in the same process, joined by a `LocalLink`.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
+from cortex.ids import new_job_id
+from cortex.limits import PROGRESS_S
+from cortex.scheduling.events import (
+    CancelRequested,
+    Event,
+    JobSubmitted,
+    NodeJoined,
+    NodeLost,
+    SendToNode,
+    Tick,
+)
+from cortex.scheduling.scheduler import Scheduler
+from cortex.wire.messages import (
+    CancelJob,
+    ClientHello,
+    EndJob,
+    FromNode,
+    FromServer,
+    JobAccepted,
+    JobDone,
+    JobFailed,
+    JobProgress,
+    JobReport,
+    NodeHello,
+    Refused,
+    ServerHello,
+    SubmitJob,
+    ToNode,
+    ToServer,
+)
+from cortex.wire.transports import MessageProtocol
+from cortex.wire.versions import check_versions, local_versions
+
+_log = Logger()
+M = TypeVar("M")
+
+
+class NodeLink(Protocol):
+    """The way to a node."""
+
+    def send(self, message: ToNode) -> None: ...
+
+
+class LocalLink(Generic[M]):
+    """Hands messages to `deliver` in order, each batch in a later turn of the reactor.
+
+    So two ends in one process never call into each other while they decide.
+    """
+
+    def __init__(self, reactor: Any, deliver: Callable[[M], None]) -> None:
+        self._reactor = reactor
+        self._deliver = deliver
+        self._waiting: deque[M] = deque()
+
+    def send(self, message: M) -> None:
+        if not self._waiting:
+            self._reactor.callLater(0, self._drain)
+        self._waiting.append(message)
+
+    def _drain(self) -> None:
+        # What is sent meanwhile has a turn of its own, or two ends could spin without the reactor.
+        batch, self._waiting = self._waiting, deque()
+        for message in batch:
+            try:
+                self._deliver(message)
+            except Exception:
+                _log.failure("a {kind} could not be handled", kind=type(message).__name__)
+
+
+class _Client:
+    """A connected client and its jobs that have not been acknowledged."""
+
+    def __init__(self, link: MessageProtocol[ToServer]) -> None:
+        self.link = link
+        self.greeted = False
+        self.welcomed = False
+        self.jobs: set[str] = set()
+
+
+class Server:
+    """`clock` is monotonic seconds; `reactor` needs `callLater` (and should time it by the same clock).
+
+    Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
+    """
+
+    def __init__(self, reactor: Any, clock: Callable[[], float]) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._scheduler = Scheduler()
+        self._versions = local_versions()
+        self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
+        self._clients: dict[MessageProtocol[ToServer], _Client] = {}
+        self._client_of: dict[str, _Client] = {}
+        self._timer = reactor.callLater(PROGRESS_S, self._tick)
+
+    def stop(self) -> None:
+        """Stop the tick and close every client. Nodes belong to whoever attached them."""
+        if self._timer.active():
+            self._timer.cancel()
+        for client in list(self._clients.values()):
+            client.link.close()
+
+    # --- nodes ---
+
+    def attach_node(self, link: NodeLink) -> Callable[[FromNode], None]:
+        """Attach a node by the way to it; gives the way from it, which may be called at any time.
+
+        Its first message is its NodeHello. What it sends is handled in a later turn of the reactor.
+        """
+        return LocalLink[FromNode](self._reactor, lambda message: self._from_node(link, message)).send
+
+    def detach_node(self, node_name: str) -> None:
+        """The node is gone: its attempts run elsewhere, and what it held is lost."""
+        if self._nodes.pop(node_name, None) is not None:
+            self._handle(NodeLost(node_name))
+
+    def _from_node(self, link: NodeLink, message: FromNode) -> None:
+        if isinstance(message, NodeHello):
+            if message.slots < 1:
+                raise ProtocolError(f"node {message.node!r} has {message.slots} slots")
+            self._nodes[message.node] = message, link
+            self._handle(NodeJoined(message))
+            for client in list(self._clients.values()):
+                self._welcome(client)
+            return
+        self._handle(message)
+
+    # --- clients ---
+
+    def client_factory(self) -> Factory:
+        """A Twisted factory to listen with (see `cortex.wire.transports.listen_unix`)."""
+        factory = Factory()
+        factory.noisy = False
+        factory.buildProtocol = self._build_client  # type: ignore[method-assign,assignment]
+        return factory
+
+    def _build_client(self, _address: Any) -> MessageProtocol[ToServer]:
+        return MessageProtocol(self._reactor, ToServer, self._from_client, self._client_lost)
+
+    def _from_client(self, link: MessageProtocol[ToServer], message: ToServer) -> None:
+        client = self._clients.setdefault(link, _Client(link))
+        if isinstance(message, ClientHello):
+            self._greet(client, message)
+        elif not client.greeted:
+            raise ProtocolError(f"a {type(message).__name__} came before the hello")
+        elif isinstance(message, SubmitJob):
+            job = new_job_id()
+            client.jobs.add(job)
+            self._client_of[job] = client
+            link.send(JobAccepted(job))
+            self._handle(JobSubmitted(job, message))
+        elif message.job not in client.jobs:
+            raise ProtocolError(f"{type(message).__name__} names a job that is not this client's")
+        elif isinstance(message, CancelJob):
+            self._handle(CancelRequested(message.job))
+        else:
+            self._handle(message)
+            self._forget(client, message.job)
+
+    def _greet(self, client: _Client, hello: ClientHello) -> None:
+        if client.greeted:
+            raise ProtocolError("a second hello came")
+        try:
+            check_versions(hello.versions, self._versions, "the client")
+        except VersionMismatch as error:
+            client.link.close(Refused(error.report()))
+            return
+        client.greeted = True
+        client.link.accept()
+        self._welcome(client)
+
+    def _welcome(self, client: _Client) -> None:
+        """Answer a hello once there is a node, so that the answer can say what can be used."""
+        if client.greeted and not client.welcomed and self._nodes:
+            client.welcomed = True
+            hellos = [hello for hello, _ in self._nodes.values()]
+            slots, memory_bytes = sum(h.slots for h in hellos), sum(h.memory_bytes for h in hellos)
+            client.link.send(ServerHello(self._versions, slots, memory_bytes))
+
+    def _client_lost(self, link: MessageProtocol[ToServer], error: CortexError | None) -> None:
+        client = self._clients.pop(link, None)
+        if error is not None:
+            _log.warn("a client's connection was closed: {error}", error=error.message)
+        if client is None:
+            return
+        for job in sorted(client.jobs):
+            self._forget(client, job)
+            self._handle(CancelRequested(job, "the client's connection ended"))
+
+    def _forget(self, client: _Client, job: str) -> None:
+        client.jobs.discard(job)
+        self._client_of.pop(job, None)
+
+    # --- the scheduler ---
+
+    def _tick(self) -> None:
+        self._timer = self._reactor.callLater(PROGRESS_S, self._tick)
+        self._handle(Tick())
+
+    def _handle(self, event: Event) -> None:
+        try:
+            instructions = self._scheduler.handle(event, self._clock())
+        except Exception:
+            self._start_over(traceback.format_exc())
+            return
+        for instruction in instructions:
+            if isinstance(instruction, SendToNode):
+                node = self._nodes.get(instruction.node)
+                if node is not None:
+                    node[1].send(instruction.message)
+            else:
+                self._to_client(instruction.job, instruction.message)
+
+    def _to_client(self, job: str, message: FromServer) -> None:
+        client = self._client_of.get(job)
+        if client is None or (client.link.congested and isinstance(message, JobProgress)):
+            return  # it is gone; or it reads slowly, and the next progress says the same and more
+        try:
+            client.link.send(message)
+        except ProtocolError as error:  # too large for a frame
+            report = message.report if isinstance(message, JobDone | JobFailed) else JobReport(job, "", 0.0)
+            client.link.send(JobFailed(job, error.report(), JobReport(job, report.name, report.seconds)))
+
+    def _start_over(self, cause: str) -> None:
+        """The scheduler broke (a bug): every job fails by name, rather than hang. Nodes stay."""
+        _log.critical("the scheduler failed: {cause}", cause=cause)
+        error = InternalError("the scheduler failed", details={"traceback": cause}).report()
+        jobs = dict(self._scheduler.jobs)
+        self._scheduler = Scheduler()
+        for job, run in jobs.items():
+            for _, link in self._nodes.values():
+                link.send(EndJob(job))
+            report = JobReport(job, run.request.spec.name, self._clock() - run.began_at)
+            self._to_client(job, JobFailed(job, error, report))
+        for hello, _ in self._nodes.values():
+            self._scheduler.handle(NodeJoined(hello), self._clock())

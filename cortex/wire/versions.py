@@ -1,0 +1,38 @@
+"""The versions that two processes must share before they exchange pickles and Arrow data."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+from cortex.errors import VersionMismatch
+
+PROTOCOL_VERSION = "1"
+
+_PARTS = {"protocol": 1, "python": 2, "cloudpickle": 2, "pyarrow": 1}
+"""How many leading numbers must be equal. Code objects change with Python's minor version and
+cloudpickle's format with its own; Arrow's format is stable within a major version."""
+
+
+def local_versions() -> dict[str, str]:
+    """The versions of this process. Imports none of the packages."""
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "python": platform.python_version(),
+        "cloudpickle": metadata.version("cloudpickle"),
+        "pyarrow": metadata.version("pyarrow"),
+    }
+
+
+def check_versions(theirs: dict[str, str], ours: dict[str, str], who: str) -> None:
+    """Raise VersionMismatch, naming everything that differs, unless `who` can work with us."""
+    wrong = [
+        f"{name} {theirs.get(name, 'unknown')} there, {ours[name]} here"
+        for name, parts in _PARTS.items()
+        if theirs.get(name, "").split(".")[:parts] != ours[name].split(".")[:parts]
+    ]
+    if wrong:
+        raise VersionMismatch(
+            f"{who} has other versions: {'; '.join(wrong)}",
+            cure="install the same versions on both sides (one virtual environment for both is surest)",
+        )
