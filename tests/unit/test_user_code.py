@@ -1,0 +1,163 @@
+"""Loading ``file.py:Name`` and pickling what it holds, unpickled in another process as an executor would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cortex.api import MapReduceJob
+from cortex.errors import UsageError, UserCodeError
+from cortex.user_code import dump_code, executor_sys_path, load_module, load_object
+
+JOB = """
+import cortex
+from helper_of_job import double
+
+class Job(cortex.MapReduceJob):
+    def map(self, record):
+        yield record, double(record)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _restore_modules() -> Iterator[None]:
+    modules, path = dict(sys.modules), list(sys.path)
+    yield
+    for name in set(sys.modules) - set(modules):
+        if "job" in name or "helper" in name:
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "helper_of_job.py").write_text("def double(x):\n    return x * 2\n")
+    path = tmp_path / "job_script.py"
+    path.write_text(JOB)
+    return path
+
+
+def run_elsewhere(code: bytes, expression: str) -> str:
+    """`expression` of the unpickled `code`, in a process that knows none of its modules' folders."""
+    program = f"import sys, pickle; code = pickle.loads(sys.stdin.buffer.read()); print({expression})"
+    import_path = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=code, capture_output=True, check=True, cwd=import_path
+    )
+    return done.stdout.decode().strip()
+
+
+def test_class_and_helper_beside_it_travel_by_value(script: Path) -> None:
+    job = load_object(f"{script}:Job")()
+    assert list(job.map(4)) == [(4, 8)]
+    code = dump_code(job)
+    script.with_name("helper_of_job.py").unlink()
+    assert run_elsewhere(code, "list(code.map(4))") == "[(4, 8)]"
+    assert str(script.parent) in executor_sys_path()
+
+
+def test_a_module_is_loaded_once_and_keeps_its_name(script: Path) -> None:
+    module = load_module(str(script))
+    assert load_module(str(script)) is module
+    assert module.__name__ == "job_script"
+    assert sys.modules["job_script"] is module
+
+
+def test_names_that_are_taken_get_another(tmp_path: Path) -> None:
+    for name in ("json", "my-job"):
+        (tmp_path / f"{name}.py").write_text("x = 1\n")
+        module = load_module(str(tmp_path / f"{name}.py"))
+        assert module.x == 1
+        assert module.__name__ not in ("json", "my-job")
+    import json
+
+    assert json.dumps(1) == "1"
+    other = tmp_path / "b"
+    other.mkdir()
+    for folder in (tmp_path, other):
+        (folder / "twin_job.py").write_text(f"where = {folder.name!r}\n")
+    assert load_module(str(tmp_path / "twin_job.py")).where == tmp_path.name
+    assert load_module(str(other / "twin_job.py")).where == "b"
+
+
+def test_closures_and_classes_of_tests_travel() -> None:
+    factor = 3
+
+    class Local(MapReduceJob):
+        def map(self, record: Any) -> Any:
+            yield record, record * factor
+
+    assert run_elsewhere(dump_code(Local()), "list(code.map(5))") == "[(5, 15)]"
+
+
+@pytest.mark.parametrize(
+    ("target", "message", "cure"),
+    [
+        ("job_script.py:Jub", "defines no 'Jub'", "did you mean 'Job'?"),
+        ("job_script.py:Xyzzy", "defines no 'Xyzzy'", "it defines Job"),
+        ("job_scirpt.py:Job", "no such file", "did you mean job_script.py?"),
+        ("job_script.py", "does not name", "file.py:Name"),
+        ("job_script.py:a b", "does not name", "file.py:Name"),
+    ],
+)
+def test_targets_that_name_nothing(script: Path, target: str, message: str, cure: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_object(target, str(script.parent))
+    assert cure in caught.value.cure
+
+
+def test_a_failing_import_shows_the_users_frames_only(tmp_path: Path) -> None:
+    (tmp_path / "bad_helper.py").write_text("def f():\n    return 1 / 0\n")
+    path = tmp_path / "bad_job.py"
+    path.write_text("import bad_helper\nbad_helper.f()\n")
+    with pytest.raises(UserCodeError, match="ZeroDivisionError") as caught:
+        load_module(str(path))
+    shown = caught.value.details["traceback"]
+    assert "bad_job.py" in shown
+    assert "bad_helper.py" in shown
+    assert "user_code.py" not in shown
+    assert "importlib" not in shown
+    assert "bad_job" not in sys.modules
+    path.write_text("def f(:\n")
+    with pytest.raises(UserCodeError, match="SyntaxError"):
+        load_module(str(path))
+    path.write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UsageError, match="ended the program"):
+        load_module(str(path))
+
+
+class Holder(MapReduceJob):
+    def map(self, record: Any) -> Any:
+        yield record, 1
+
+
+def test_what_cannot_be_pickled_is_named() -> None:
+    job = Holder()
+    job.connections = {"main": [threading.Lock()]}  # type: ignore[attr-defined]
+    with pytest.raises(UserCodeError) as caught:
+        dump_code(job)
+    assert caught.value.message.startswith("Holder.connections['main'][0] cannot be sent")
+    assert "setup()" in caught.value.cure
+
+
+def test_a_closure_that_cannot_be_pickled_is_named(script: Path) -> None:
+    lock = threading.Lock()
+
+    class Closing(MapReduceJob):
+        def map(self, record: Any) -> Any:
+            with lock:
+                yield record, 1
+
+    with pytest.raises(UserCodeError, match=r"the variable 'lock' that Closing\.map uses cannot be sent"):
+        dump_code(Closing())
+    text = JOB.replace("import cortex", "import cortex, threading\nlog = threading.Lock()")
+    script.write_text(text.replace("yield", "log; yield"))
+    job = load_object(f"{script}:Job")()
+    with pytest.raises(UserCodeError, match=r"the global 'log' that Job\.map uses cannot be sent"):
+        dump_code(job)
