@@ -15,8 +15,15 @@ SMALL_FILES_PER_TASK_MAX: Final = 1000  # packing bound, so that one map's failu
 BLOCK_BYTES: Final = 4 * MIB  # text and CSV are decoded in blocks: pyarrow's parse needs 3-4 times this
 RECORD_BYTES_MAX: Final = 64 * MIB  # one record must fit in memory beside its batch
 BATCH_ROWS_MAX: Final = 65_536  # rows handed to map_batch at once
+SPLITS_MAX: Final = 1_000_000  # the plan of a job must fit in one frame and in memory
 INFER_BYTES: Final = 1 * MIB  # the fixed sample of each file that column types are inferred from
 INFER_FILES_MAX: Final = 16  # files sampled: headers are checked in all of them all the same
+
+# The job's own text
+JOB_FILE_BYTES_MAX: Final = 1 * MIB  # a job.yaml is written by hand: anything larger is the wrong file
+EXPRESSION_CHARS_MAX: Final = 100_000  # room for a list of thousands of values after `in`
+EXPRESSION_NESTING_MAX: Final = 80  # parentheses and calls: 5 Python frames each, and Python allows 1000
+EXPRESSION_DEPTH_MAX: Final = 200  # of the tree, such as a chain of `or`: 2 frames each in compiling it
 
 # Shuffle
 RUN_BATCH_BYTES: Final = 128 * KIB  # one batch a run is in memory while merging: fan-in x this is its cost
@@ -51,7 +58,25 @@ TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill
 LEASES_AHEAD_PER_SLOT: Final = 1  # queued at a node beyond its slots, so that no slot waits a round trip
 PROGRESS_S: Final = 0.25
 
+# Processes and memory of one machine (measured anonymous bytes, Python 3.11, pyarrow 26)
+CLIENT_BYTES: Final = 40 * MIB  # command line with pyarrow loaded; a user's own process is charged no more
+EMBEDDED_BYTES: Final = 40 * MIB  # server and node with Twisted: 27 at rest, the rest for plans and frames
+TEMPLATE_BYTES: Final = 32 * MIB  # pyarrow, NumPy and cortex's tasks: shared by every executor
+EXECUTOR_UNSHARED_BYTES: Final = 12 * MIB  # of those, what an executor writes to and so has of its own
+EXECUTOR_WORKING_BYTES_MIN: Final = 48 * MIB  # a decoded block, its parse, and a spill buffer that is of use
+MEMORY_RESERVE_FRACTION: Final = 0.05  # of the cap: allocators' slack and what lies between two samples
+DATA_SLACK_BYTES: Final = 8 * MIB  # RLIMIT_DATA counts address space, allocators reserve some unused
+MEMORY_SAMPLE_S: Final = 0.25  # the tree is measured this often; about 0.5 ms a process
+EXECUTOR_START_S_MAX: Final = 60.0  # from fork to hello; a cold disk under load takes seconds
+EXECUTOR_EXIT_S_MAX: Final = 1.0  # from Stop, or from the end of its link, to its death; then SIGKILL
+STACK_DUMP_S: Final = 0.5  # between asking a silent task for its stacks and killing it
+EMBEDDED_START_S_MAX: Final = 60.0  # until server and node answer
+EMBEDDED_EXIT_S_MAX: Final = 2.0  # to remove temporary files after its client is gone; then SIGKILL
+CANCEL_S_MAX: Final = 1.0  # a client waits this long for the end of the job it cancelled
+PARENT_CHECK_S: Final = 0.5  # a child looks whether its parent lives: the pipe's end may be kept open by others
+
 # Errors
 STDERR_TAIL_BYTES: Final = 4 * KIB
+STDERR_FILE_BYTES_MAX: Final = 16 * MIB  # then it is emptied: a print for each record must not fill the disk
 LINE_TEXT_CHARS_MAX: Final = 400  # of the offending record, in an error
 DISPLAY_ROWS: Final = 40  # rows of a result shown as a table

@@ -1,0 +1,1 @@
+"""Input and output files: planning (`planning`), record readers (`readers`), output writers (`writers`)."""

@@ -1,0 +1,159 @@
+"""From what the user names (files, folders, globs) to a list of input files, each with its format.
+
+The order is that of the names given, sorted within a folder or glob; a file reached twice is read once.
+Below a folder, and behind a glob, names that begin with ``_`` or ``.`` are skipped (``_SUCCESS``, ``.git``).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from cortex.errors import InputError
+from cortex.job.plan import InputFile
+from cortex.job.spec import CsvDialect, InputSpec
+
+_FORMAT_OF_ENDING: Final = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+GZIP: Final = "gzip"
+GZIP_REASON: Final = "gzip can only be read from its beginning"
+ESCAPE_REASON: Final = "with an escape character it can only be read from its beginning"
+
+
+def format_of(path: str) -> tuple[str, str]:
+    """(format, compression) by the file's ending; what is unknown is text."""
+    stem, ending = os.path.splitext(path.lower())
+    compression = GZIP if ending == ".gz" else ""
+    if compression:
+        ending = os.path.splitext(stem)[1]
+    return _FORMAT_OF_ENDING.get(ending, "text"), compression
+
+
+def expand(paths: Sequence[str]) -> list[str]:
+    """The input files in order. InputError for a name behind which there is no file."""
+    found: dict[str, str] = {}  # real path -> path as reached
+    for path in paths:
+        names = list(_files_of(path))
+        if not names:
+            kind = "folder has no input files" if os.path.isdir(path) else "pattern matches no input file"
+            raise InputError(
+                f"{kind}: {path}",
+                details={"input": path},
+                cure="names that begin with _ or . are skipped below folders and patterns",
+            )
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"the file's name is not UTF-8: {os.fsencode(name)!r}", cure="rename the file"
+                ) from error
+            found.setdefault(os.path.realpath(name), name)
+    return list(found.values())
+
+
+def _files_of(path: str) -> Iterator[str]:
+    if os.path.isdir(path):
+        yield from _walk(path)
+    elif os.path.lexists(path):
+        yield path
+    elif glob.has_magic(path):
+        hidden_named = os.path.basename(path).startswith(("_", "."))
+        for name in sorted(glob.glob(path, recursive=True)):
+            if not hidden_named and os.path.basename(name).startswith("_"):
+                continue
+            if os.path.isdir(name):
+                # With ** every file below is matched by itself.
+                if "**" not in path:
+                    yield from _walk(name)
+            else:
+                yield name
+    else:
+        raise InputError(
+            f"input does not exist: {path}",
+            details={"input": path},
+            cure="check the path; relative ones start at the current folder",
+        )
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise InputError(
+            f"folder cannot be read: {error.strerror}", details={"folder": error.filename}
+        ) from error
+
+    names = []
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(("_", "."))]
+        names += [os.path.join(parent, name) for name in files if not name.startswith(("_", "."))]
+    return iter(sorted(names))
+
+
+def dialect_of(spec: InputSpec, format_: str) -> CsvDialect:
+    """The dialect of a CSV or TSV file, checked. A TSV's delimiter is the tab unless another is named."""
+    dialect = spec.dialect or CsvDialect()
+    delimiter = dialect.delimiter
+    if format_ == "tsv" and delimiter == ",":
+        delimiter = "\t"
+    escape = "" if dialect.escape == dialect.quote else dialect.escape
+    for what, text, needed in (
+        ("delimiter", delimiter, True),
+        ("quote", dialect.quote, False),
+        ("escape", escape, False),
+    ):
+        if (needed or text) and (len(text) != 1 or not text.isascii() or text in "\r\n\0"):
+            raise InputError(
+                f"{what} {text!r} is not one ASCII character", cure="name one character, such as ',' or ';'"
+            )
+    if delimiter in (dialect.quote, escape):
+        raise InputError(
+            f"{delimiter!r} is both delimiter and quote or escape", cure="name two different characters"
+        )
+    return CsvDialect(delimiter, dialect.quote, escape, dialect.header, dialect.null_values)
+
+
+def describe_file(index: int, path: str, spec: InputSpec) -> InputFile:
+    """A file's identity and format; columns and `data_start` are found later."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"input file cannot be read: {error.strerror}", details={"file": path}) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(
+            "input is no regular file: its bytes can be read only once",
+            details={"file": path},
+            cure="save it as a file first",
+        )
+    format_, compression = format_of(path)
+    format_ = spec.format or format_
+    if format_ in ("parquet", "arrow"):
+        compression = ""
+    dialect = dialect_of(spec, format_) if format_ in ("csv", "tsv") else None
+    unsplittable = ""
+    if compression:
+        unsplittable = GZIP_REASON
+    elif dialect is not None and dialect.escape:
+        unsplittable = ESCAPE_REASON
+    return InputFile(
+        index=index,
+        path=path,
+        format=format_,
+        size_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        inode=status.st_ino,
+        dialect=dialect,
+        compression=compression,
+        encoding=spec.encoding,
+        unsplittable=unsplittable,
+    )
