@@ -165,7 +165,6 @@ class JobRun:
             self._mapped(running, result)
         else:
             self._reduced(running, result)
-        table.forget_attempts(running.index)
         if table.finished:
             self.progress.stages[running.stage].ended_at = now
         self._advance()

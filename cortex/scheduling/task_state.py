@@ -88,7 +88,9 @@ class TaskTable:
         self.states[index] = after
         self.leased += (after is TaskState.LEASED) - (before is TaskState.LEASED)
         self.done += (after is TaskState.DONE) - (before is TaskState.DONE)
-        if event is TaskEvent.LOSE:
+        if event is TaskEvent.FINISH and self._attempts.get(index) == 1:
+            del self._attempts[index]  # done at its first attempt: the common case is not worth an entry
+        elif event is TaskEvent.LOSE:
             self._attempts.setdefault(index, 1)  # its first attempt was forgotten: never use that id again
         if after is TaskState.READY:
             heapq.heappush(self._ready, index)
@@ -111,11 +113,6 @@ class TaskTable:
         number = self._attempts.get(index, 0)
         self._attempts[index] = number + 1
         return index, number
-
-    def forget_attempts(self, index: int) -> None:
-        """`index` is done at its first attempt: the common case is not worth an entry."""
-        if self._attempts.get(index) == 1 and index not in self._failures:
-            del self._attempts[index]
 
     def record_failure(self, index: int, error: ErrorReport) -> ErrorReport | None:
         """Count a failure that uses up an attempt. Gives the error to end the job with, or None.
