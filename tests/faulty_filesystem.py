@@ -74,7 +74,7 @@ _COUNTED = {
 
 
 class FaultyFilesystem:
-    """`fail_at`: number (from 0) of the call that raises `error`; with `crash`, it and all later ones Crash."""
+    """`fail_at`: number (from 0) of the call that raises `error`; with `crash`, it and later ones Crash."""
 
     def __init__(
         self,
