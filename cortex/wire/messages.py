@@ -355,3 +355,69 @@ class Refused(Message, frozen=True):
 
 ToServer = Union[ClientHello, SubmitJob, CancelJob, JobReceived]  # noqa: UP007
 FromServer = Union[ServerHello, JobAccepted, JobProgress, JobDone, JobFailed, Refused]  # noqa: UP007
+
+
+# --- node - template -----------------------------------------------------------------------------
+
+
+class ForkExecutor(Message, frozen=True):
+    """Start executor number `executor` (new for every executor of this template).
+
+    It dials the unix socket at `socket_path`; its standard output and error go to `stderr_path`.
+    """
+
+    executor: int
+    socket_path: str
+    stderr_path: str
+
+
+class SignalExecutor(Message, frozen=True):
+    """Send a signal. Only the template knows for sure that a pid has not been reaped and reused."""
+
+    executor: int
+    signal: int
+
+
+class TemplateReady(Message, frozen=True):
+    """The imports are done: fork requests sent before it are served now."""
+
+    pid: int
+    single_threaded: bool
+    """False: fork is not safe, executors are spawned afresh."""
+
+
+class ExecutorForked(Message, frozen=True):
+    executor: int
+    pid: int
+
+
+class ExecutorExited(Message, frozen=True):
+    """`signal` is 0 and `status` the exit status, or `signal` killed it. `max_rss_bytes` is the
+    kernel's count and includes file pages."""
+
+    executor: int
+    pid: int
+    signal: int
+    status: int
+    max_rss_bytes: int
+
+
+ToTemplate = Union[ForkExecutor, SignalExecutor]  # noqa: UP007
+FromTemplate = Union[TemplateReady, ExecutorForked, ExecutorExited]  # noqa: UP007
+
+
+# --- client - the child process with server and node ---------------------------------------------
+
+
+class EmbeddedReady(Message, frozen=True):
+    """Server and node answer at `socket_path`. The folders go with the child; a client whose child
+    was killed removes them."""
+
+    socket_path: str
+    runtime_dir: str
+    work_dir: str
+    slots: int
+    memory_bytes: int
+
+
+FromEmbedded = Union[EmbeddedReady, Refused]  # noqa: UP007

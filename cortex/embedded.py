@@ -1,0 +1,71 @@
+"""The process that holds the real server and node of one machine: a child of the client.
+
+    python -P -m cortex.embedded CLIENT_PID MEMORY_BYTES SLOTS SPILL_DIR CONTEXT TASK_SILENCE_S
+
+Standard input is the client's life: its end means that the client is gone (or done, when a ``q``
+came before), and everything is stopped and removed. On standard output it says EmbeddedReady or
+Refused once, as a frame, and Refused again if the node fails later. Standard error is its log,
+whose tail the client shows when this process dies. It ignores SIGINT: Ctrl-C is the client's.
+
+The template is started before anything slow is imported, so that its imports and Twisted's overlap.
+A client that ended without ``q`` was killed: then its jobs' staging folders are removed as well.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from cortex.tasks.environment import template_environment
+
+
+def start_template(context: str, spawn: bool = False) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The template process, and our end of its link. It ends with the link, or with this process."""
+    ours, theirs = socket.socketpair()
+    arguments = [sys.executable, "-P", "-m", "cortex.tasks.template", "--link", str(theirs.fileno())]
+    arguments += ["--context", context] if context else []
+    arguments += ["--spawn"] if spawn else []
+    process = subprocess.Popen(
+        arguments,
+        env=template_environment(os.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # what is printed at import belongs in the log
+        pass_fds=(theirs.fileno(),),
+    )
+    theirs.close()
+    return process, ours
+
+
+def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    client_pid, memory_bytes, slots = (int(word) for word in arguments[:3])
+    spill_dir, context, silence_s = arguments[3:]
+    life, say = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    os.close(null)
+    template, link = start_template(context)
+    # slow imports from here on
+    from cortex.embedded_machine import Machine
+
+    machine = Machine(
+        parent=parent,
+        client_pid=client_pid,
+        memory_bytes=memory_bytes,
+        slots=slots,
+        spill_dir=spill_dir,
+        task_silence_s_max=float(silence_s),
+        life=life,
+        say=say,
+        template=template,
+    )
+    return machine.run(link)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,243 @@
+"""Server and node of one machine in one process: built, run and taken down. See `cortex.embedded`.
+
+Owns the two private folders (sockets; run files and logs), the template's process and the reactor.
+Takes down in this order: no more work, executors killed, run files removed, folders removed, the
+template reaped. A part that does not end in time is left behind, never waited for: the kernel kills
+what remains with this process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, cast
+
+from cortex.errors import CortexError, SpillFull
+from cortex.executor_pool import signal_name
+from cortex.limits import EMBEDDED_EXIT_S_MAX, PARENT_CHECK_S, UNIX_PATH_BYTES_MAX
+from cortex.memory_plan import MemoryPlan, plan_memory
+from cortex.node import Node
+from cortex.private_folders import PrivateFolder, remove_left_over, runtime_parent
+from cortex.server import LocalLink, Server
+from cortex.wire.framing import encode_frame
+from cortex.wire.messages import EmbeddedReady, Message, Refused, ToNode
+from cortex.wire.transports import listen_unix, use_monotonic_clock
+from cortex.wire.versions import local_versions
+
+GRACEFUL = b"q"
+"""Written to the life pipe by a client that ends in order."""
+
+
+class _Life:
+    """Reads the life pipe on the reactor: `ended(graceful)` at its end."""
+
+    def __init__(self, fd: int, ended: Any) -> None:
+        self._fd = fd
+        self._ended = ended
+        self._graceful = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def doRead(self) -> Exception | None:
+        data = os.read(self._fd, 64)
+        self._graceful = self._graceful or GRACEFUL in data
+        if self._graceful or not data:
+            self._ended(self._graceful)
+        return None
+
+    def connectionLost(self, _reason: Any) -> None:
+        self._ended(self._graceful)
+
+    def logPrefix(self) -> str:
+        return "life"
+
+
+class Machine:
+    """See the module. `life` and `say` are the descriptors of the pipes to the client."""
+
+    def __init__(
+        self,
+        *,
+        parent: int,
+        client_pid: int,
+        memory_bytes: int,
+        slots: int,
+        spill_dir: str,
+        task_silence_s_max: float,
+        life: int,
+        say: int,
+        template: subprocess.Popen[bytes],
+    ) -> None:
+        self._parent = parent
+        self._client_pid = client_pid
+        self._memory_bytes = memory_bytes
+        self._slots = slots
+        self._spill_dir = spill_dir
+        self._task_silence_s_max = task_silence_s_max
+        self._life = life
+        self._say_fd = say
+        self._template = template
+        self._folders: list[PrivateFolder] = []
+        self._node: Node | None = None
+        self._server: Server | None = None
+        self._reactor: Any = None
+        self._stopping = False
+        self._status = 0
+
+    def run(self, template_link: socket.socket) -> int:
+        """Serve until the client is gone; gives the exit status."""
+        try:
+            plan = plan_memory(self._memory_bytes, self._slots)
+            runtime, work = self._make_folders()
+        except CortexError as error:
+            self._say(Refused(error.report()))
+            self._template.kill()
+            self._template.wait()
+            self._remove_folders()
+            return error.exit_code
+        from twisted.internet import reactor
+        from twisted.logger import globalLogPublisher, textFileLogObserver
+
+        self._reactor = reactor
+        use_monotonic_clock(reactor)
+        globalLogPublisher.addObserver(cast(Any, textFileLogObserver(sys.stderr)))
+        try:
+            self._build(plan, runtime, work, template_link)
+        except CortexError as error:
+            self._say(Refused(error.report()))
+            self._status = error.exit_code
+            self._reactor.callWhenRunning(self.shut_down, True)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._signalled)
+        self._reactor.addReader(_Life(self._life, self.shut_down))
+        self._check_parent()
+        self._reactor.run(installSignalHandlers=False)
+        return self._status
+
+    def shut_down(self, graceful: bool) -> None:
+        """Take everything down and end; a second call does nothing."""
+        if self._stopping:
+            return
+        self._stopping = True
+        deadline = self._reactor.callLater(EMBEDDED_EXIT_S_MAX, self._end)
+        if self._server is not None:
+            self._server.stop()
+
+        def executors_gone() -> None:
+            if deadline.active():
+                deadline.cancel()
+            # large files: not on the reactor's thread
+            threading.Thread(target=self._clean_up, args=(graceful,), name="clean-up").start()
+
+        if self._node is None:
+            executors_gone()
+        else:
+            self._node.stop(executors_gone)
+
+    # --- inside ---
+
+    def _make_folders(self) -> tuple[str, str]:
+        parent = runtime_parent(UNIX_PATH_BYTES_MAX)
+        try:
+            runtime = PrivateFolder(parent)
+            self._folders.append(runtime)
+        except OSError as error:
+            raise SpillFull(
+                f"cannot make a folder for sockets in {parent}: {error.strerror}",
+                cure="set TMPDIR to a folder that can be written to",
+            ) from error
+        try:
+            work = PrivateFolder(self._spill_dir)
+            self._folders.append(work)
+        except OSError as error:
+            raise SpillFull(
+                f"cannot make a folder for spilled data in {self._spill_dir}: {error.strerror}",
+                cure="name another folder for spilled data, with room for about the size of the input",
+            ) from error
+        return runtime.path, work.path
+
+    def _build(self, plan: MemoryPlan, runtime: str, work: str, template_link: socket.socket) -> None:
+        self._server = Server(self._reactor, time.monotonic)
+        to_node = LocalLink[ToNode](self._reactor, self._to_node)
+        from_node = self._server.attach_node(to_node)
+        self._node = Node(
+            self._reactor,
+            time.monotonic,
+            from_node,
+            name="local",
+            plan=plan,
+            spill_dir=work,
+            versions=local_versions(),
+            failed=self._node_failed,
+            client_pid=self._client_pid,
+        )
+        self._node.start(
+            template_link,
+            socket_path=os.path.join(runtime, "executors.sock"),
+            task_silence_s_max=self._task_silence_s_max,
+        )
+        path = os.path.join(runtime, "client.sock")
+        listen_unix(self._reactor, path, self._server.client_factory())
+        self._say(EmbeddedReady(path, runtime, work, plan.slots, plan.cap_bytes))
+        sweep = threading.Thread(target=self._sweep, name="sweep", daemon=True)
+        self._reactor.callLater(2.0, sweep.start)  # after the start, which is to be quick
+
+    def _sweep(self) -> None:
+        for folder in self._folders:
+            remove_left_over(os.path.dirname(folder.path))
+
+    def _to_node(self, message: ToNode) -> None:
+        assert self._node is not None
+        self._node.receive(message)
+
+    def _node_failed(self, error: CortexError) -> None:
+        """The node can run nothing any more: tell the client why, and end."""
+        code = self._template.poll()
+        if code is not None and code != 0:
+            error.details["template"] = (
+                f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
+            )
+        print(f"cortex: {error}", file=sys.stderr, flush=True)
+        self._status = 1
+        self._say(Refused(error.report()))
+        self.shut_down(graceful=True)
+
+    def _say(self, message: Message) -> None:
+        try:
+            os.write(self._say_fd, encode_frame(message))
+        except BrokenPipeError:
+            self._parent = 0  # the client is gone: the next look at the parent ends this process
+
+    def _signalled(self, _number: int, _frame: Any) -> None:
+        self._reactor.callFromThread(self.shut_down, True)
+
+    def _check_parent(self) -> None:
+        if os.getppid() != self._parent:
+            self.shut_down(graceful=False)
+        elif not self._stopping:
+            self._reactor.callLater(PARENT_CHECK_S, self._check_parent)
+
+    def _clean_up(self, graceful: bool) -> None:
+        if not graceful and self._node is not None:
+            for folder in self._node.staging_dirs:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._remove_folders()
+        self._reactor.callFromThread(self._end)
+
+    def _remove_folders(self) -> None:
+        for folder in self._folders:
+            folder.remove()
+
+    def _end(self) -> None:
+        if self._template.poll() is None:
+            self._template.kill()
+        self._template.wait()
+        if self._reactor.running:
+            self._reactor.stop()

@@ -1,0 +1,533 @@
+"""The node's executors: starts them through the template, gives them work, explains their deaths.
+
+`ExecutorPool` holds at most `size` executors, each of which serves one job from its OpenJob to its
+end. It decides nothing about tasks: its owner asks it to `run` one, and hears through `PoolOwner` of
+progress, of the one end of each attempt, and of room for more work.
+
+An executor is *starting* (forked, no hello yet), *ready* (no job), *bound* to a job (idle or running
+one attempt), or *ending* (told to stop, or killed, or its link is gone). It leaves the table when
+the template has reaped it *and* its link has closed: what it sent before it died still counts.
+
+Everything here runs on the reactor's thread; nothing blocks but small reads of an executor's
+stderr file when it has died.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from twisted.internet.protocol import Factory
+
+from cortex.errors import CortexError, ErrorReport, ExecutorDied, ServerDied, TaskTimeout
+from cortex.limits import (
+    EXECUTOR_EXIT_S_MAX,
+    EXECUTOR_START_S_MAX,
+    STACK_DUMP_S,
+    STDERR_FILE_BYTES_MAX,
+    STDERR_TAIL_BYTES,
+    TASK_SILENCE_S_MAX,
+)
+from cortex.tasks.executor import EXIT_RETIRED, describe_task
+from cortex.units import format_bytes, format_seconds
+from cortex.wire.messages import (
+    ExecutorExited,
+    ExecutorForked,
+    ExecutorHello,
+    ForkExecutor,
+    FromExecutor,
+    FromTemplate,
+    JobPlanned,
+    Message,
+    OpenJob,
+    RunTask,
+    SignalExecutor,
+    Stop,
+    TaskFailed,
+    TaskFinished,
+    TaskProgress,
+    TaskStats,
+    TemplateReady,
+)
+from cortex.wire.transports import MessageProtocol, listen_unix
+
+_SIGNAL_HINTS = {
+    signal.SIGKILL: "the kernel's out-of-memory killer, a hard memory limit of a container, or an operator",
+    signal.SIGSEGV: "a bug in native code that the job (or a library it uses) called",
+    signal.SIGBUS: "a mapped file was cut short, or the disk failed",
+    signal.SIGABRT: "native code gave up, often for lack of memory",
+    signal.SIGXCPU: "a limit on processor time",
+    signal.SIGTERM: "an operator, or the system shutting down",
+}
+
+
+def tail(path: str, bytes_max: int = STDERR_TAIL_BYTES) -> str:
+    """The last lines of a text file, at most `bytes_max` bytes; "" if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - bytes_max))
+            text = file.read(bytes_max).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    if size > bytes_max:
+        text = text.partition("\n")[2] or text
+    return text.strip()
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class PoolOwner(Protocol):
+    """What the pool tells its owner (the node)."""
+
+    def attempt_progress(self, job: str, progress: TaskProgress) -> None: ...
+    def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None: ...
+    def attempt_returned(self, job: str, run: RunTask) -> None:
+        """It was sent to an executor that ended before it began: give it again."""
+
+    def room(self) -> None:
+        """An executor became ready, idle or gone: a `run` that was refused may be taken now."""
+
+    def pool_lost(self, error: CortexError) -> None:
+        """The template is gone: no executor can be started any more."""
+
+
+@dataclass(slots=True)
+class Executor:
+    index: int
+    stderr_path: str
+    started_at: float
+    pid: int = 0
+    link: MessageProtocol[FromExecutor] | None = None
+    job: str = ""
+    run: RunTask | None = None
+    run_started_at: float = 0.0
+    heard_at: float = 0.0
+    stats: TaskStats = field(default_factory=TaskStats)
+    peak_bytes: int = 0
+    """The most seen in samples while it worked for this attempt."""
+    ending: bool = False
+    revoked: bool = False
+    cause: CortexError | None = None
+    """Why it is being killed, if the node decided it."""
+    exited: ExecutorExited | None = None
+    link_closed: bool = False
+    dumped_at: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return self.link is not None and self.run is None and not self.ending
+
+
+class ExecutorPool:
+    """See the module. `clock()` is monotonic seconds; `template` is the template's link, connected."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        clock: Callable[[], float],
+        owner: PoolOwner,
+        template: socket.socket,
+        *,
+        size: int,
+        socket_path: str,
+        log_dir: str,
+        task_silence_s_max: float = TASK_SILENCE_S_MAX,
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._owner = owner
+        self._size = size
+        self._socket_path = socket_path
+        self._log_dir = log_dir
+        self._task_silence_s_max = task_silence_s_max
+        self._executors: dict[int, Executor] = {}
+        self._next_index = 0
+        self._jobs: dict[str, OpenJob] = {}
+        self._plans: dict[str, JobPlanned] = {}
+        self._waiting_for_exit: dict[str, list[Callable[[], None]]] = {}
+        self._stopped: Callable[[], None] | None = None
+        self.template_pid = 0
+        self._template: MessageProtocol[FromTemplate] = MessageProtocol(
+            reactor, FromTemplate, self._template_said, self._template_lost, check_peer=False
+        )
+        factory = Factory()
+        factory.noisy = False
+        factory.buildProtocol = lambda _address: self._template  # type: ignore[method-assign,assignment,return-value]
+        # Twisted duplicates the descriptor; ours is closed, so that an end is seen at both ends.
+        template.setblocking(False)
+        reactor.adoptStreamConnection(template.fileno(), socket.AF_UNIX, factory)
+        template.close()
+        self._template.accept()
+        doors = Factory()
+        doors.buildProtocol = self._build_link  # type: ignore[method-assign,assignment]
+        doors.noisy = False
+        self._port = listen_unix(reactor, socket_path, doors)
+        for _ in range(size):
+            self._fork()
+
+    # --- jobs ---
+
+    def open_job(self, job: OpenJob) -> None:
+        """From now on executors may serve it; those without a job are bound to it at once."""
+        self._jobs[job.job] = job
+        for executor in self._executors.values():
+            if not executor.job and not executor.ending:
+                self._bind(executor, job.job)
+
+    def planned(self, planned: JobPlanned) -> None:
+        self._plans[planned.job] = planned
+        for executor in self._executors.values():
+            if executor.job == planned.job and not executor.ending:
+                self._send(executor, planned)
+
+    def close_job(self, job: str, gone: Callable[[], None]) -> None:
+        """End the job's executors and start others in their place; `gone()` when none is left."""
+        self._jobs.pop(job, None)
+        self._plans.pop(job, None)
+        mine = [executor for executor in self._executors.values() if executor.job == job]
+        if not mine:
+            gone()
+            return
+        self._waiting_for_exit.setdefault(job, []).append(gone)
+        for executor in mine:
+            executor.revoked = True
+            self._end(executor)
+
+    # --- work ---
+
+    def run(self, job: str, run: RunTask) -> bool:
+        """Give an attempt to an idle executor of its job. False: none now; `owner.room()` will come."""
+        if job not in self._jobs:
+            return False
+        live = [executor for executor in self._executors.values() if not executor.ending]
+        chosen = next((executor for executor in live if executor.idle and executor.job == job), None)
+        if chosen is None:
+            chosen = next((executor for executor in live if executor.idle and not executor.job), None)
+            if chosen is not None:
+                self._bind(chosen, job)
+        if chosen is None:
+            self._make_room(job, live)
+            return False
+        now = self._clock()
+        chosen.run, chosen.run_started_at, chosen.heard_at = run, now, now
+        chosen.stats, chosen.peak_bytes, chosen.dumped_at = TaskStats(), 0, 0.0
+        self._send(chosen, run)
+        return True
+
+    def revoke(self, attempt: str) -> None:
+        """Kill what runs this attempt; nothing more is said of it."""
+        for executor in self._executors.values():
+            if executor.run is not None and executor.run.attempt == attempt:
+                executor.revoked = True
+                self._end(executor)
+
+    def kill(self, executor: Executor, cause: CortexError) -> None:
+        """Kill an executor; the attempt it runs fails with `cause`."""
+        if executor.cause is None:
+            executor.cause = cause
+        self._end(executor)
+
+    def running(self) -> list[Executor]:
+        return [each for each in self._executors.values() if each.run is not None and not each.revoked]
+
+    def executors(self) -> list[Executor]:
+        """Every executor that has a process."""
+        return [each for each in self._executors.values() if each.pid and each.exited is None]
+
+    def check(self) -> None:
+        """Look for silent tasks, executors that never came up, and overgrown stderr files."""
+        now = self._clock()
+        for executor in list(self._executors.values()):
+            if executor.link is None and not executor.ending and self._late(executor, now):
+                self._end(executor)
+            if executor.run is not None and not executor.ending:
+                self._check_silence(executor, now)
+            try:
+                if os.stat(executor.stderr_path).st_size > STDERR_FILE_BYTES_MAX:
+                    os.truncate(executor.stderr_path, 0)
+            except FileNotFoundError:
+                continue  # it has not been started yet
+
+    def stop(self, gone: Callable[[], None]) -> None:
+        """Kill every executor, close the door, end the template; `gone()` when no executor is left."""
+        self._stopped = gone
+        self._port.stopListening()
+        for executor in self._executors.values():
+            executor.revoked = True
+            self._end(executor)
+        self._finish_stop()
+
+    # --- inside: executors ---
+
+    def _late(self, executor: Executor, now: float) -> bool:
+        return self.template_pid != 0 and now - executor.started_at > EXECUTOR_START_S_MAX
+
+    def _fork(self) -> None:
+        index, self._next_index = self._next_index, self._next_index + 1
+        path = os.path.join(self._log_dir, f"executor-{index}.log")
+        self._executors[index] = Executor(index, path, self._clock())
+        self._template.send(ForkExecutor(index, self._socket_path, path))
+
+    def _bind(self, executor: Executor, job: str) -> None:
+        executor.job = job
+        self._introduce(executor)
+
+    def _introduce(self, executor: Executor) -> None:
+        """Send the job to a bound executor, as soon as it is there."""
+        if executor.link is None or not executor.job:
+            return
+        self._send(executor, self._jobs[executor.job])
+        if executor.job in self._plans:
+            self._send(executor, self._plans[executor.job])
+
+    def _make_room(self, job: str, live: list[Executor]) -> None:
+        """Have an executor for `job` soon: start one, or replace an idle one of a job that has more."""
+        if any(executor.link is None and executor.job in ("", job) for executor in live):
+            return  # one is coming
+        if len(self._executors) < self._size:
+            self._fork()
+            return
+        if any(executor.job == job for executor in live):
+            return  # its own are busy
+        idle = [executor for executor in live if executor.idle]
+        if idle and len(live) == len(self._executors):
+            self._end(idle[0])
+
+    def _send(self, executor: Executor, message: Message) -> None:
+        if executor.link is not None:
+            executor.link.send(message)
+
+    def _end(self, executor: Executor) -> None:
+        """Stop an idle executor, kill a working one."""
+        if executor.ending:
+            return
+        executor.ending = True
+        if executor.link is not None and executor.run is None:
+            self._send(executor, Stop())
+            self._reactor.callLater(EXECUTOR_EXIT_S_MAX, self._signal, executor, signal.SIGKILL)
+        else:
+            self._signal(executor, signal.SIGKILL)
+
+    def _signal(self, executor: Executor, number: int) -> None:
+        if executor.exited is None and executor.index in self._executors:
+            self._template.send(SignalExecutor(executor.index, number))
+
+    def _check_silence(self, executor: Executor, now: float) -> None:
+        silent_s = now - executor.heard_at
+        if silent_s < self._task_silence_s_max:
+            executor.dumped_at = 0.0
+        elif executor.dumped_at == 0.0:
+            executor.dumped_at = now
+            self._signal(executor, signal.SIGUSR1)  # faulthandler writes its stacks to the stderr file
+        elif now - executor.dumped_at >= STACK_DUMP_S and executor.run is not None:
+            details = self._circumstances(executor, executor.run)
+            details["stack"] = details.pop("last output", "")
+            cause = TaskTimeout(
+                f"the task made no progress for {format_seconds(silent_s)}",
+                cure="the job's code, or a disk under it, hangs: see the stack; a single record may take at"
+                f" most {format_seconds(self._task_silence_s_max)}",
+                details=details,
+            )
+            self.kill(executor, cause)
+
+    # --- inside: links ---
+
+    def _build_link(self, _address: Any) -> MessageProtocol[FromExecutor]:
+        return MessageProtocol(self._reactor, FromExecutor, self._executor_said, self._link_lost)
+
+    def _executor_said(self, link: MessageProtocol[FromExecutor], message: FromExecutor) -> None:
+        if isinstance(message, ExecutorHello):
+            executor = self._executors.get(message.executor)
+            if executor is None or executor.link is not None or executor.ending:
+                link.close()
+                return
+            link.accept()
+            executor.link, executor.pid = link, message.pid
+            self._introduce(executor)
+            self._owner.room()
+            return
+        executor = self._of_link(link)
+        if executor is None or executor.run is None or executor.run.attempt != message.attempt:
+            return  # of an attempt that is no longer its own
+        executor.heard_at = self._clock()
+        if isinstance(message, TaskProgress):
+            executor.stats = message.stats
+            if not executor.revoked:
+                self._owner.attempt_progress(executor.job, message)
+            return
+        executor.run = None
+        if not executor.revoked:
+            self._owner.attempt_ended(executor.job, message)
+        if not executor.ending:
+            self._owner.room()
+
+    def _of_link(self, link: MessageProtocol[FromExecutor]) -> Executor | None:
+        return next((each for each in self._executors.values() if each.link is link), None)
+
+    def _link_lost(self, link: MessageProtocol[FromExecutor], error: CortexError | None) -> None:
+        executor = self._of_link(link)
+        if executor is None:
+            return
+        executor.link_closed = True
+        if error is not None and executor.cause is None and not executor.ending and executor.exited is None:
+            executor.cause = error if error.code != "protocol" else None
+        if executor.exited is None:
+            executor.ending = True
+            self._reactor.callLater(EXECUTOR_EXIT_S_MAX, self._signal, executor, signal.SIGKILL)
+        self._bury(executor)
+
+    # --- inside: the template ---
+
+    def _template_said(self, _link: MessageProtocol[FromTemplate], message: FromTemplate) -> None:
+        if isinstance(message, TemplateReady):
+            self.template_pid = message.pid
+            now = self._clock()
+            for executor in self._executors.values():
+                executor.started_at = now  # their time counts from here, not from the imports
+            return
+        known = self._executors.get(message.executor)
+        if known is None:
+            return
+        executor = known
+        executor.pid = message.pid
+        if isinstance(message, ExecutorForked):
+            if executor.ending and executor.link is None:
+                self._signal(executor, signal.SIGKILL)  # it was not there yet when it was to be killed
+            return
+        executor.exited = message
+        executor.ending = True
+        if executor.link is None:
+            executor.link_closed = True
+        else:
+            # what it sent before it died is still to be read; its end follows
+            self._reactor.callLater(EXECUTOR_EXIT_S_MAX, self._close_link, executor)
+        self._bury(executor)
+
+    def _close_link(self, executor: Executor) -> None:
+        """A child of the executor may hold its socket open: do not wait for it."""
+        if not executor.link_closed and executor.link is not None:
+            executor.link.close()
+
+    def _template_lost(self, _link: MessageProtocol[FromTemplate], error: CortexError | None) -> None:
+        if self._stopped is not None:
+            self._executors.clear()
+            self._finish_stop()
+            return
+        self._owner.pool_lost(
+            error
+            or ServerDied(
+                "the template process, which starts executors, ended",
+                cure="its last output says why; it may have been killed for lack of memory",
+            )
+        )
+
+    # --- inside: deaths ---
+
+    def _bury(self, executor: Executor) -> None:
+        """Report and replace an executor whose process and link are both gone."""
+        if executor.exited is None or not executor.link_closed:
+            return
+        if self._executors.pop(executor.index, None) is None:
+            return
+        run, job = executor.run, executor.job
+        executor.run = None
+        if run is not None and not executor.revoked:
+            if executor.cause is None and executor.exited.status == EXIT_RETIRED:
+                self._owner.attempt_returned(job, run)
+            else:
+                self._owner.attempt_ended(job, self._death(executor, run))
+        elif run is None and executor.cause is None and not executor.revoked and executor.link is None:
+            self._never_came_up(executor)
+            return
+        self._remove_log(executor)
+        if job in self._waiting_for_exit and not any(each.job == job for each in self._executors.values()):
+            for gone in self._waiting_for_exit.pop(job):
+                gone()
+        if self._stopped is not None:
+            self._finish_stop()
+            return
+        if len(self._executors) < self._size:
+            self._fork()
+            replacement = self._executors[self._next_index - 1]
+            if job in self._jobs:
+                self._bind(replacement, job)
+        self._owner.room()
+
+    def _never_came_up(self, executor: Executor) -> None:
+        """An executor died before its hello: others would, too. Without executors there is no node."""
+        if self._stopped is not None:
+            self._finish_stop()
+            return
+        assert executor.exited is not None
+        details = {"exit": self._exit_text(executor.exited), "last output": tail(executor.stderr_path)}
+        error = ServerDied("an executor ended before it could be used", details=details)
+        self._owner.pool_lost(error)
+
+    def _death(self, executor: Executor, run: RunTask) -> TaskFailed:
+        assert executor.exited is not None
+        seconds = self._clock() - executor.run_started_at
+        if executor.cause is not None:
+            report = executor.cause.report()
+        else:
+            report = self._died(executor, run)
+        return TaskFailed(run.attempt, report, seconds, executor.peak_bytes)
+
+    def _died(self, executor: Executor, run: RunTask) -> ErrorReport:
+        exited = executor.exited
+        assert exited is not None
+        hint = _SIGNAL_HINTS.get(signal.Signals(exited.signal), "") if exited.signal else ""
+        details = self._circumstances(executor, run)
+        output = details.pop("last output", "")
+        if hint:
+            details["likely"] = hint
+        details["last output"] = output
+        cures = {
+            signal.SIGKILL: "if memory ran out: raise --memory where the machine has more, or lower --slots",
+            signal.SIGABRT: "if memory ran out: raise --memory where the machine has more, or lower --slots",
+        }
+        return ExecutorDied(
+            f"the executor (pid {exited.pid}) ended while it ran a task: {self._exit_text(exited)}",
+            cure=cures.get(signal.Signals(exited.signal), "") if exited.signal else "",
+            details=details,
+        ).report()
+
+    def _exit_text(self, exited: ExecutorExited) -> str:
+        return f"killed by {signal_name(exited.signal)}" if exited.signal else f"exit status {exited.status}"
+
+    def _circumstances(self, executor: Executor, run: RunTask) -> dict[str, Any]:
+        job = self._jobs.get(executor.job)
+        details = {"task": describe_task(run.task), "attempt": run.attempt}
+        if executor.peak_bytes:
+            details["peak memory"] = format_bytes(executor.peak_bytes)
+        if executor.exited is not None:
+            details["peak resident memory, file pages included"] = format_bytes(
+                executor.exited.max_rss_bytes
+            )
+        if job is not None and job.memory_bytes:
+            details["memory of the slot"] = format_bytes(job.memory_bytes)
+        details["rows read"] = str(executor.stats.rows_in)
+        details["last output"] = tail(executor.stderr_path)
+        return details
+
+    def _remove_log(self, executor: Executor) -> None:
+        try:
+            os.unlink(executor.stderr_path)
+        except FileNotFoundError:
+            return  # it never got so far as to make it
+
+    def _finish_stop(self) -> None:
+        if self._stopped is not None and not self._executors:
+            gone, self._stopped = self._stopped, lambda: None
+            self._template.close()
+            gone()

@@ -1,0 +1,378 @@
+"""The node: runs the attempts that the server leases to it, within the machine's memory cap.
+
+It owns the executors (through `cortex.executor_pool`), each job's folder of run files, and the count
+of memory. It decides nothing about jobs: what is leased waits in a queue until an executor takes it,
+every attempt is answered once (unless revoked), and heartbeats keep the leases.
+
+Memory has three guards. Each executor has its share of the cap as a limit of its own, in which it
+plans its buffers and at which its allocations fail with a named error. The tree is measured every
+MEMORY_SAMPLE_S; over the cap, the node starts no further attempt while any runs, until it is below
+again. An executor that is over its own share by a tenth while the tree is over the cap (shared
+memory, its own child processes, or a system without RLIMIT_DATA) is killed with UserMemoryError.
+
+Everything runs on the reactor's thread; removing run files does not (a pool of its own).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+
+from cortex.errors import CortexError, UserMemoryError
+from cortex.executor_pool import Executor, ExecutorPool
+from cortex.ids import new_job_id
+from cortex.limits import (
+    CLIENT_BYTES,
+    HEARTBEAT_S,
+    MEMORY_SAMPLE_S,
+    PROGRESS_S,
+    TASK_SILENCE_S_MAX,
+)
+from cortex.memory_plan import MemoryPlan
+from cortex.process_memory import descendant_pids, own_anonymous_bytes, proportional_bytes
+from cortex.tasks.executor import describe_task
+from cortex.units import format_bytes
+from cortex.wire.messages import (
+    AttemptFailed,
+    AttemptFinished,
+    EndJob,
+    FromNode,
+    Heartbeat,
+    JobPlanned,
+    Lease,
+    NodeHello,
+    OpenJob,
+    Revoke,
+    RunTask,
+    StartJob,
+    TaskFailed,
+    TaskFinished,
+    TaskProgress,
+    TaskStats,
+    ToNode,
+)
+
+_log = Logger()
+_OVER_SHARE = 1.1  # of its share an executor is left alone: what is shared counts in full in its own figure
+_BELOW_CAP = 0.95  # of the cap at which a paused node goes on
+_DISCARDERS = 2  # threads that remove run files: unlinking large files blocks, more would not be faster
+
+
+@dataclass
+class _Job:
+    start: StartJob
+    work_dir: str
+    ended: bool = False
+
+
+@dataclass
+class MemoryWatch:
+    """The tree's memory, sampled. `client_pid` 0: there is no client process to count."""
+
+    client_pid: int
+    now_bytes: int = 0
+    peak_bytes: int = 0
+    own_bytes: dict[int, int] = field(default_factory=dict)
+    """Executor's pid -> its anonymous bytes with those of its child processes, shared pages in full."""
+
+    def sample(self, executor_pids: list[int]) -> None:
+        """A user's own process is charged no more than cortex itself needs in it."""
+        total = sum(proportional_bytes(pid) for pid in descendant_pids(os.getpid()))
+        if self.client_pid:
+            total += min(CLIENT_BYTES, proportional_bytes(self.client_pid))
+        self.now_bytes = total
+        self.peak_bytes = max(self.peak_bytes, total)
+        self.own_bytes = {
+            pid: sum(own_anonymous_bytes(each) for each in descendant_pids(pid)) for pid in executor_pids
+        }
+
+
+class Node:
+    """See the module. `send` takes messages to the server; `receive` is for those from it.
+
+    `failed(error)` is called once when the node can run nothing any more. `spill_dir` is the node's
+    own folder (mode 0700, made by the caller, who also removes it).
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        clock: Callable[[], float],
+        send: Callable[[FromNode], None],
+        *,
+        name: str,
+        plan: MemoryPlan,
+        spill_dir: str,
+        versions: dict[str, str],
+        failed: Callable[[CortexError], None],
+        client_pid: int = 0,
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._send = send
+        self._name = name
+        self._incarnation = new_job_id()
+        self._plan = plan
+        self._spill_dir = spill_dir
+        self._versions = versions
+        self._failed = failed
+        self._jobs: dict[str, _Job] = {}
+        self._queue: deque[tuple[str, RunTask]] = deque()
+        self._job_of: dict[str, str] = {}
+        self._progress: dict[str, TaskProgress] = {}
+        self._pool: ExecutorPool | None = None
+        self._paused = False
+        self._stopping = False
+        self._dispatching = False
+        self._heartbeat_due = 0.0
+        self._reported_peak = 0
+        self._timer: Any = None
+        self.memory = MemoryWatch(client_pid)
+        self.staging_dirs: set[str] = set()
+        self._discarders = ThreadPool(0, _DISCARDERS, name="discard-runs")
+
+    def start(
+        self, template: Any, *, socket_path: str, task_silence_s_max: float = TASK_SILENCE_S_MAX
+    ) -> None:
+        """Start the executors, say hello to the server, begin to beat. `template` is a connected socket."""
+        self._pool = ExecutorPool(
+            self._reactor,
+            self._clock,
+            self,
+            template,
+            size=self._plan.slots,
+            socket_path=socket_path,
+            log_dir=self._spill_dir,
+            task_silence_s_max=task_silence_s_max,
+        )
+        self._discarders.start()
+        self._send(
+            NodeHello(
+                self._name, self._incarnation, self._plan.slots, self._plan.cap_bytes, dict(self._versions)
+            )
+        )
+        self._tick()
+
+    def receive(self, message: ToNode) -> None:
+        if self._stopping or self._pool is None:
+            return
+        if isinstance(message, StartJob):
+            self._start_job(message)
+        elif isinstance(message, JobPlanned):
+            self._pool.planned(message)
+        elif isinstance(message, Lease):
+            self._lease(message)
+        elif isinstance(message, Revoke):
+            self._revoke(message)
+        else:
+            self._end_job(message)
+
+    def stop(self, gone: Callable[[], None]) -> None:
+        """Kill the executors; `gone()` when none is left and all run files are removed."""
+        self._stopping = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._queue.clear()
+
+        def executors_gone() -> None:
+            folders = [job.work_dir for job in self._jobs.values()]
+            self._jobs.clear()
+            for folder in folders:
+                self._discarders.callInThread(_discard, folder)
+            # stop() waits for the threads: it must not run on the reactor's thread
+            threading.Thread(target=self._stop_discarders, args=(gone,), name="stop-discarders").start()
+
+        if self._pool is None:
+            gone()
+        else:
+            self._pool.stop(executors_gone)
+
+    def _stop_discarders(self, gone: Callable[[], None]) -> None:
+        self._discarders.stop()
+        self._reactor.callFromThread(gone)
+
+    # --- messages ---
+
+    def _start_job(self, message: StartJob) -> None:
+        assert self._pool is not None
+        work_dir = os.path.join(self._spill_dir, message.job)
+        os.mkdir(work_dir, 0o700)
+        self._jobs[message.job] = _Job(message, work_dir)
+        self.staging_dirs.add(message.staging_dir)
+        self._pool.open_job(
+            OpenJob(
+                message.job,
+                message.spec,
+                message.code,
+                message.sys_path,
+                work_dir,
+                message.staging_dir,
+                self._plan.executor_bytes,
+            )
+        )
+
+    def _lease(self, message: Lease) -> None:
+        for run in message.tasks:
+            job = run.attempt.partition("-")[0]
+            self._job_of[run.attempt] = job
+            self._queue.append((job, run))
+        self.room()
+
+    def _revoke(self, message: Revoke) -> None:
+        assert self._pool is not None
+        revoked = set(message.attempts)
+        self._queue = deque(item for item in self._queue if item[1].attempt not in revoked)
+        for attempt in message.attempts:
+            self._forget(attempt)
+            self._pool.revoke(attempt)
+        self.room()
+
+    def _end_job(self, message: EndJob) -> None:
+        assert self._pool is not None
+        job = self._jobs.get(message.job)
+        if job is None or job.ended:
+            return
+        job.ended = True
+        for _, run in [item for item in self._queue if item[0] == message.job]:
+            self._forget(run.attempt)
+        self._queue = deque(item for item in self._queue if item[0] != message.job)
+        for attempt in [attempt for attempt, of in self._job_of.items() if of == message.job]:
+            self._forget(attempt)
+
+        def executors_gone() -> None:
+            # only now: an executor being killed may still have been writing here
+            if self._jobs.pop(message.job, None) is not None:
+                self._discarders.callInThread(_discard, job.work_dir)
+            self.room()
+
+        self._pool.close_job(message.job, executors_gone)
+
+    # --- what the pool says ---
+
+    def room(self) -> None:
+        """Give out waiting attempts while executors take them."""
+        if self._pool is None or self._dispatching or self._stopping:
+            return
+        self._dispatching = True
+        try:
+            waiting: deque[tuple[str, RunTask]] = deque()
+            refused: set[str] = set()
+            running = len(self._pool.running())
+            while self._queue and running < self._plan.slots and not (self._paused and running):
+                job, run = self._queue.popleft()
+                if job not in refused and self._pool.run(job, run):
+                    running += 1
+                    self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
+                else:
+                    refused.add(job)
+                    waiting.append((job, run))
+            waiting.extend(self._queue)
+            self._queue = waiting
+        finally:
+            self._dispatching = False
+
+    def attempt_progress(self, job: str, progress: TaskProgress) -> None:
+        if progress.attempt in self._job_of:
+            self._progress[progress.attempt] = progress
+
+    def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None:
+        if ended.attempt not in self._job_of:
+            return
+        self._forget(ended.attempt)
+        if self.memory.peak_bytes != self._reported_peak:
+            self._beat()  # a short job's only one: the server's last word on memory
+        if isinstance(ended, TaskFinished):
+            self._send(AttemptFinished(self._name, self._incarnation, ended))
+        else:
+            self._send(AttemptFailed(self._name, self._incarnation, ended))
+
+    def attempt_returned(self, job: str, run: RunTask) -> None:
+        if run.attempt in self._job_of:
+            self._progress.pop(run.attempt, None)
+            self._queue.appendleft((job, run))
+
+    def pool_lost(self, error: CortexError) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._failed(error)
+
+    # --- time ---
+
+    def _tick(self) -> None:
+        """Every MEMORY_SAMPLE_S: measure, watch, and beat when it is time."""
+        assert self._pool is not None
+        self._timer = self._reactor.callLater(MEMORY_SAMPLE_S, self._tick)
+        executors = self._pool.executors()
+        self.memory.sample([executor.pid for executor in executors])
+        for executor in executors:
+            own = self.memory.own_bytes.get(executor.pid, 0)
+            executor.peak_bytes = max(executor.peak_bytes, own)
+        self._guard_memory(executors)
+        self._pool.check()
+        if self._clock() >= self._heartbeat_due:
+            self._beat()
+
+    def _beat(self) -> None:
+        self._heartbeat_due = self._clock() + (PROGRESS_S if self._progress else HEARTBEAT_S) - 0.01
+        self._reported_peak = self.memory.peak_bytes
+        running = tuple(self._progress.values())
+        beat = Heartbeat(
+            self._name, self._incarnation, running, self.memory.now_bytes, self.memory.peak_bytes
+        )
+        self._send(beat)
+
+    def _guard_memory(self, executors: list[Executor]) -> None:
+        assert self._pool is not None
+        if self.memory.now_bytes <= self._plan.cap_bytes:
+            if self._paused and self.memory.now_bytes < self._plan.cap_bytes * _BELOW_CAP:
+                self._paused = False
+                self.room()
+            return
+        if not self._paused:
+            self._paused = True
+            _log.warn(
+                "memory is over the cap: {now} of {cap}; no further task starts until it is below",
+                now=format_bytes(self.memory.now_bytes),
+                cap=format_bytes(self._plan.cap_bytes),
+            )
+        working = [executor for executor in executors if executor.run is not None]
+        if not working:
+            return
+        largest = max(working, key=lambda executor: self.memory.own_bytes.get(executor.pid, 0))
+        own = self.memory.own_bytes.get(largest.pid, 0)
+        if own > self._plan.executor_bytes * _OVER_SHARE and largest.run is not None:
+            self._pool.kill(largest, self._over_share(largest, largest.run, own))
+
+    def _over_share(self, executor: Executor, run: RunTask, own_bytes: int) -> UserMemoryError:
+        return UserMemoryError(
+            f"the task and its child processes hold {format_bytes(own_bytes)}; its slot has"
+            f" {format_bytes(self._plan.executor_bytes)} and the cap of"
+            f" {format_bytes(self._plan.cap_bytes)} is exceeded",
+            cure="raise --memory, lower --slots, or lower --split-size; or hold less in the job's own code",
+            signature=f"UserMemoryError watchdog {type(run.task).__name__}",
+            details={
+                "task": describe_task(run.task),
+                "attempt": run.attempt,
+                "memory of the whole tree": format_bytes(self.memory.now_bytes),
+                "cap": format_bytes(self._plan.cap_bytes),
+            },
+        )
+
+    def _forget(self, attempt: str) -> None:
+        self._job_of.pop(attempt, None)
+        self._progress.pop(attempt, None)
+
+
+def _discard(folder: str) -> None:
+    """Remove a job's run files, in a thread. That something is left is said in the log."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder):
+        _log.warn("cannot remove all of {folder}", folder=folder)

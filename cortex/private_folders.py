@@ -1,0 +1,76 @@
+"""Folders of one process: private, named, and removed by whoever comes later if their owner could not.
+
+A folder holds a lock file, locked for as long as its owner lives; the kernel lets go of the lock
+however the owner ends. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+
+PREFIX = "cortex-"
+_LOCK = "owner.lock"
+_SETTLED_S = 60.0  # between making a folder and locking it nobody may take it for a left-over one
+
+
+class PrivateFolder:
+    """A new folder of mode 0700 in `parent` (made if missing). Raises OSError."""
+
+    def __init__(self, parent: str) -> None:
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        self.path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+        self._lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a second call: closed before
+            os.close(self._lock)
+
+
+def remove_left_over(parent: str) -> list[str]:
+    """Remove folders of this user in `parent` whose owner is gone; gives their paths."""
+    removed = []
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return []
+    for name in names:
+        path = os.path.join(parent, name)
+        if name.startswith(PREFIX) and _is_left_over(path):
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path)
+    return removed
+
+
+def _is_left_over(path: str) -> bool:
+    try:
+        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False  # not one of ours
+    try:
+        found = os.fstat(lock)
+        if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _SETTLED_S:
+            return False
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False  # its owner lives
+    finally:
+        os.close(lock)
+
+
+def runtime_parent(path_bytes_max: int) -> str:
+    """Where a folder for unix sockets goes: short enough a path, of this user alone if there is one."""
+    candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()]
+    for parent in candidates:
+        if parent and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+            # mkdtemp adds PREFIX and 8 letters; the socket's name is at most 20 long
+            if len(os.fsencode(parent)) + len(PREFIX) + 8 + 22 <= path_bytes_max:
+                return parent
+    return "/tmp"

@@ -1,0 +1,330 @@
+"""An executor: a process that runs the tasks of one job, one at a time, for the node that dials it.
+
+Blocking, without Twisted: user code may hold the interpreter for as long as it likes. It dials the
+node's private unix socket, says ExecutorHello, then serves OpenJob, JobPlanned and RunTask until
+Stop or the end of the link. Every RunTask is answered by one TaskFinished or TaskFailed; between
+them TaskProgress at most every PROGRESS_S, from inside the task (a task that does not report is
+silent, and the node kills what is silent too long).
+
+The work itself is the context's: `context_factory(OpenJob)` gives an object like
+`cortex.tasks.runner.JobContext`. Errors it raises on purpose are CortexErrors; running out of memory
+becomes UserMemoryError, what else comes out is a bug (InternalError with its traceback).
+
+An executor whose memory does not come back after a task ends with EXIT_RETIRED; a task that the node
+had already sent it was not begun.
+
+Standard output and error are the executor's stderr file, whose tail the node shows when it dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import importlib
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError, from_report
+from cortex.limits import PROGRESS_S
+from cortex.process_memory import own_anonymous_bytes, peak_anonymous_bytes, reset_peak
+from cortex.tasks.memory_limits import (
+    be_first_to_die,
+    die_with_parent,
+    give_back_memory,
+    lift_memory_limit,
+    limit_memory,
+    no_core_files,
+)
+from cortex.units import format_bytes
+from cortex.wire.framing import BlockingConnection
+from cortex.wire.messages import (
+    ExecutorHello,
+    JobPlanned,
+    MapTask,
+    OpenJob,
+    PlanTask,
+    ReduceTask,
+    Result,
+    RunTask,
+    ScanTask,
+    Stop,
+    Task,
+    TaskFailed,
+    TaskFinished,
+    TaskProgress,
+    TaskStats,
+    ToExecutor,
+)
+
+DEFAULT_CONTEXT = "cortex.tasks.runner:JobContext"
+EXIT_RETIRED = 75
+"""Exit status of an executor that wants to be replaced: a task it had been given was not started."""
+_MEMORY_ERROR_NAMES = ("MemoryError", "ArrowMemoryError", "_ArrayMemoryError")
+
+
+class Context(Protocol):
+    """What runs a job's tasks; see `cortex.tasks.runner.JobContext`."""
+
+    def planned(self, plan: Any) -> None: ...
+    def run(self, attempt: str, task: Task, progress: Callable[[TaskStats], None]) -> Result: ...
+    def close(self) -> None: ...
+
+
+ContextFactory = Callable[[OpenJob], Context]
+
+
+def load_context_factory(name: str) -> ContextFactory:
+    """``module:attribute`` -> the factory. Imported by the template, so that a fork has it already."""
+    module, _, attribute = name.partition(":")
+    factory: ContextFactory = getattr(importlib.import_module(module), attribute)
+    return factory
+
+
+def describe_task(task: Task) -> str:
+    """What a task works on, for an error: ``map 3: splits 12-13, file 0 at offset 67108864 (...)``."""
+    if isinstance(task, PlanTask):
+        return "plan: input files, columns and splits"
+    if isinstance(task, ScanTask):
+        return f"scan: file {task.file}, offsets {task.boundaries[0]} to {task.boundaries[-1]}"
+    if isinstance(task, ReduceTask):
+        return f"reduce: partition {task.partition}, {len(task.inputs)} map outputs"
+    if not task.splits:
+        return f"map {task.map_index}: no splits"
+    first = task.splits[0]
+    length = sum(split.length for split in task.splits)
+    more = f" and {len(task.splits) - 1} more splits" if len(task.splits) > 1 else ""
+    return (
+        f"map {task.map_index}: split {first.index} of file {first.file}, offset {first.offset}{more}"
+        f" ({format_bytes(length)})"
+    )
+
+
+def memory_error(task: Task, memory_bytes: int, peak_bytes: int, error: BaseException) -> UserMemoryError:
+    """The named error for code that needs more memory than its slot has."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    where = f"{last.filename}:{last.lineno}" if last else ""
+    return UserMemoryError(
+        f"the task needs more memory than its slot has ({format_bytes(memory_bytes)})",
+        cure="raise --memory, lower --slots, or lower --split-size; or hold less in the job's own code",
+        signature=f"UserMemoryError {type(task).__name__} {where}",
+        details={
+            "task": describe_task(task),
+            "slot memory": format_bytes(memory_bytes),
+            "peak memory": format_bytes(peak_bytes),
+            "cause": f"{type(error).__name__}: {error}".rstrip(": "),
+            **(error.details if isinstance(error, CortexError) else {}),
+            "traceback": "".join(traceback.format_tb(error.__traceback__)[-8:]),
+        },
+    )
+
+
+def _is_memory_error(error: BaseException) -> bool:
+    """MemoryError, or one of its kinds that pyarrow and NumPy raise, or one of them as the cause."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or type(seen).__name__ in _MEMORY_ERROR_NAMES:
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def task_error(task: Task, memory_bytes: int, peak_bytes: int, error: BaseException) -> CortexError:
+    """What a task raised -> the typed error that the scheduler decides on."""
+    if _is_memory_error(error):
+        return memory_error(task, memory_bytes, peak_bytes, error)
+    if isinstance(error, CortexError):
+        return error
+    text = "".join(traceback.format_exception(error))
+    signature = re.sub(r"0x[0-9a-f]+", "", traceback.format_exc(limit=-1))[-300:]
+    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+        return UserCodeError(
+            f"the job's code raised {type(error).__name__} ({error})",
+            cure="return from map or reduce; a job's code cannot end its executor",
+            signature=signature,
+            details={"task": describe_task(task), "traceback": text},
+        )
+    return InternalError(
+        f"a bug in cortex: {type(error).__name__}: {error}",
+        cure="please report it with the traceback",
+        signature=signature,
+        details={"task": describe_task(task), "traceback": text},
+    )
+
+
+class Executor:
+    """The message loop. Owns the connection and the context; `serve` returns the exit status."""
+
+    def __init__(
+        self, connection: BlockingConnection[ToExecutor], index: int, context_factory: ContextFactory
+    ) -> None:
+        self._connection = connection
+        self._index = index
+        self._context_factory = context_factory
+        self._context: Context | None = None
+        self._open_error: BaseException | None = None
+        self._memory_bytes = 0
+        self._after_first_bytes = 0
+        self._parent = os.getppid()
+        self._progress_due = 0.0
+
+    def serve(self) -> int:
+        self._connection.send(ExecutorHello(executor=self._index, pid=os.getpid()))
+        try:
+            while True:
+                message = self._connection.receive()
+                if message is None or isinstance(message, Stop):
+                    return 0
+                self._handle(message)
+                if isinstance(message, RunTask) and self._memory_does_not_come_back():
+                    return EXIT_RETIRED
+        finally:
+            if self._context is not None:
+                self._context.close()
+
+    def _handle(self, message: ToExecutor) -> None:
+        if isinstance(message, OpenJob):
+            self._open(message)
+        elif isinstance(message, JobPlanned):
+            if self._context is not None:
+                self._guarded(lambda context: context.planned(message.plan))
+        elif isinstance(message, RunTask):
+            self._run(message)
+
+    def _memory_does_not_come_back(self) -> bool:
+        """After a task: what stays is over half of the limit and a quarter more than after the first.
+
+        What the job's own setup holds is there after the first task; a leak, or a heap in shreds, grows.
+        """
+        left_bytes = own_anonymous_bytes()
+        if self._after_first_bytes == 0:
+            self._after_first_bytes = left_bytes
+        return left_bytes > max(self._memory_bytes // 2, self._after_first_bytes + self._memory_bytes // 4) > 0
+
+    def _open(self, job: OpenJob) -> None:
+        """Open the job. An error waits for the first task, whose answer can carry it."""
+        self._memory_bytes = job.memory_bytes
+        limit_memory(job.memory_bytes)
+        try:
+            self._context = self._context_factory(job)
+        except BaseException as error:
+            self._open_error = error
+
+    def _guarded(self, call: Callable[[Context], None]) -> None:
+        assert self._context is not None
+        try:
+            call(self._context)
+        except BaseException as error:
+            self._open_error = error
+
+    def _progress(self, attempt: str, stats: TaskStats) -> None:
+        now = time.monotonic()
+        if now < self._progress_due:
+            return
+        self._progress_due = now + PROGRESS_S
+        if os.getppid() != self._parent:  # where the kernel does not tell (no PR_SET_PDEATHSIG)
+            os._exit(1)
+        self._connection.send(TaskProgress(attempt, stats))
+
+    def _run(self, message: RunTask) -> None:
+        started = time.monotonic()
+        self._progress_due = started + PROGRESS_S
+        reset_peak()
+        try:
+            if self._open_error is not None:
+                raise self._open_error
+            if self._context is None:
+                raise InternalError("a task came before its job was opened")
+            result = self._context.run(
+                message.attempt, message.task, lambda stats: self._progress(message.attempt, stats)
+            )
+        except BrokenPipeError:
+            raise  # the node is gone: there is no one to answer
+        except BaseException as error:
+            lift_memory_limit()
+            peak_bytes = peak_anonymous_bytes()
+            report = task_error(message.task, self._memory_bytes, peak_bytes, error).report()
+            if self._open_error is not None:
+                self._open_error = from_report(report)  # without the frames, which hold memory
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            answer: TaskFailed | TaskFinished = TaskFailed(
+                message.attempt, report, time.monotonic() - started, peak_bytes
+            )
+            gc.collect()
+            give_back_memory()
+            limit_memory(self._memory_bytes)
+        else:
+            answer = TaskFinished(
+                message.attempt, result, time.monotonic() - started, peak_anonymous_bytes()
+            )
+            if own_anonymous_bytes() > self._memory_bytes // 2 > 0:
+                give_back_memory()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._connection.send(answer)
+
+
+def main(index: int, socket_path: str, context_factory: ContextFactory) -> int:
+    """Be executor `index` of the node that listens at `socket_path`; gives the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the client's; it decides what to stop
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    no_core_files()
+    be_first_to_die()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(socket_path)
+    except OSError as error:
+        print(f"cortex executor {index}: cannot reach its node: {error}", file=sys.stderr)
+        return 1
+    with BlockingConnection[ToExecutor](sock, ToExecutor) as connection:
+        try:
+            return Executor(connection, index, context_factory).serve()
+        except (BrokenPipeError, ConnectionResetError):
+            return 1  # the node closed the link: this executor is no longer wanted
+
+
+def redirect_output(stderr_path: str) -> None:
+    """Standard input reads nothing; output and error go to the executor's own file, line by line."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for fd in (null, log):
+        if fd > 2:
+            os.close(fd)
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+    sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+
+
+def run_spawned() -> int:
+    """The entry point where executors are not forked: ``python -m cortex.tasks.executor``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--stderr", required=True)
+    parser.add_argument("--context", default=DEFAULT_CONTEXT)
+    options = parser.parse_args()
+    die_with_parent(signal.SIGKILL)
+    redirect_output(options.stderr)
+    factory = load_context_factory(options.context)
+    with contextlib.suppress(ImportError, AttributeError):
+        import pyarrow
+
+        pyarrow.set_cpu_count(1)
+    return main(options.index, options.socket, factory)
+
+
+if __name__ == "__main__":
+    sys.exit(run_spawned())

@@ -1,0 +1,92 @@
+"""Limits and manners of an executor process: its memory cap, no core files, memory given back.
+
+`limit_memory(memory_bytes)` turns an overrun into an exception (MemoryError, pyarrow's
+ArrowMemoryError) where the kernel counts writable memory against RLIMIT_DATA (Linux). Elsewhere
+the node's watchdog is the only limit.
+
+That limit counts address space: see `cortex.tasks.environment` for what it asks of allocators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import resource
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from cortex.limits import DATA_SLACK_BYTES
+from cortex.process_memory import own_anonymous_bytes, own_data_bytes
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def limit_memory(memory_bytes: int) -> None:
+    """Cap this process's anonymous memory at about `memory_bytes` (pages shared with the template
+    included); 0 or less: no cap.
+
+    The address space reserved and not used by now (stacks, allocator slack) comes on top.
+    """
+    if memory_bytes <= 0 or not sys.platform.startswith("linux"):
+        return
+    data, used = own_data_bytes(), own_anonymous_bytes()
+    if data <= 0:
+        return
+    reserved = max(0, data - used)
+    limit = memory_bytes + reserved + DATA_SLACK_BYTES
+    _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def lift_memory_limit() -> None:
+    """Room to report in, after a MemoryError."""
+    if sys.platform.startswith("linux"):
+        _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def no_core_files() -> None:
+    """A crash of a large executor must not write its memory, and the user's data, to disk."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def be_first_to_die() -> None:
+    """When the machine is out of memory the kernel should take an executor, whose work is redone."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("500")
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Linux: have the kernel send this process a signal when its parent ends, however it ends.
+
+    Other systems have no such call: there the end of the link to the parent is what counts.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # not glibc
+        return None
+    trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+    return trim  # type: ignore[no-any-return]
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the kernel: pyarrow's pool, then the C library's heap."""
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is not None:
+        pyarrow.default_memory_pool().release_unused()
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
