@@ -46,6 +46,13 @@ class Piece:
         assert self.starts is not None
         return slice(self.first_group, self.first_group + len(self.starts))
 
+    def groups_at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The groups of some of the piece's rows, counted from its first."""
+        if self.codes is not None:
+            return self.codes[rows]
+        assert self.starts is not None
+        return np.searchsorted(self.starts, rows, "right") - 1 + self.first_group
+
 
 @dataclass(frozen=True)
 class Groups:
