@@ -112,8 +112,14 @@ class SpecBuilder:
         if where and map_form != "declared":
             self._problem(f"where: it has no effect beside {_MAP_NAMES[map_form]}; filter there instead")
         custom_partition = overrides(job, "partition")
-        if custom_partition and reduce_form in ("none", "aggregate"):
-            self._problem("partition: a job that is map-only or declares its aggregate has none")
+        if custom_partition and (map_form != "rows" or reduce_form == "none"):
+            self._problem(
+                "partition: it takes the keys of map(); a map-only job, batches and tables have none"
+            )
+        if map_form == "declared" and reduce_form in ("none", "aggregate"):
+            for name in ("setup", "cleanup"):
+                if overrides(job, name):
+                    self._problem(f"{name}: a declared job runs no code, so it would never be called")
         if map_form == "declared" and reduce_form in ("none", "aggregate"):
             self._check_declared(where, select, keys if job.group_by is not None else None, aggregate)
         spec = JobSpec(

@@ -247,17 +247,20 @@ def has_python_values(schema: pa.Schema) -> bool:
     return any(_kind(field) or pa.types.is_nested(field.type) for field in schema)
 
 
-def python_values(column: pa.Array, field: pa.Field) -> list[Any]:
-    """A column's cells as the Python values that the job yielded."""
+def python_values(column: pa.Array, field: pa.Field, inside_tuple: bool = False) -> list[Any]:
+    """A column's cells as the Python values that the job yielded. Structs in tuples are tuples."""
+    import pyarrow as pa
+
     kind = _kind(field)
     if kind == KIND_PICKLE:
         return [None if cell is None else pickle.loads(cell) for cell in column.to_pylist()]
     if kind == KIND_DECIMAL:
         return [None if cell is None else Decimal(cell) for cell in column.to_pylist()]
-    if kind == KIND_TUPLE:
+    if kind == KIND_TUPLE or (inside_tuple and pa.types.is_struct(column.type)):
         if not column.type.num_fields:
             return [()] * len(column)
-        inner = [python_values(column.field(i), column.type.field(i)) for i in range(column.type.num_fields)]
+        # flatten, not field(): it knows the slice's offset and the struct's own nulls
+        inner = [python_values(c, column.type.field(i), True) for i, c in enumerate(column.flatten())]
         valid = column.is_valid().to_pylist()
         return [cell if ok else None for cell, ok in zip(zip(*inner), valid)]
     values: list[Any] = column.to_pylist()

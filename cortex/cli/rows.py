@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
+import io
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cortex.result import display, has_python_values, python_rows
@@ -50,27 +51,44 @@ def printable(text: str) -> str:
 
 
 def print_csv(result: Result) -> None:
-    """All rows as CSV with a header line, streamed; the same text that ``--output-format csv`` writes."""
-    from cortex.formats.writers import csv_header, csv_lines
+    """All rows as CSV with a header line, streamed."""
+    from cortex.formats.text_writers import CsvFormat
 
     out = sys.stdout.buffer
     schema = result.schema
+    if not schema.names:
+        return
+    lines = CsvFormat(schema, ",")
     python = has_python_values(schema)
-    out.write(csv_header(schema))
+    out.write(lines.header())
     for batch in result.to_batches():
-        out.write(_python_lines(batch) if python else csv_lines(batch))
+        if python:
+            out.write(_python_lines(batch))
+        else:
+            out.writelines(lines.encode(batch))
     out.flush()
 
 
 def _python_lines(batch: pa.RecordBatch) -> bytes:
-    """Rows with tuples, Decimals or other Python values: each cell as its text."""
-    import io
-
+    """Rows with tuples, Decimals or other Python values."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(_texts(python_rows(batch)))
-    return buffer.getvalue().encode("utf-8", "surrogateescape")
+    csv.writer(buffer, lineterminator="\n").writerows(
+        [text_of(value) for value in row] for row in python_rows(batch)
+    )
+    return buffer.getvalue().encode("utf-8", "backslashreplace")
 
 
-def _texts(rows: Iterable[tuple[Any, ...]]) -> Iterable[list[str]]:
-    for row in rows:
-        yield ["" if value is None else display(value) for value in row]
+def text_of(value: Any) -> str:
+    """A Python value in CSV: nothing for None, JSON for tuples, lists, dicts and sets, else its text."""
+    if value is None:
+        return ""
+    if isinstance(value, (tuple, list, dict, set, frozenset)):
+        import msgspec
+
+        try:
+            return msgspec.json.encode(value, enc_hook=str, order="deterministic").decode()
+        except (TypeError, ValueError, msgspec.MsgspecError):  # a dict with tuples as keys has no JSON
+            return repr(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return value.isoformat() if isinstance(value, dt.date) else display(value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import io
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from cortex.cli.progress import (
     seconds_left,
     summary,
 )
-from cortex.cli.rows import print_csv, print_table, printable
+from cortex.cli.rows import print_csv, print_table, printable, text_of
 from cortex.cli.targets import load_target
 from cortex.cli.terminal import aligned, guarded
 from cortex.errors import JobFileError, UsageError
@@ -306,7 +308,7 @@ def test_csv_of_python_values(tmp_path: Path, capfdbinary: pytest.CaptureFixture
     field = pa.field("key", key.type, metadata={FIELD_KIND: b"tuple"})
     table = pa.Table.from_arrays([key, pa.array([1, None])], schema=pa.schema([field, ("value", pa.int64())]))
     print_csv(result_of(tmp_path / "r", table))
-    assert capfdbinary.readouterr().out == b'key,value\n"(\'x""y\', 1)",1\n,\n'
+    assert capfdbinary.readouterr().out == b'key,value\n"[""x\\""y"",1]",1\n,\n'
 
 
 # --- ls-splits ----------------------------------------------------------------------------------------
@@ -359,3 +361,22 @@ def test_ls_splits_of_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_aligned() -> None:
     assert aligned(["a", "bb"], [["1", "x"], ["10", ""]], {0}) == [" a  bb", " 1  x", "10"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, ""),
+        (True, "true"),
+        (1.0, "1.0"),
+        ("a,b", "a,b"),
+        (b"\xff", "\\xff"),
+        (Decimal("1.50"), "1.50"),
+        (dt.datetime(2024, 1, 2, 3), "2024-01-02T03:00:00"),
+        ((1, ("a", None)), '[1,["a",null]]'),
+        ({"b": {2, 1}, "a": Decimal(1)}, '{"a":"1","b":[1,2]}'),
+        ({(1, 2): [3]}, "{(1, 2): [3]}"),
+    ],
+)
+def test_python_values_as_csv_text(value: Any, text: str) -> None:
+    assert text_of(value) == text
