@@ -31,6 +31,9 @@ PARTITIONS_MAX: Final = 4096  # reducers a user may ask for: every map keeps a c
 REDUCER_INPUT_BYTES: Final = 256 * MIB  # reducers: auto gives one for each of these in the input
 REDUCERS_AUTO_MAX: Final = 256
 MERGE_FAN_IN_MIN: Final = 8  # below it passes multiply: refuse the cap instead
+FOLD_ROWS: Final = 65_536  # rows gathered at once when a buffer is written: their copies exist together
+FOLD_BYTES: Final = 8 * MIB  # or fewer rows, when they are long
+GROUP_TABLE_KEYS_MAX: Final = 50_000  # groups whose states are held in a table: beyond, caches miss
 FOLD_KEYS_MAX: Final = 300_000  # keys folded in a dict before it goes to the collector
 
 # Spill
@@ -73,7 +76,7 @@ STACK_DUMP_S: Final = 0.5  # between asking a silent task for its stacks and kil
 EMBEDDED_START_S_MAX: Final = 60.0  # until server and node answer
 EMBEDDED_EXIT_S_MAX: Final = 2.0  # to remove temporary files after its client is gone; then SIGKILL
 CANCEL_S_MAX: Final = 1.0  # a client waits this long for the end of the job it cancelled
-PARENT_CHECK_S: Final = 0.5  # a child looks whether its parent lives: the pipe's end may be kept open by others
+PARENT_CHECK_S: Final = 0.5  # a child looks at its parent this often: others may keep its pipe open
 
 # Errors
 STDERR_TAIL_BYTES: Final = 4 * KIB

@@ -62,6 +62,7 @@ class RunFileWriter:
         self._partition_rows = array.array("Q")
         self._pending = bytearray()
         self._offset = 0
+        self._checksum = 0
         try:
             self._file = fs.create(path)
         except OSError as error:
@@ -71,6 +72,12 @@ class RunFileWriter:
     @property
     def bytes_written(self) -> int:
         return self._offset
+
+    @property
+    def content_checksum(self) -> int:
+        """Sum of the blocks' checksums modulo 2**64: the same for a map that is run again, with the
+        same memory, on the same input."""
+        return self._checksum
 
     def begin_run(self, schema: pa.Schema) -> None:
         if self._schema is not None:
@@ -113,6 +120,7 @@ class RunFileWriter:
             last_hash,
             xxhash.xxh3_64_intdigest(block),
         )
+        self._checksum = (self._checksum + entry[-1]) & 0xFFFF_FFFF_FFFF_FFFF
         self._write(block)
         self._index += np.array([entry], run_format.ENTRY).tobytes()
         self._run_entries += 1

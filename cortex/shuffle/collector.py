@@ -1,0 +1,177 @@
+"""The map side's buffer: rows wait here until it is full, then become one sorted run.
+
+One packed sort of (hash, row number) orders, partitions and groups the buffer at once; rows are then
+gathered batch by batch as they are written, so the buffer is never copied whole. The peak beside the
+buffer is its hashes and row order (about 24 bytes a row) and the largest single column, which is why
+callers give the buffer about a quarter of what the task may use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cortex.kernels.hashing import hash_columns
+from cortex.limits import BATCH_ROWS_MAX, FOLD_BYTES, FOLD_ROWS, RUN_BATCH_BYTES
+from cortex.shuffle.partitioner import Partitioner
+from cortex.shuffle.run_schema import Layout, hashes_of
+
+Hashes = NDArray[np.uint64]
+Place = Callable[[Layout, Sequence[pa.Array], Hashes], Hashes]
+"""Moves the hashes of rows with these key columns into the partitions a user's function chose."""
+
+Combiner = Callable[[Layout, pa.RecordBatch, NDArray[np.int64]], tuple[Layout, pa.RecordBatch]]
+"""Folds complete groups: (layout, sorted batch, group starts) to the layout and batch that replace it."""
+
+
+class RunWriter(Protocol):
+    """What a run goes to: `cortex.storage.run_writer.RunFileWriter`."""
+
+    def begin_run(self, schema: pa.Schema) -> None: ...
+    def append(self, partition: int, batch: pa.RecordBatch, first_hash: int, last_hash: int) -> None: ...
+    def end_run(self) -> None: ...
+
+
+class RunSink:
+    """Cuts sorted rows at partition bounds into batches of about RUN_BATCH_BYTES.
+
+    `append` opens a run when none is open, and another when the layout changes; `end` closes it.
+    """
+
+    def __init__(self, writer: RunWriter, partitioner: Partitioner) -> None:
+        self.writer = writer
+        self.partitioner = partitioner
+        self._layout: Layout | None = None
+
+    def append(self, layout: Layout, batch: pa.RecordBatch) -> None:
+        """Sorted rows, behind what the run holds."""
+        if layout != self._layout:
+            self.end()
+            self.writer.begin_run(layout.schema())
+            self._layout = layout
+        hashes = hashes_of(batch)
+        per_row = batch.nbytes / max(1, batch.num_rows)
+        step = max(1, min(BATCH_ROWS_MAX, int(RUN_BATCH_BYTES / max(per_row, 1.0))))
+        cuts = self.partitioner.cuts(hashes)
+        for partition in np.flatnonzero(np.diff(cuts)):
+            for begin in range(int(cuts[partition]), int(cuts[partition + 1]), step):
+                end = min(begin + step, int(cuts[partition + 1]))
+                part = batch.slice(begin, end - begin)
+                self.writer.append(int(partition), part, int(hashes[begin]), int(hashes[end - 1]))
+
+    def end(self) -> None:
+        """Close the run; the next rows begin another."""
+        if self._layout is not None:
+            self.writer.end_run()
+            self._layout = None
+
+
+class SortBuffer:
+    """Rows of one layout, kept column by column so that joining them needs one column twice at most."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.rows = 0
+        self.nbytes = 0
+        self._hashes: list[Hashes] = []
+        self._columns: list[list[pa.Array]] = [
+            [] for _ in range(len(layout.key_types) + len(layout.payload_fields))
+        ]
+
+    def add(self, hashes: Hashes, keys: Sequence[pa.Array], payload: Sequence[pa.Array]) -> None:
+        self.rows += len(hashes)
+        self.nbytes += hashes.nbytes
+        self._hashes.append(hashes)
+        for column, array in zip(self._columns, [*keys, *payload]):
+            column.append(array)
+            self.nbytes += array.nbytes
+
+    def take_all(self) -> tuple[Hashes, list[pa.Array], list[pa.Array]]:
+        """(hashes, key columns, payload columns), each in one piece; the buffer is empty afterwards."""
+        hashes = self._hashes[0] if len(self._hashes) == 1 else np.concatenate(self._hashes)
+        self._hashes.clear()
+        joined: list[pa.Array] = []
+        for column in self._columns:
+            joined.append(column[0] if len(column) == 1 else pa.concat_arrays(column))
+            column.clear()
+        self.rows = self.nbytes = 0
+        return hashes, joined[: self.layout.keys], joined[self.layout.keys :]
+
+
+class RowCollector:
+    """Collects rows as they are. `combine`, when given, folds each sorted run before it is written.
+
+    Raises SpillFull when the disk is full. Not thread-safe; owned by one map task.
+    """
+
+    def __init__(
+        self,
+        sink: RunSink,
+        budget_bytes: int,
+        *,
+        place: Place | None = None,
+        combine: Callable[[Layout, pa.RecordBatch, NDArray[np.int64]], tuple[Layout, pa.RecordBatch]]
+        | None = None,
+    ) -> None:
+        self.sink = sink
+        self.budget_bytes = budget_bytes
+        self.place = place
+        self.combine = combine
+        self.rows_added = 0
+        self._buffer: SortBuffer | None = None
+
+    def add(self, layout: Layout, keys: Sequence[pa.Array], payload: Sequence[pa.Array]) -> None:
+        hashes = hash_columns(keys)
+        if self.place is not None:
+            hashes = self.place(layout, keys, hashes)
+        if self._buffer is not None and self._buffer.layout != layout:
+            self.flush()
+        if self._buffer is None:
+            self._buffer = SortBuffer(layout)
+        self._buffer.add(hashes, keys, payload)
+        self.rows_added += len(hashes)
+        if self._buffer.nbytes >= self.budget_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered as one run."""
+        buffer, self._buffer = self._buffer, None
+        if buffer is None or not buffer.rows:
+            return
+        layout, per_row = buffer.layout, buffer.nbytes / buffer.rows
+        hashes, keys, payload = buffer.take_all()
+        ordering = layout.order(hashes, keys)
+        # Gathered slice by slice, so that the buffer is never copied whole.
+        for rows, starts in slices(ordering.starts, len(hashes), per_row):
+            order = ordering.permutation[rows]
+            taken = pa.array(order)
+            batch = layout.batch(
+                hashes[order], [k.take(taken) for k in keys], [p.take(taken) for p in payload]
+            )
+            if self.combine is None:
+                self.sink.append(layout, batch)
+            else:
+                self.sink.append(*self.combine(layout, batch, starts))
+        self.sink.end()
+
+
+def slices(
+    starts: NDArray[np.int64], rows: int, bytes_per_row: float
+) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """Sorted rows in slices of bounded size, and where groups begin in each.
+
+    A group may go on in the next slice: what folds a slice's groups is associative, and two rows of
+    one key in a run are merged like those of two runs.
+    """
+    step = max(1, min(FOLD_ROWS, int(FOLD_BYTES / max(bytes_per_row, 1.0))))
+    for begin in range(0, rows, step):
+        end = min(begin + step, rows)
+        low, high = np.searchsorted(starts, [begin, end])
+        inside = starts[low:high] - begin
+        if not len(inside) or inside[0] != 0:
+            inside = np.concatenate((np.zeros(1, np.int64), inside))
+        yield slice(begin, end), inside

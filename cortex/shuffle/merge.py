@@ -1,0 +1,294 @@
+"""Merge of sorted runs in rounds of bounded memory.
+
+A run's index tells the first hash of every batch on disk, so each round is planned before it is read:
+the largest hash bound T such that every batch that begins below T fits the budget. The rows below T of
+all runs are joined and sorted at once (faster in NumPy than any row-by-row heap), and because a bound
+never splits equal hashes, a round holds complete groups. What a run has left of a batch stays for the
+next round: at most one batch a run, which is why `fan_in` bounds the runs merged at once.
+
+A hash whose rows alone exceed the budget comes as a `GiantGroup`, streamed from disk run by run.
+
+Order: rows of one key come in the order of the sources given, then in their order in the run. Sources
+are given in map order and only neighbours are ever merged early, so this is input order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cortex.errors import ColumnError
+from cortex.limits import MERGE_FAN_IN_MIN, RUN_BATCH_BYTES
+from cortex.shuffle.keys import merge_key_types
+from cortex.shuffle.run_schema import VALUES, Layout, hashes_of
+from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
+
+Bytes = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """The batches of one run that belong to one partition, in hash order.
+
+    `read(i)` reads batch i; `first_hashes`, `last_hashes` and `sizes_bytes` (in memory) have an item a batch.
+    """
+
+    layout: Layout
+    first_hashes: Hashes
+    last_hashes: Hashes
+    sizes_bytes: Bytes
+    rows: int
+    read: Callable[[int], pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Complete groups, sorted. Group g is rows starts[g]:starts[g + 1] of `batch`."""
+
+    layout: Layout
+    batch: pa.RecordBatch
+    starts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GiantGroup:
+    """One key with more rows than a round holds. `batches()` reads them anew at each call, in order."""
+
+    layout: Layout
+    keys: tuple[pa.Array, ...]
+    """Key columns of one row."""
+    batches: Callable[[], Iterator[pa.RecordBatch]]
+
+
+def fan_in(budget_bytes: int) -> int:
+    """How many runs may be merged at once: half the budget for what they leave over between rounds."""
+    return max(MERGE_FAN_IN_MIN, budget_bytes // 2 // RUN_BATCH_BYTES)
+
+
+def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[Round | GiantGroup]:
+    """Every row of `sources`, in (hash, key, source, row) order, as rounds of about `budget_bytes`.
+
+    The sources' layouts are made one first (`common_layout`). A GiantGroup must be used before the next
+    item is asked for. Reading raises CorruptRun.
+    """
+    if not sources:
+        return
+    layout = common_layout([source.layout for source in sources])
+    cursors = [_Cursor(source, layout) for source in sources]
+    first = np.concatenate([source.first_hashes for source in sources])
+    sizes = np.concatenate([source.sizes_bytes for source in sources])
+    order = np.argsort(first, kind="stable")
+    first = first[order]
+    total = np.concatenate(([0], np.cumsum(sizes[order])))
+    position, end = 0, len(first)
+    while position < end or any(cursor.rest is not None for cursor in cursors):
+        held = sum(cursor.rest.nbytes for cursor in cursors if cursor.rest is not None)
+        room = total[position] + max(budget_bytes - held, 0)
+        fits = max(int(np.searchsorted(total, room, side="right")) - 1, min(position + 1, end))
+        if fits >= end:
+            bound, reach = None, end
+        else:
+            bound = int(first[fits])
+            reach = int(np.searchsorted(first, first[fits], side="left"))
+        parts = [part for cursor in cursors for part in cursor.rows_below(bound)]
+        position = max(position, reach)
+        if parts:
+            yield _sorted_round(layout, parts)
+        elif bound is not None:
+            yield from _giant_groups(layout, cursors, bound)
+            position = max(position, int(np.searchsorted(first, np.uint64(bound), side="right")))
+
+
+def common_layout(layouts: Sequence[Layout]) -> Layout:
+    """One layout that all rows can have: key types must agree, values are pickled where tags differ,
+    and a state column that only some runs needed is absent (identity) in the others."""
+    first = layouts[0]
+    key_type, key_types, tags = first.key_type, list(first.key_types), [first.payload]
+    fields: dict[str, pa.DataType] = dict(first.payload_fields)
+    for other in layouts[1:]:
+        if other == first:
+            continue
+        if key_type or other.key_type:
+            key_type = merge_key_types(key_type, other.key_type)
+        key_types = [b if pa.types.is_null(a) else a for a, b in zip(key_types, other.key_types)]
+        tags.append(other.payload)
+        for name, kind in other.payload_fields:
+            if name not in fields or pa.types.is_null(fields[name]):
+                fields[name] = kind
+            elif fields[name] != kind and not pa.types.is_null(kind) and not other.payload.startswith(VALUES):
+                raise ColumnError(
+                    f"column {name!r} is {fields[name]} in one batch of map output and {kind} in another",
+                    cure="return batches of one schema from map_batch, for example by casting the column",
+                )
+    payload = first.payload
+    if payload.startswith(VALUES):
+        tag = common_tag([t.partition(":")[2] for t in tags])
+        payload = f"{VALUES}:{tag}"
+        fields["value"] = ARROW_TYPES[tag]
+    return Layout(key_type, tuple(key_types), payload, tuple(fields.items()), first.placed)
+
+
+class _Cursor:
+    """Where the merge stands in one run: the next batch to read, and what is left of the last one."""
+
+    def __init__(self, source: RunSource, layout: Layout) -> None:
+        self.source = source
+        self.layout = layout
+        self.next = 0
+        self.rest: pa.RecordBatch | None = None
+
+    def read(self, index: int) -> pa.RecordBatch:
+        return conform(self.source.read(index), self.source.layout, self.layout)
+
+    def rows_below(self, bound: int | None) -> Iterator[pa.RecordBatch]:
+        """The rows with hashes below `bound` (None: all), in order; the cursor moves past them."""
+        if self.rest is not None:
+            batch, self.rest = self.rest, None
+            yield from self._cut(batch, bound)
+        firsts = self.source.first_hashes
+        while (
+            self.next < len(firsts)
+            and self.rest is None
+            and (bound is None or int(firsts[self.next]) < bound)
+        ):
+            self.next += 1
+            yield from self._cut(self.read(self.next - 1), bound)
+
+    def _cut(self, batch: pa.RecordBatch, bound: int | None) -> Iterator[pa.RecordBatch]:
+        rows = batch.num_rows
+        below = rows if bound is None else int(np.searchsorted(hashes_of(batch), np.uint64(bound)))
+        if below < rows:
+            self.rest = batch.slice(below)
+        if below:
+            yield batch.slice(0, below)
+
+    def batches_equal(self, value: int) -> Iterator[pa.RecordBatch]:
+        """The rows whose hash is `value`, the smallest left; the cursor stays where it is."""
+        if self.rest is not None:
+            part = _equal_head(self.rest, value)
+            if part.num_rows:
+                yield part
+            if part.num_rows < self.rest.num_rows:
+                return
+        for index in range(self.next, self._end_of(value)):
+            part = _equal_head(self.read(index), value)
+            if part.num_rows:
+                yield part
+
+    def ends_equal(self, value: int) -> list[pa.RecordBatch]:
+        """The first and the last row whose hash is `value`, as batches of one row."""
+        ends: list[pa.RecordBatch] = []
+        head = _equal_head(self.rest, value) if self.rest is not None else None
+        if head is not None and head.num_rows:
+            ends = [head.slice(0, 1), head.slice(head.num_rows - 1)]
+            if self.rest is not None and head.num_rows < self.rest.num_rows:
+                return ends
+        stop = self._end_of(value)
+        if stop > self.next:
+            if not ends:
+                ends = [_equal_head(self.read(self.next), value).slice(0, 1)]
+            tail = _equal_head(self.read(stop - 1), value)
+            ends = [ends[0], tail.slice(tail.num_rows - 1)]
+        return ends
+
+    def skip_equal(self, value: int) -> None:
+        """Move past the rows whose hash is `value`."""
+        if self.rest is not None:
+            head = _equal_head(self.rest, value).num_rows
+            if head < self.rest.num_rows:
+                self.rest = self.rest.slice(head)
+                return
+            self.rest = None
+        stop = self._end_of(value)
+        if stop > self.next:
+            batch = self.read(stop - 1)
+            head = _equal_head(batch, value).num_rows
+            self.rest = batch.slice(head) if head < batch.num_rows else None
+            self.next = stop
+
+    def _end_of(self, value: int) -> int:
+        """Index after the last batch that begins with `value`."""
+        return int(np.searchsorted(self.source.first_hashes, np.uint64(value), side="right"))
+
+
+def _equal_head(batch: pa.RecordBatch, value: int) -> pa.RecordBatch:
+    return batch.slice(0, int(np.searchsorted(hashes_of(batch), np.uint64(value), side="right")))
+
+
+def conform(batch: pa.RecordBatch, have: Layout, want: Layout) -> pa.RecordBatch:
+    """`batch` with the columns of `want`: absent ones null, values under one tag."""
+    if have == want:
+        return batch
+    columns = list(batch.columns[: 1 + have.keys])
+    for index, kind in enumerate(want.key_types):
+        if have.key_types[index] != kind:
+            columns[1 + index] = pa.nulls(batch.num_rows, kind)
+    present = {name: batch.column(1 + have.keys + i) for i, (name, _) in enumerate(have.payload_fields)}
+    for name, kind in want.payload_fields:
+        column = present.get(name)
+        if name == "value" and want.payload.startswith(VALUES) and have.payload != want.payload:
+            assert column is not None
+            column = retag(have.value_tag, column, want.value_tag)
+        if column is None:  # states that these rows did not need: nothing to add
+            column = pa.array(np.zeros(batch.num_rows, np.int64)).cast(kind)
+        elif column.type != kind:
+            column = pa.nulls(batch.num_rows, kind)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=want.schema())
+
+
+def _sorted_round(layout: Layout, parts: list[pa.RecordBatch]) -> Round:
+    batch = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+    parts.clear()
+    ordering = layout.order_batch(batch)
+    return Round(layout, batch.take(pa.array(ordering.permutation)), ordering.starts)
+
+
+def _giant_groups(layout: Layout, cursors: Sequence[_Cursor], value: int) -> Iterator[GiantGroup]:
+    """The keys whose hash is `value`: one, unless different keys collide in all 64 bits."""
+    ends = [end for cursor in cursors for end in cursor.ends_equal(value)]
+    candidates = pa.concat_batches(ends)
+    ordering = layout.order_batch(candidates)
+    # A run is sorted by key within a hash: if its first and last row have one key, so have all between.
+    alone = len(ordering.starts) == 1
+    if not alone:
+        candidates = _distinct_keys(layout, cursors, value)
+        ordering = layout.order_batch(candidates)
+    for start in ordering.starts:
+        row = candidates.slice(int(ordering.permutation[start]), 1)
+
+        def batches(row: pa.RecordBatch = row) -> Iterator[pa.RecordBatch]:
+            for cursor in cursors:
+                for batch in cursor.batches_equal(value):
+                    part = batch if alone else _rows_with_key(layout, batch, row)
+                    if part.num_rows:
+                        yield part
+
+        yield GiantGroup(layout, tuple(row.columns[1 : 1 + layout.keys]), batches)
+    for cursor in cursors:
+        cursor.skip_equal(value)
+
+
+def _distinct_keys(layout: Layout, cursors: Sequence[_Cursor], value: int) -> pa.RecordBatch:
+    found: pa.RecordBatch | None = None
+    for cursor in cursors:
+        for batch in cursor.batches_equal(value):
+            both = batch if found is None else pa.concat_batches([found, batch])
+            ordering = layout.order_batch(both)
+            found = both.take(pa.array(ordering.permutation[ordering.starts]))
+    assert found is not None
+    return found
+
+
+def _rows_with_key(layout: Layout, batch: pa.RecordBatch, row: pa.RecordBatch) -> pa.RecordBatch:
+    both = pa.concat_batches([row, batch])
+    ordering = layout.order_batch(both)
+    group = np.searchsorted(ordering.starts, np.flatnonzero(ordering.permutation == 0), side="right")[0] - 1
+    bounds = [*ordering.starts.tolist(), both.num_rows]
+    members = ordering.permutation[bounds[group] : bounds[group + 1]]
+    return both.take(pa.array(np.sort(members[members != 0])))

@@ -1,0 +1,322 @@
+"""Where the pairs of a row-form map go: to an output part, to the shuffle, or folded to the shuffle.
+
+An emitter takes blocks of records with the user's map function and applies it itself, so that the inner
+loop is one Python loop with nothing between. `records` raises whatever the user's function raised, after
+leaving the record it was given in `at`; the caller makes the user's error of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cortex.errors import OverflowedSum, ValueTypeError
+from cortex.limits import FOLD_KEYS_MAX
+from cortex.shuffle.aggregation import AggregateCollector, Aggregation
+from cortex.shuffle.collector import Place, RowCollector
+from cortex.shuffle.keys import decode_keys, encode_keys
+from cortex.shuffle.run_schema import VALUES, Layout
+from cortex.shuffle.values import ARROW_TYPES, NONE, PICKLE, decode_values, encode_values
+from cortex.tasks import folding
+from cortex.tasks.part_output import PairWriter, check_pairs
+from cortex.tasks.shuffle_output import ShuffleOutput
+
+PAIRS_AT_ONCE = 65_536  # pairs held as Python objects before they become columns
+_BYTES_AT_ONCE = 8 * 1024 * 1024  # or fewer, when their text is long
+_SAMPLE_RECORDS = 64  # mapped one by one to see what kind of keys and values there are
+
+MapRecord = Callable[[Any], Any]
+
+
+class PairEmitter(Protocol):
+    rows_out: int
+    """Pairs emitted so far, before any fold."""
+
+    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None: ...
+    def flush(self) -> None:
+        """All that is held goes where it belongs: after the last record."""
+
+
+class PairsToPart:
+    """A map-only job."""
+
+    def __init__(self, writer: PairWriter) -> None:
+        self.rows_out = 0
+        self._writer = writer
+
+    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None:
+        pairs: list[Any] = []
+        folding.collect(pairs, records, map_record, at)
+        self.rows_out += self._writer.write_all(pairs, "map()")
+
+    def flush(self) -> None:
+        return None
+
+
+def value_layout(key_type: str, keys: Sequence[pa.Array], tag: str, placed: bool) -> Layout:
+    """The layout of pairs in a run."""
+    return Layout(
+        key_type, tuple(k.type for k in keys), f"{VALUES}:{tag}", (("value", ARROW_TYPES[tag]),), placed
+    )
+
+
+def weight(sample: Sequence[Any]) -> int:
+    """About how many pairs to hold at once, from what some of them weigh."""
+    step = max(1, len(sample) // 64)
+    some = sample[::step]
+    total = sum(len(part) if isinstance(part, (str, bytes)) else 32 for pair in some for part in pair)
+    return max(256, min(PAIRS_AT_ONCE, int(_BYTES_AT_ONCE / max(1.0, total / max(1, len(some))))))
+
+
+class PairsToShuffle:
+    """Every pair, as it is."""
+
+    def __init__(self, collector: RowCollector, placed: bool) -> None:
+        self.rows_out = 0
+        self._collector = collector
+        self._placed = placed
+        self._pairs: list[Any] = []
+
+    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None:
+        for begin in range(0, len(records), 1024):
+            folding.collect(self._pairs, records[begin : begin + 1024], map_record, at)
+            if len(self._pairs) >= 4096 and len(self._pairs) >= weight(self._pairs[-4096:]):
+                self._send()
+
+    def _send(self) -> None:
+        pairs, self._pairs = self._pairs, []
+        if not pairs:
+            return
+        check_pairs(pairs, "map()")
+        self.rows_out += len(pairs)
+        keys, values = zip(*pairs)
+        key_type, columns = encode_keys(keys)
+        tag, column = encode_values(values)
+        self._collector.add(value_layout(key_type, columns, tag, self._placed), columns, [column])
+
+    def flush(self) -> None:
+        self._send()
+        self._collector.flush()
+
+
+class FoldedPairs:
+    """Pairs combined before they are shuffled.
+
+    Numbers and text under sum, min and max are folded by kernels (floats exactly, which a running sum
+    in arrival order is not); their keys first in a dict where that is safe. Everything else is folded by
+    the user's function, or by Python's own, value by value.
+    """
+
+    def __init__(
+        self,
+        output: ShuffleOutput,
+        budget_bytes: int,
+        combine: str,
+        function: Callable[[Any, Any], Any] | None,
+        place: Place | None,
+    ) -> None:
+        self.rows_out = 0
+        self._output = output
+        self._budget_bytes = budget_bytes
+        self._combine = combine
+        self._function = function or PYTHON_FOLDS[combine]
+        self._place = place
+        self._fold: folding.Fold | None = None
+        self._chosen = False
+        self._table: folding.Table = {}
+        self._pairs: list[Any] = []
+        self._vector: dict[str, AggregateCollector] = {}
+        self._objects: RowCollector | None = None
+
+    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None:
+        begin = 0
+        while not self._chosen and begin < len(records):
+            folding.collect(self._pairs, records[begin : begin + _SAMPLE_RECORDS], map_record, at)
+            begin += _SAMPLE_RECORDS
+            self._choose()
+        if self._fold is None:
+            for start in range(begin, len(records), 1024):
+                folding.collect(self._pairs, records[start : start + 1024], map_record, at)
+                if len(self._pairs) >= 4096 and len(self._pairs) >= weight(self._pairs[-4096:]):
+                    self._send_pairs()
+            return
+        for start in range(begin, len(records), 4096):
+            self._fold(self._table, records[start : start + 4096], map_record, at)
+            if len(self._table) >= FOLD_KEYS_MAX:
+                self._send_table()
+
+    def _choose(self) -> None:
+        """Once there are pairs: are these keys safe in a dict, and these values under its fold?"""
+        if not self._pairs:
+            return
+        check_pairs(self._pairs, "map()")
+        self._chosen = True
+        keys = {type(key) for key, _ in self._pairs}
+        values = {type(value) for _, value in self._pairs}
+        if keys not in ({str}, {bytes}) or (self._combine != "binary" and float in values):
+            return
+        self._fold = folding.BUILTIN.get(self._combine) or folding.fold_binary(self._function)
+        self._table = self._new_table()
+        pairs, self._pairs = self._pairs, []
+        self._fold(self._table, [pairs], lambda some: some, [])
+
+    def _new_table(self) -> folding.Table:
+        return folding.sum_table() if self._combine == "sum" else {}
+
+    def _send_table(self) -> None:
+        table, self._table = self._table, self._new_table()
+        if not table:
+            return
+        values = list(table.values())
+        if self._combine != "binary" and float in set(map(type, values)):
+            raise ValueTypeError(
+                f"combine = {self._combine} of values of different types: first others, then float",
+                cure="yield values of one type from map, for example always float(value)",
+            )
+        self._add(list(table.keys()), values)
+
+    def _send_pairs(self) -> None:
+        pairs, self._pairs = self._pairs, []
+        if pairs:
+            check_pairs(pairs, "map()")
+            keys, values = zip(*pairs)
+            self._add(keys, values)
+
+    def _add(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        self.rows_out += len(keys)
+        key_type, columns = encode_keys(keys)
+        tag, column = encode_values(values)
+        kinds = set(map(type, values))
+        if self._combine != "binary":
+            self._check(kinds, values)
+            if tag not in (PICKLE, NONE):
+                if tag == "bool" and self._combine == "sum":
+                    tag, column = "int", column.cast(pa.int64())
+                self._vector_for(tag).add(key_type, columns, [column])
+                return
+            if kinds == {int}:
+                bad = next(i for i, v in enumerate(values) if not -(2**63) <= v < 2**63)
+                raise OverflowedSum(
+                    f"the {self._combine} of key {keys[bad]!r} does not fit in 64 bits: {values[bad]}",
+                    cure="yield floats or Decimals, or write combine as a function of two values",
+                )
+        self._objects_collector().add(
+            value_layout(key_type, columns, tag, self._place is not None), columns, [column]
+        )
+
+    def _check(self, kinds: set[type], values: Sequence[Any]) -> None:
+        if len(kinds) > 1 and not (self._combine == "sum" and kinds == {int, bool}):
+            names = sorted(kind.__name__ for kind in kinds)
+            raise ValueTypeError(
+                f"combine = {self._combine} of values of different types: {', '.join(names)}",
+                cure=f"yield values of one type from map, for example always {names[0]}(value)"
+                if type(None) not in kinds
+                else "do not yield None as a value",
+            )
+
+    def _vector_for(self, tag: str) -> AggregateCollector:
+        if tag not in self._vector:
+            if self._vector:
+                raise ValueTypeError(
+                    f"combine = {self._combine} of values of different types: {[*self._vector][0]}, {tag}",
+                    cure=f"yield values of one type from map, for example always {tag}(value)",
+                )
+            aggregation = Aggregation([(self._combine, 0)], [ARROW_TYPES[tag]])
+            self._vector[tag] = AggregateCollector(
+                self._output.sink, self._budget_bytes, aggregation, place=self._place, few_groups=False
+            )
+        return self._vector[tag]
+
+    def _objects_collector(self) -> RowCollector:
+        if self._objects is None:
+            self._objects = RowCollector(
+                self._output.sink,
+                self._budget_bytes,
+                place=self._place,
+                combine=python_fold(self._function),
+            )
+        return self._objects
+
+    def flush(self) -> None:
+        self._send_pairs()
+        self._send_table()
+        for collector in self._vector.values():
+            collector.flush()
+        if self._objects is not None:
+            self._objects.flush()
+
+
+PYTHON_FOLDS: dict[str, Callable[[Any, Any], Any]] = {
+    "sum": lambda a, b: a + b,
+    "min": min,
+    "max": max,
+}
+
+
+def python_fold(
+    function: Callable[[Any, Any], Any],
+) -> Callable[[Layout, pa.RecordBatch, NDArray[np.int64]], tuple[Layout, pa.RecordBatch]]:
+    """Folds each group of a sorted batch of pairs to one pair, earlier values first."""
+
+    def combine(
+        layout: Layout, batch: pa.RecordBatch, starts: NDArray[np.int64]
+    ) -> tuple[Layout, pa.RecordBatch]:
+        values = decode_values(layout.value_tag, batch.column(1 + layout.keys))
+        bounds = [*starts.tolist(), len(values)]
+        folded = []
+        for begin, end in pairwise(bounds):
+            value = values[begin]
+            for position in range(begin + 1, end):
+                value = function(value, values[position])
+            folded.append(value)
+        return folded_pairs(layout, batch, starts, folded)
+
+    return combine
+
+
+def method_fold(
+    method: Callable[[Any, Any], Any],
+) -> Callable[[Layout, pa.RecordBatch, NDArray[np.int64]], tuple[Layout, pa.RecordBatch]]:
+    """The same by a user's ``combine(key, values)``, which yields pairs with the key it was given."""
+
+    def combine(
+        layout: Layout, batch: pa.RecordBatch, starts: NDArray[np.int64]
+    ) -> tuple[Layout, pa.RecordBatch]:
+        firsts = batch.take(pa.array(starts))
+        keys = decode_keys(layout.key_type, firsts.columns[1 : 1 + layout.keys])
+        values = decode_values(layout.value_tag, batch.column(1 + layout.keys))
+        bounds = [*starts.tolist(), len(values)]
+        kept: list[int] = []
+        folded: list[Any] = []
+        for key, (begin, end) in zip(keys, pairwise(bounds)):
+            made = list(method(key, iter(values[begin:end])) or ())
+            if made:
+                check_pairs(made, "combine()")
+            for made_key, value in made:
+                if type(made_key) is not type(key) or (made_key != key and made_key == made_key):
+                    raise ValueTypeError(
+                        f"combine() was given the key {key!r} and yielded the key {made_key!r}",
+                        cure="yield the key that combine was given; change keys in map or reduce",
+                    )
+                kept.append(begin)
+                folded.append(value)
+        return folded_pairs(layout, batch, np.array(kept, dtype=np.int64), folded)
+
+    return combine
+
+
+def folded_pairs(
+    layout: Layout, batch: pa.RecordBatch, rows: NDArray[np.int64], values: Sequence[Any]
+) -> tuple[Layout, pa.RecordBatch]:
+    """The keys of these rows with new values."""
+    tag, column = encode_values(values)
+    taken = batch.select(list(range(1 + layout.keys))).take(pa.array(rows, type=pa.int64()))
+    made = Layout(
+        layout.key_type, layout.key_types, f"{VALUES}:{tag}", (("value", ARROW_TYPES[tag]),), layout.placed
+    )
+    return made, pa.RecordBatch.from_arrays([*taken.columns, column], schema=made.schema())

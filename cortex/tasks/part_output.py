@@ -1,0 +1,239 @@
+"""A task's part of the output: a private file in the staging folder, named by its attempt.
+
+`PartWriter` writes batches; `PairWriter` turns the (key, value) pairs of row-form code into batches
+of the columns ``key`` and ``value`` first, under the same exact-type rule as keys: ints do not become
+floats because some values are floats, that is an error with the cure.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from cortex.errors import ValueTypeError
+from cortex.formats.writers import Writer, open_writer, output_extension
+from cortex.job.protocol import (
+    FIELD_KIND,
+    KEY_COLUMN,
+    KIND_DECIMAL,
+    KIND_PICKLE,
+    KIND_TUPLE,
+    VALUE_COLUMN,
+)
+from cortex.job.types import type_name
+from cortex.shuffle.keys import encode_keys, key_array, merge_key_types
+from cortex.shuffle.values import NONE, PICKLE, encode_values
+from cortex.tasks.user_errors import shorten
+from cortex.wire.messages import OutputPart
+
+PAIRS_AT_ONCE = 16_384
+
+
+_SCALARS: dict[type, str] = {
+    type(None): "none",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    bytes: "bytes",
+    dt.date: "date",
+    dt.datetime: "datetime",
+}
+
+
+class PartWriter:
+    """One part file. Opened at the first batch, whose schema all others must have.
+
+    `finish` gives the parts written: none if there was no batch. `abort` removes the file.
+    """
+
+    def __init__(self, staging_dir: str, attempt: str, index: int, output_format: str) -> None:
+        extension = output_extension(output_format)
+        self.staged_as = f"{attempt}{extension}"
+        self.name = f"part-{index:05d}{extension}"
+        self.rows = 0
+        self._path = os.path.join(staging_dir, self.staged_as)
+        self._format = output_format
+        self._writer: Writer | None = None
+        self._schema: pa.Schema | None = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if self._schema is None or self._writer is None:
+            self._schema = batch.schema
+            self._writer = open_writer(self._path, self._format, batch.schema)
+        elif not batch.schema.equals(self._schema):
+            raise ValueTypeError(
+                f"output batches of different columns: first ({_columns(self._schema)}), "
+                f"then ({_columns(batch.schema)})",
+                cure="return batches of one schema, for example by casting the columns",
+            )
+        self._writer.write(batch)
+        self.rows += batch.num_rows
+
+    def finish(self) -> tuple[OutputPart, ...]:
+        if self._writer is None or self._schema is None:
+            return ()
+        rows, size_bytes = self._writer.close()
+        columns = tuple((field.name, type_name(field.type)) for field in self._schema)
+        return (OutputPart(self.name, self.staged_as, rows, size_bytes, columns),)
+
+    def abort(self) -> None:
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+class PairWriter:
+    """Row-form output. `python_values` (a result that is shown, not stored) keeps what Arrow has no
+    type for as pickles for the submitting client; else it is written as JSON text."""
+
+    def __init__(self, part: PartWriter, output_format: str, python_values: bool) -> None:
+        self.part = part
+        self._text = output_format == "text"
+        self._python_values = python_values
+        self._key_type = ""
+        self._value_tag = ""
+        self._schema: pa.Schema | None = None
+        self._pending: list[pa.RecordBatch] = []
+
+    def write_all(self, pairs: Iterable[Any], function: str) -> int:
+        """Write every pair of the iterable, which `function` yields; returns how many."""
+        source: Iterator[Any] = iter(pairs)
+        count = 0
+        while chunk := list(islice(source, PAIRS_AT_ONCE)):
+            check_pairs(chunk, function)
+            keys, values = zip(*chunk)
+            self.write(keys, values)
+            count += len(chunk)
+        return count
+
+    def write(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
+        key_type, key_columns = encode_keys(keys)
+        tag, column = encode_values(values)
+        self._check_values(values, tag)
+        self.write_columns(key_type, key_array(key_type, key_columns), tag, column)
+
+    def _check_values(self, values: Sequence[Any], tag: str) -> None:
+        """Decided for each value, never for how they came in chunks: mixed scalars are an error."""
+        kinds = {_SCALARS.get(kind, "other") for kind in set(map(type, values))} - {"none"}
+        if len(kinds) > 1:
+            first = next(v for v in values if v is not None)
+            other = next(v for v in values if v is not None and type(v) is not type(first))
+            raise ValueTypeError(
+                f"output values of different types: {shorten(repr(first))} is {type(first).__name__}, "
+                f"{shorten(repr(other))} is {type(other).__name__}",
+                cure=f"yield values of one type, for example always {type(other).__name__}(value)",
+            )
+        if tag == PICKLE and kinds <= {"int", "str"}:
+            bad = next(v for v in values if v is not None and encode_values([v])[0] == PICKLE)
+            raise ValueTypeError(
+                f"the output value {shorten(repr(bad))} has no column type: "
+                + ("it does not fit in 64 bits" if "int" in kinds else "it is not valid Unicode"),
+                cure="yield str(value)" if "int" in kinds else "yield bytes",
+            )
+
+    def write_columns(self, key_type: str, keys: pa.Array, tag: str, values: pa.Array) -> None:
+        """Keys as `key_array` gives them, values as `encode_values` does."""
+        merged_key = merge_key_types(self._key_type or key_type, key_type)
+        merged_tag = self._merge_tag(tag)
+        if tag == PICKLE and not self._python_values:
+            values = _as_json(values)
+        if self._schema is None and ("none" in merged_key or merged_tag == NONE):
+            # Only None so far: the column's type shows itself with the first other value.
+            self._key_type, self._value_tag = merged_key, merged_tag
+            self._pending.append(pa.RecordBatch.from_arrays([keys, values], names=[KEY_COLUMN, VALUE_COLUMN]))
+            if sum(b.num_rows for b in self._pending) >= PAIRS_AT_ONCE:
+                self._settle(keys.type, values.type)
+            return
+        self._key_type, self._value_tag = merged_key, merged_tag
+        self._settle(keys.type, values.type)
+        self._emit(keys, values)
+
+    def _merge_tag(self, tag: str) -> str:
+        have = self._value_tag
+        if not have or have in (NONE, tag):
+            return tag
+        if tag == NONE:
+            return have
+        raise ValueTypeError(
+            f"output values of different types: {_spoken(have)}, then {_spoken(tag)}",
+            cure="yield values of one type, for example always float(value)",
+        )
+
+    def _settle(self, key: pa.DataType, value: pa.DataType) -> None:
+        if self._schema is None:
+            self._schema = pa.schema(
+                [
+                    pa.field(KEY_COLUMN, key, metadata=_key_metadata(self._key_type)),
+                    pa.field(VALUE_COLUMN, value, metadata=self._value_metadata()),
+                ]
+            )
+        pending, self._pending = self._pending, []
+        for batch in pending:
+            self._emit(batch.column(0), batch.column(1))
+
+    def _value_metadata(self) -> dict[bytes, bytes] | None:
+        return {FIELD_KIND: KIND_PICKLE} if self._value_tag == PICKLE and self._python_values else None
+
+    def _emit(self, keys: pa.Array, values: pa.Array) -> None:
+        assert self._schema is not None
+        columns = []
+        for column, field in zip((keys, values), self._schema):
+            if column.type != field.type:
+                column = column.cast(field.type)  # None where the column's type was not known yet
+            columns.append(column)
+        if self._text and pa.types.is_null(columns[0].type):  # a line without a key is the value alone
+            self.part.write(pa.RecordBatch.from_arrays([columns[1]], names=[VALUE_COLUMN]))
+            return
+        self.part.write(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+
+    def finish(self) -> tuple[OutputPart, ...]:
+        if self._pending:
+            self._settle(self._pending[0].column(0).type, self._pending[0].column(1).type)
+        return self.part.finish()
+
+
+def check_pairs(chunk: Sequence[Any], function: str) -> None:
+    """ValueTypeError unless each item is a (key, value) tuple or list."""
+    if set(map(type, chunk)) <= {tuple, list} and set(map(len, chunk)) == {2}:
+        return
+    bad = next(item for item in chunk if type(item) not in (tuple, list) or len(item) != 2)
+    raise ValueTypeError(
+        f"{function} yielded {shorten(repr(bad))}, which is no (key, value) pair",
+        cure=f"yield pairs from {function}: yield key, value",
+    )
+
+
+def _as_json(pickles: pa.Array) -> pa.Array:
+    cells: list[str | None] = []
+    for cell in pickles.to_pylist():
+        value = pickle.loads(cell)
+        try:
+            cells.append(None if value is None else msgspec.json.encode(value).decode())
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueTypeError(
+                f"an output value of type {type(value).__name__} cannot be written to a file: {error}",
+                cure="yield numbers, text, or lists, tuples and dicts of these",
+            ) from None
+    return pa.array(cells, type=pa.string())
+
+
+def _key_metadata(key_type: str) -> dict[bytes, bytes] | None:
+    if key_type == "Decimal":
+        return {FIELD_KIND: KIND_DECIMAL}
+    return {FIELD_KIND: KIND_TUPLE} if key_type.startswith("tuple(") else None
+
+
+def _spoken(tag: str) -> str:
+    return "other than numbers and text" if tag == PICKLE else tag

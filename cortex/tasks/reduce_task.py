@@ -1,0 +1,447 @@
+"""A reduce attempt: merge one partition's segments in rounds, reduce each group, write the part.
+
+The segments are read in place, in map order. Rows are counted as they are read: the server compares the
+count with what the maps wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cortex.errors import CorruptRun, CortexError, ValueTypeError
+from cortex.ids import AttemptId, task_of
+from cortex.job.types import arrow_type
+from cortex.shuffle.aggregation import Aggregation
+from cortex.shuffle.collector import Combiner
+from cortex.shuffle.keys import decode_keys, key_array
+from cortex.shuffle.merge import GiantGroup, Round, RunSource, fan_in, merge_rounds
+from cortex.shuffle.run_schema import STATES, VALUES, Layout
+from cortex.shuffle.segments import reduce_fan_in, sources_of
+from cortex.shuffle.values import decode_values, tag_of
+from cortex.storage.run_reader import RunFileReader
+from cortex.storage.run_writer import RunFileWriter
+from cortex.tasks.pair_emitters import PYTHON_FOLDS, method_fold, python_fold
+from cortex.tasks.part_output import PairWriter, PartWriter
+from cortex.tasks.program import Program
+from cortex.tasks.table_emitters import aggregation_of, batches_from, plain_batch
+from cortex.tasks.user_errors import reduce_call, shorten, user_error, user_frames
+from cortex.wire.messages import OutputPart, ReduceResult, ReduceTask, TaskStats
+
+_TEMPORARY_FROM = 1000  # far above limits.TASK_ATTEMPTS_MAX
+
+
+class ReduceAttempt:
+    """One attempt; `run` does it all and leaves only the part it staged."""
+
+    def __init__(
+        self, program: Program, task: ReduceTask, attempt: str, progress: Callable[[TaskStats], None]
+    ) -> None:
+        self._program = program
+        self._task = task
+        self._attempt = attempt
+        self._progress = progress
+        self._rows_in = 0
+        self._groups = 0
+        self._bytes_in = 0
+        self._merged_bytes = 0
+        self._temporary: list[str] = []
+        self._part = PartWriter(program.staging_dir, attempt, task.partition, program.output_format)
+
+    def run(self) -> ReduceResult:
+        """Raises CorruptRun (details: the map attempt) when a segment cannot be read."""
+        spec = self._program.spec
+        try:
+            sources = self._sources()
+            with self._program.task_scope():
+                if spec.reduce_form == "aggregate":
+                    parts = self._aggregate(sources)
+                elif spec.reduce_form == "fold":
+                    parts = self._fold(sources)
+                elif spec.reduce_form == "batch":
+                    parts = self._reduce_batches(sources)
+                else:
+                    parts = self._reduce_rows(sources)
+            stats = TaskStats(
+                rows_in=self._rows_in,
+                bytes_in=self._bytes_in,
+                rows_out=sum(part.rows for part in parts),
+                bytes_out=sum(part.size_bytes for part in parts),
+                spilled_bytes=self._merged_bytes,
+                shuffled_bytes=self._bytes_in,
+                groups=self._groups,
+            )
+            return ReduceResult(self._task.partition, stats, parts, self._program.take_counters())
+        except BaseException:
+            self._part.abort()
+            raise
+        finally:
+            for name in self._temporary:
+                self._program.store.discard(name)
+
+    # --- input ------------------------------------------------------------------------------------
+
+    def _sources(self) -> list[RunSource]:
+        """Every segment of the partition in map order, in few enough runs to merge at once."""
+        program, partition = self._program, self._task.partition
+        sources: list[RunSource] = []
+        for ref in self._task.inputs:
+            try:
+                reader = program.store.open(ref.attempt, partition)
+                found = sources_of(reader, partition)
+            except CorruptRun as error:
+                error.details["attempt"] = ref.attempt
+                raise
+            sources += [self._counted(source, ref.attempt) for source in found]
+        runs_max = fan_in(program.budget.merge)
+        if len(sources) <= runs_max:
+            return sources
+        level, written = reduce_fan_in(
+            sources, runs_max, program.budget.merge, self._create, self._open, self._combiner(sources)
+        )
+        self._merged_bytes = written
+        return level
+
+    def _counted(self, source: RunSource, attempt: str) -> RunSource:
+        """The source with its rows counted as they are first read, and its faults named by attempt."""
+        self._rows_in += source.rows
+        self._bytes_in += int(source.sizes_bytes.sum())
+        read = source.read
+
+        def named(index: int) -> pa.RecordBatch:
+            try:
+                return read(index)
+            except CorruptRun as error:
+                error.details["attempt"] = attempt
+                raise
+
+        return RunSource(
+            source.layout, source.first_hashes, source.last_hashes, source.sizes_bytes, source.rows, named
+        )
+
+    def _temporary_name(self, number: int) -> str:
+        """An attempt number no attempt has: temporary runs live beside the map outputs."""
+        return f"{task_of(AttemptId(self._attempt))}.{_TEMPORARY_FROM + number}"
+
+    def _create(self, number: int) -> RunFileWriter:
+        name = self._temporary_name(number)
+        self._temporary.append(name)
+        return self._program.store.create(name)
+
+    def _open(self, number: int) -> RunFileReader:
+        return self._program.store.open(self._temporary_name(number))
+
+    def _combiner(self, sources: Sequence[RunSource]) -> Combiner | None:
+        """What folds groups while runs are merged early."""
+        spec, payload = self._program.spec, sources[0].layout.payload
+        if payload.startswith(STATES):
+            return self._aggregation(sources[0].layout).combine
+        if spec.combine == "method":
+            return method_fold(self._program.code.combine)
+        if spec.combine == "binary":
+            return python_fold(self._program.code.combine_function)
+        if spec.combine:
+            return python_fold(PYTHON_FOLDS[spec.combine])
+        return None
+
+    def _rounds(self, sources: Sequence[RunSource]) -> Iterator[Round | GiantGroup]:
+        for item in merge_rounds(sources, self._program.budget.merge):
+            yield item
+            self._progress(TaskStats(rows_in=self._rows_in, rows_out=self._part.rows, groups=self._groups))
+
+    # --- aggregates -------------------------------------------------------------------------------
+
+    def _aggregation(self, layout: Layout) -> Aggregation:
+        """As the maps had it: the arguments' types stand in the runs' layout."""
+        spec = self._program.spec
+        if spec.reduce_form == "fold":
+            calls: list[tuple[str, int | None]] = [(spec.combine, 0)]
+        else:
+            texts: list[Any] = []
+            calls = []
+            for call in self._program.calls:
+                if call.argument is None:
+                    calls.append((call.function, None))
+                    continue
+                if call.argument not in texts:
+                    texts.append(call.argument)
+                calls.append((call.function, texts.index(call.argument)))
+        what = layout.payload.partition(":")[2]
+        return Aggregation(calls, [arrow_type(name) for name in what.split(";")] if what else [])
+
+    def _aggregate(self, sources: Sequence[RunSource]) -> tuple[OutputPart, ...]:
+        spec = self._program.spec
+        names = [*spec.group_by, *spec.aggregate]
+        if not sources:
+            self._empty_aggregate(names)
+            return self._part.finish()
+        layout = same_states([source.layout for source in sources])
+        aggregation = self._aggregation(layout)
+        for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
+            columns = [*keys, *aggregation.finish(states, layout.key_type, keys)]
+            batch = pa.RecordBatch.from_arrays(columns, names=names)
+            self._groups += batch.num_rows
+            self._part.write(batch)
+        return self._part.finish()
+
+    def _empty_aggregate(self, names: list[str]) -> None:
+        """No rows reached this partition. Without group_by there is one group all the same, in the
+        first partition; a part with columns and no rows otherwise, if the columns are known."""
+        program, spec = self._program, self._program.spec
+        if spec.map_form != "declared":
+            return
+        mapped = program.mapped_schema()
+        _, aggregation = aggregation_of(program.calls, mapped)
+        one = not spec.group_by and self._task.partition == 0
+        states = aggregation.new(1 if one else 0)
+        keys = [pa.nulls(0, mapped.field(name).type) for name in spec.group_by]
+        columns = [*keys, *aggregation.finish(states, "", keys)]
+        self._groups += 1 if one else 0
+        self._part.write(pa.RecordBatch.from_arrays(columns, names=names))
+
+    # --- folds ------------------------------------------------------------------------------------
+
+    def _pair_writer(self) -> PairWriter:
+        return PairWriter(self._part, self._program.output_format, self._program.python_values)
+
+    def _fold(self, sources: Sequence[RunSource]) -> tuple[OutputPart, ...]:
+        spec = self._program.spec
+        writer = self._pair_writer()
+        if not sources:
+            return writer.finish()
+        kinds = {source.layout.payload.partition(":")[0] for source in sources}
+        if kinds == {STATES}:
+            layout = same_states([source.layout for source in sources])
+            aggregation = self._aggregation(layout)
+            for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
+                (values,) = aggregation.finish(states, layout.key_type, keys)
+                self._groups += len(values)
+                tag = tag_of(values.type)
+                writer.write_columns(layout.key_type, key_array(layout.key_type, keys), tag, values)
+            return writer.finish()
+        if STATES in kinds:
+            raise ValueTypeError(
+                f"combine = {spec.combine} of values of different types in different parts of the input",
+                cure="yield values of one type from map, for example always float(value)",
+            )
+        if spec.combine == "method":
+            self._reduce_each(sources, writer, self._program.code.combine, "combine")
+            return writer.finish()
+        function = (
+            self._program.code.combine_function if spec.combine == "binary" else PYTHON_FOLDS[spec.combine]
+        )
+
+        def folded(key: Any, values: Iterator[Any]) -> Any:
+            total = next(values)
+            for value in values:
+                total = function(total, value)
+            return ((key, total),)
+
+        self._reduce_each(sources, writer, folded, "combine")
+        return writer.finish()
+
+    # --- the user's reduce ------------------------------------------------------------------------
+
+    def _reduce_rows(self, sources: Sequence[RunSource]) -> tuple[OutputPart, ...]:
+        writer = self._pair_writer()
+        if sources:
+            self._reduce_each(sources, writer, self._program.code.reduce, "reduce")
+        return writer.finish()
+
+    def _reduce_each(
+        self, sources: Sequence[RunSource], writer: PairWriter, reduce: Callable[[Any, Any], Any], name: str
+    ) -> None:
+        state = _InHand()
+        try:
+            for item in self._pre_folded(sources):
+                pairs = (
+                    self._giant(item, reduce, state)
+                    if isinstance(item, GiantGroup)
+                    else self._groups_of(item, reduce, state)
+                )
+                writer.write_all(pairs, f"{name}()")
+        except (CortexError, MemoryError):
+            raise
+        except Exception as error:
+            if not user_frames(error):
+                if isinstance(error, TypeError | ValueError) and state.busy:
+                    raise ValueTypeError(
+                        f"{name}() must give (key, value) pairs: {error}",
+                        cure=f"yield pairs from {name}(): yield key, value",
+                        details={"key": shorten(repr(state.key))},
+                    ) from error
+                raise
+            raise user_error(
+                error,
+                function=name,
+                code_name=self._program.spec.code_name,
+                record=state.key,
+                where={"partition": self._task.partition, "values": state.shown()},
+                call=reduce_call(state.key, state.values) if name == "reduce" and state.whole else "",
+            ) from error
+
+    def _pre_folded(self, sources: Sequence[RunSource]) -> Iterator[Round | GiantGroup]:
+        """Rounds for a Python reduce. With combine = sum, min or max the runs hold partial states:
+        they are finished first, so that reduce sees one combined value a key."""
+        if not sources[0].layout.payload.startswith(STATES):
+            yield from self._rounds(sources)
+            return
+        layout = same_states([source.layout for source in sources])
+        aggregation = self._aggregation(layout)
+        for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
+            (values,) = aggregation.finish(states, layout.key_type, keys)
+            tag = tag_of(values.type)
+            finished = Layout(
+                layout.key_type,
+                tuple(k.type for k in keys),
+                f"{VALUES}:{tag}",
+                (("value", values.type),),
+                layout.placed,
+            )
+            rows = len(values)
+            batch = finished.batch(np.zeros(rows, np.uint64), keys, [values])
+            yield Round(finished, batch, np.arange(rows, dtype=np.int64))
+
+    def _groups_of(self, item: Round, reduce: Callable[[Any, Any], Any], state: _InHand) -> Iterator[Any]:
+        layout, starts = item.layout, item.starts
+        firsts = item.batch.take(pa.array(starts))
+        keys = self._keys(layout, firsts)
+        values = self._values(layout, item.batch)
+        bounds = [*starts.tolist(), len(values)]
+        self._groups += len(keys)
+        for position, key in enumerate(keys):
+            group = values[bounds[position] : bounds[position + 1]]
+            state.begin(key, group, whole=True)
+            made = reduce(key, iter(group))
+            if made is not None:
+                yield from made
+            state.busy = False
+
+    def _giant(self, item: GiantGroup, reduce: Callable[[Any, Any], Any], state: _InHand) -> Iterator[Any]:
+        (key,) = self._keys(item.layout, None, item.keys)
+        self._groups += 1
+        state.begin(key, [], whole=False)
+
+        def values() -> Iterator[Any]:
+            for batch in item.batches():
+                self._progress(
+                    TaskStats(rows_in=self._rows_in, rows_out=self._part.rows, groups=self._groups)
+                )
+                chunk = self._values(item.layout, batch)
+                state.values = chunk
+                yield from chunk
+
+        made = reduce(key, values())
+        if made is not None:
+            yield from made
+        state.busy = False
+
+    def _keys(
+        self, layout: Layout, firsts: pa.RecordBatch | None, columns: Sequence[pa.Array] = ()
+    ) -> list[Any]:
+        columns = columns or (firsts.columns[1 : 1 + layout.keys] if firsts is not None else ())
+        return decode_keys(layout.key_type, columns)
+
+    def _values(self, layout: Layout, batch: pa.RecordBatch) -> list[Any]:
+        return decode_values(layout.value_tag, batch.column(1 + layout.keys))
+
+    def _reduce_batches(self, sources: Sequence[RunSource]) -> tuple[OutputPart, ...]:
+        state = _InHand()
+        try:
+            for made in batches_from(
+                self._program.code.reduce_batch(self._key_ordered(sources, state)), "reduce_batch()"
+            ):
+                if made.num_rows:
+                    self._part.write(plain_batch(made))
+        except (CortexError, MemoryError):
+            raise
+        except Exception as error:
+            if not user_frames(error):
+                raise
+            raise user_error(
+                error,
+                function="reduce_batch",
+                code_name=self._program.spec.code_name,
+                record=f"a batch of {state.rows} rows",
+                where={"partition": self._task.partition},
+            ) from error
+        return self._part.finish()
+
+    def _key_ordered(self, sources: Sequence[RunSource], state: _InHand) -> Iterator[pa.RecordBatch]:
+        """The partition as bounded batches with the map's own column names, keys first."""
+        for item in self._rounds(sources) if sources else ():
+            if isinstance(item, GiantGroup):
+                self._groups += 1
+                batches: Iterator[pa.RecordBatch] = item.batches()
+            else:
+                self._groups += len(item.starts)
+                batches = iter((item.batch,))
+            for batch in batches:
+                state.rows = batch.num_rows
+                yield self._named(item.layout, batch)
+
+    def _named(self, layout: Layout, batch: pa.RecordBatch) -> pa.RecordBatch:
+        spec = self._program.spec
+        keys = batch.columns[1 : 1 + layout.keys]
+        if spec.map_form == "rows":
+            values = batch.column(1 + layout.keys)
+            if layout.value_tag == "pickle":
+                raise ValueTypeError(
+                    "reduce_batch() takes columns, and the values of map() are no numbers or text",
+                    cure="yield plain values of one type, or write reduce(key, values)",
+                )
+            return pa.RecordBatch.from_arrays(
+                [key_array(layout.key_type, keys), values], names=["key", "value"]
+            )
+        names = [*spec.group_by, *(name for name, _ in layout.payload_fields)]
+        return pa.RecordBatch.from_arrays([*keys, *batch.columns[1 + layout.keys :]], names=names)
+
+
+class _InHand:
+    """The group that the user's function is working on, for its error."""
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.values: list[Any] = []
+        self.whole = False
+        self.busy = False
+        self.rows = 0
+
+    def begin(self, key: Any, values: list[Any], *, whole: bool) -> None:
+        self.key, self.values, self.whole, self.busy = key, values, whole, True
+
+    def shown(self) -> str:
+        more = "" if self.whole else " (of a group larger than memory, the part being read)"
+        return shorten(repr(self.values[:20])[:-1] + (", ...]" if len(self.values) > 20 else "]")) + more
+
+
+def same_states(layouts: Sequence[Layout]) -> Layout:
+    """The first layout, when all hold states of the same types; ValueTypeError otherwise."""
+    payloads = {layout.payload for layout in layouts}
+    if len(payloads) > 1:
+        kinds = sorted(payload.partition(":")[2] for payload in payloads)
+        raise ValueTypeError(
+            f"values of different types in different parts of the input: {', '.join(kinds)}",
+            cure="make the map give one type, for example always float(value)",
+        )
+    return layouts[0]
+
+
+def merged_groups(
+    rounds: Iterator[Round | GiantGroup], aggregation: Aggregation
+) -> Iterator[tuple[Layout, list[pa.Array], Any]]:
+    """(layout, key columns, states), a row a group, in order."""
+    for item in rounds:
+        if isinstance(item, GiantGroup):
+            states = aggregation.new(1)
+            for batch in item.batches():
+                aggregation.merge(states, np.zeros(1, np.int64), batch, item.layout)
+            yield item.layout, list(item.keys), states
+            continue
+        states = aggregation.new(len(item.starts))
+        aggregation.merge(states, item.starts, item.batch, item.layout)
+        firsts = item.batch.select(list(range(1, 1 + item.layout.keys))).take(pa.array(item.starts))
+        yield item.layout, list(firsts.columns), states

@@ -1,0 +1,197 @@
+"""Where the batches of a declared or batch-form map go: an output part, the shuffle, or an aggregation."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from cortex.errors import ColumnError, ValueTypeError
+from cortex.job.aggregates import AggregateCall
+from cortex.kernels.columns import canonical_key, plain
+from cortex.kernels.expressions import Compiled, compile_expression
+from cortex.limits import BATCH_ROWS_MAX
+from cortex.shuffle.aggregation import AggregateCollector, Aggregation
+from cortex.shuffle.collector import RowCollector, RunSink
+from cortex.shuffle.run_schema import ROWS, Layout
+from cortex.tasks.part_output import PartWriter
+
+
+class TableEmitter(Protocol):
+    rows_out: int
+
+    def batch(self, batch: pa.RecordBatch) -> None: ...
+    def flush(self) -> None: ...
+
+
+class TableToPart:
+    """A map-only job."""
+
+    def __init__(self, part: PartWriter) -> None:
+        self.rows_out = 0
+        self._part = part
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        self.rows_out += batch.num_rows
+        if batch.num_rows or self.rows_out == 0:  # an empty first batch gives an empty part its columns
+            self._part.write(plain_batch(batch))
+
+    def flush(self) -> None:
+        return None
+
+
+class TableToShuffle:
+    """Rows by their key columns, for a reduce_batch."""
+
+    def __init__(self, collector: RowCollector, key_names: Sequence[str]) -> None:
+        self.rows_out = 0
+        self._collector = collector
+        self._key_names = tuple(key_names)
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        if not batch.num_rows:
+            return
+        self.rows_out += batch.num_rows
+        keys = [key_column(batch, name) for name in self._key_names]
+        others = [name for name in batch.schema.names if name not in self._key_names]
+        payload = [
+            plain(batch.column(name)) if is_plainable(batch.column(name)) else batch.column(name)
+            for name in others
+        ]
+        layout = Layout(
+            "", tuple(k.type for k in keys), ROWS, tuple((n, p.type) for n, p in zip(others, payload))
+        )
+        self._collector.add(layout, keys, payload)
+
+    def flush(self) -> None:
+        self._collector.flush()
+
+
+class TableToAggregates:
+    """Rows folded to partial states of the job's aggregates, group by group."""
+
+    def __init__(
+        self, sink: RunSink, budget_bytes: int, key_names: Sequence[str], calls: Sequence[AggregateCall]
+    ) -> None:
+        self.rows_out = 0
+        self._sink = sink
+        self._budget_bytes = budget_bytes
+        self._key_names = tuple(key_names)
+        self._calls = list(calls)
+        self._schema: pa.Schema | None = None
+        self._arguments: list[Compiled] = []
+        self._collector: AggregateCollector | None = None
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        if self._collector is None or self._schema is None:
+            self._open(batch.schema)
+        elif not batch.schema.equals(self._schema):
+            raise ValueTypeError(
+                f"map_batch returned batches of different columns: {_columns(self._schema)}; "
+                f"then {_columns(batch.schema)}",
+                cure="return batches of one schema, for example by casting the columns",
+            )
+        assert self._collector is not None
+        if not batch.num_rows:
+            return
+        self.rows_out += batch.num_rows
+        keys = [key_column(batch, name) for name in self._key_names]
+        arguments = [argument.evaluate(batch) for argument in self._arguments]
+        self._collector.add("", keys, arguments, rows=batch.num_rows)
+
+    def _open(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._arguments, aggregation = aggregation_of(self._calls, schema)
+        self._collector = AggregateCollector(self._sink, self._budget_bytes, aggregation)
+
+    def flush(self) -> None:
+        if self._collector is not None:
+            self._collector.flush()
+
+
+def aggregation_of(calls: Sequence[AggregateCall], schema: pa.Schema) -> tuple[list[Compiled], Aggregation]:
+    """The aggregates' distinct arguments, compiled for `schema`, and the aggregation over them."""
+    texts: list[Any] = []
+    compiled: list[Compiled] = []
+    indexed: list[tuple[str, int | None]] = []
+    for call in calls:
+        if call.argument is None:
+            indexed.append((call.function, None))
+            continue
+        if call.argument not in texts:
+            texts.append(call.argument)
+            compiled.append(compile_expression(call.argument, schema))
+        indexed.append((call.function, texts.index(call.argument)))
+    return compiled, Aggregation(indexed, [c.type for c in compiled])
+
+
+def key_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column as key: plain, equal values made identical. ColumnError if there is none of this name."""
+    index = batch.schema.get_field_index(name)
+    if index < 0:
+        near = difflib.get_close_matches(name, batch.schema.names, 1)
+        raise ColumnError(
+            f"there is no key column {name!r}; the columns are {', '.join(batch.schema.names)}",
+            cure=f"did you mean {near[0]!r}?" if near else "name a column that map returns",
+        )
+    return canonical_key(plain(batch.column(index)))
+
+
+def is_plainable(column: pa.Array) -> bool:
+    """True for the layouts that a run or an output part cannot hold as they are."""
+    kind = column.type
+    return bool(
+        pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+    )
+
+
+def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without dictionaries and views."""
+    if not any(is_plainable(column) for column in batch.columns):
+        return batch
+    columns = [plain(column) if is_plainable(column) else column for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def batches_from(result: Any, function: str) -> Iterator[pa.RecordBatch]:
+    """What user code returned for a batch, as record batches of bounded rows.
+
+    A RecordBatch, a Table, anything with ``__arrow_c_array__`` or ``__arrow_c_stream__`` (pandas and
+    Polars frames, DuckDB results), a dict of columns, None (nothing), or an iterable of these.
+    """
+    if result is None:
+        return
+    if isinstance(result, pa.RecordBatch):
+        yield from _bounded(result)
+    elif isinstance(result, pa.Table):
+        for batch in result.combine_chunks().to_batches(max_chunksize=BATCH_ROWS_MAX):
+            yield batch
+    elif isinstance(result, dict):
+        yield from _bounded(pa.RecordBatch.from_pydict(result))
+    elif hasattr(result, "__arrow_c_stream__"):
+        for batch in pa.RecordBatchReader.from_stream(result):
+            yield from _bounded(batch)
+    elif hasattr(result, "__arrow_c_array__"):
+        yield from _bounded(pa.record_batch(result))
+    elif isinstance(result, (list, tuple)) or hasattr(result, "__next__"):
+        for part in result:
+            yield from batches_from(part, function)
+    else:
+        raise ValueTypeError(
+            f"{function} returned {type(result).__name__}, which is no table",
+            cure="return a RecordBatch, a Table, a DataFrame, a dict of columns, or an iterable of them",
+        )
+
+
+def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    if batch.num_rows <= BATCH_ROWS_MAX:
+        yield batch
+        return
+    for begin in range(0, batch.num_rows, BATCH_ROWS_MAX):
+        yield batch.slice(begin, BATCH_ROWS_MAX)
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
