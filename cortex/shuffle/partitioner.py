@@ -17,7 +17,9 @@ class Partitioner:
         self.count = count
         uppers = [-(-(p << 32) // count) for p in range(count)]  # smallest upper half of each partition
         self._uppers = np.array(uppers, dtype=np.uint64)
-        self._widths: NDArray[np.uint64] = np.diff(np.append(self._uppers, np.uint64(1 << 32)))
+        self._widths: NDArray[np.uint64] = np.diff(np.append(self._uppers, np.uint64(1 << 32))).astype(
+            np.uint64
+        )
 
     def cuts(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """For sorted hashes: count + 1 row offsets; partition p is rows cuts[p]:cuts[p + 1]."""

@@ -157,7 +157,7 @@ class ReduceAttempt:
     def _aggregation(self, layout: Layout) -> Aggregation:
         """As the maps had it: the arguments' types stand in the runs' layout."""
         spec = self._program.spec
-        if spec.reduce_form == "fold":
+        if spec.combine:
             calls: list[tuple[str, int | None]] = [(spec.combine, 0)]
         else:
             texts: list[Any] = []
