@@ -22,7 +22,9 @@ from cortex.job.types import type_name
 from .csv_records import Grammar, Stretch
 from .sources import UTF8_BOM, line_text
 
-_MISSING_WORDS: Final = frozenset("na n/a nan null none nil - -- . ? \\n #n/a".split())
+_MISSING_WORDS: Final = frozenset(
+    ("na", "n/a", "#n/a", "nan", "null", "none", "nil", "-", "--", ".", "?", "\\n")
+)
 _COUNTS = re.compile(r"Expected (\d+) columns?, got (\d+)")
 _VALUE = re.compile(r"invalid value '(.*)'\s*$", re.DOTALL)
 

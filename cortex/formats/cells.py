@@ -1,0 +1,98 @@
+"""Columns as text: what CSV, TSV, text and JSON Lines output write for each value, a column at a time.
+
+A null stays null (the formats write it their own way). Floats are the shortest text that reads back to
+the same value, always recognisable as floats (``1.0``, ``1e+20``, ``-0.0``, ``nan``, ``inf``); bool is
+``true`` or ``false``; dates and times are ISO 8601 with a ``T`` (and a zone where the type has one);
+bytes must be UTF-8; decimals are exact; durations are counts of their unit; lists, structs and maps
+are JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cortex.errors import ValueTypeError
+from cortex.job.types import type_name
+
+_is = pa.types
+_EXPONENT_FROM: Final = 1e6  # smaller whole numbers have no exponent in Arrow's text
+
+
+def text_of(name: str, column: pa.Array) -> pa.Array:
+    """The column as pa.string(); `name` is for errors."""
+    kind = column.type
+    if _is.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if _is.is_string(kind):
+        return column
+    if _is.is_null(kind):
+        return column.cast(pa.string())
+    if _is.is_floating(kind):
+        return _float_text(column)
+    if _is.is_binary(kind) or _is.is_large_binary(kind) or _is.is_fixed_size_binary(kind):
+        return _utf8(name, column)
+    if _is.is_timestamp(kind):
+        return pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
+    if _is.is_duration(kind):
+        return column.cast(pa.int64()).cast(pa.string())
+    if _is.is_nested(kind):
+        return pa.array([None if v is None else json_text(name, v) for v in column.to_pylist()], pa.string())
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueTypeError(
+            f"column {name!r}: {type_name(kind)} cannot be written as text",
+            cure="use the format parquet or arrow",
+        ) from error
+
+
+def _float_text(column: pa.Array) -> pa.Array:
+    if _is.is_float16(column.type):
+        column = column.cast(pa.float32())
+    text = column.cast(pa.string())
+    # Arrow writes 1.0 as 1 and -0.0 as -0: a reader would take the column for integers. A whole number is
+    # written as digits alone, or with an exponent.
+    values = column.to_numpy(zero_copy_only=False)  # null is NaN there, which is not whole
+    whole = np.isfinite(values) & (values == np.trunc(values))
+    if not whole.any():
+        return text
+    if np.abs(values[whole]).max() >= _EXPONENT_FROM:
+        whole &= ~pc.match_substring(text, "e").to_numpy(zero_copy_only=False).astype(bool)
+    return pc.if_else(pa.array(whole), pc.binary_join_element_wise(text, ".0", ""), text)
+
+
+def _utf8(name: str, column: pa.Array) -> pa.Array:
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid as error:
+        raise ValueTypeError(
+            f"column {name!r} has bytes that are not UTF-8: a text format cannot hold them",
+            cure="use the format parquet or arrow, or return text (bytes.hex(), base64)",
+        ) from error
+
+
+def json_text(name: str, value: Any) -> str:
+    """One Python value as JSON. NaN and infinities, which JSON has not, are null."""
+    try:
+        return msgspec.json.encode(_plain(value)).decode()
+    except (TypeError, UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise ValueTypeError(
+            f"column {name!r}: {value!r:.200} cannot be written as JSON: {error}",
+            cure="use the format parquet or arrow",
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,165 @@
+"""`open_writer`: one output file, in any of the output formats.
+
+The file's bytes depend on the rows and the schema alone, not on the batches they came in, and hold no time
+and no random id. `close` makes the file durable (fsync) before it returns; `abort` removes it.
+
+Raises OutputFailed when the file cannot be written, ValueTypeError for values the format cannot hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Final
+
+import pyarrow as pa
+
+from cortex.errors import OutputFailed, UsageError, ValueTypeError
+from cortex.job.spec import OUTPUT_FORMATS
+from cortex.limits import MIB
+
+from .columnar_writers import ArrowEncoder, ParquetEncoder, Regrouped
+from .text_writers import CsvFormat, JsonLinesFormat, LineFormat, TextFormat
+
+_EXTENSIONS: Final = {
+    "csv": ".csv",
+    "tsv": ".tsv",
+    "jsonl": ".jsonl",
+    "parquet": ".parquet",
+    "arrow": ".arrow",
+    "text": ".txt",
+}
+_BUFFER_BYTES: Final = 1 * MIB  # small groups of lines are gathered before they are written
+
+
+def output_extension(format_: str) -> str:
+    """The ending of an output file's name, with its dot."""
+    try:
+        return _EXTENSIONS[format_]
+    except KeyError:
+        raise UsageError(
+            f"unknown output format {format_!r}", cure=f"use one of: {', '.join(OUTPUT_FORMATS)}"
+        ) from None
+
+
+def _line_format(format_: str, schema: pa.Schema) -> LineFormat | None:
+    if format_ == "csv":
+        return CsvFormat(schema, ",")
+    if format_ == "tsv":
+        return CsvFormat(schema, "\t")
+    if format_ == "jsonl":
+        return JsonLinesFormat(schema)
+    return TextFormat(schema) if format_ == "text" else None
+
+
+class Writer:
+    """Made by `open_writer`. As a context it is closed at the end, or aborted when an exception leaves it."""
+
+    def __init__(self, path: str, format_: str, schema: pa.Schema) -> None:
+        output_extension(format_)
+        self._path = path
+        self._schema = pa.schema([pa.field(f.name, _written_type(f.type)) for f in schema])
+        self._rows = 0
+        self._closed = False
+        self._lines = _line_format(format_, self._schema)
+        self._regrouped = Regrouped(self._schema)
+        self._encoder: ParquetEncoder | ArrowEncoder | None = None
+        with self._failures():
+            self._file = open(path, "wb", buffering=_BUFFER_BYTES)  # noqa: SIM115 (held until close)
+        try:
+            with self._failures():
+                if self._lines is not None:
+                    self._file.write(self._lines.header())
+                else:
+                    make = ParquetEncoder if format_ == "parquet" else ArrowEncoder
+                    self._encoder = make(pa.PythonFile(self._file, mode="w"), self._schema)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Appends the rows of `batch`, whose columns are the schema's in order."""
+        if batch.schema != self._schema:
+            batch = _as_schema(batch, self._schema)
+        with self._failures():
+            if self._lines is not None:
+                for buffer in self._lines.encode(batch):
+                    self._file.write(buffer)
+            elif self._encoder is not None:
+                for group in self._regrouped.add(batch):
+                    self._encoder.write(group)
+        self._rows += batch.num_rows
+
+    def close(self) -> tuple[int, int]:
+        """(rows, size in bytes) of the finished, durable file."""
+        with self._failures():
+            if self._encoder is not None:
+                for group in self._regrouped.finish():
+                    self._encoder.write(group)
+                self._encoder.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            size = os.fstat(self._file.fileno()).st_size
+            self._file.close()
+        self._closed = True
+        return self._rows, size
+
+    def abort(self) -> None:
+        """Removes the file; nothing is left of it. Never raises."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._encoder is not None:
+            with suppress(OSError, ValueError, pa.ArrowException):
+                self._encoder.close()  # or its finalizer would write to the closed file
+        with suppress(OSError, ValueError):
+            self._file.close()
+        with suppress(OSError):
+            os.unlink(self._path)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputFailed(
+                f"output cannot be written: {error.strerror or error}",
+                details={"file": self._path},
+                cure="check the space and the permissions of the output folder",
+            ) from error
+        except pa.ArrowNotImplementedError as error:
+            raise ValueTypeError(
+                f"the output format cannot hold these values: {error}",
+                details={"file": self._path},
+                cure="use another output format, such as arrow",
+            ) from error
+
+
+def _written_type(data_type: pa.DataType) -> pa.DataType:
+    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+
+
+def _as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def open_writer(path: str, format_: str, schema: pa.Schema) -> Writer:
+    """A writer of a new file at `path`, a path of the local filesystem; an older file there is replaced."""
+    return Writer(path, format_, schema)
