@@ -25,6 +25,7 @@ from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
+    Counters,
     MapResult,
     MapTask,
     OutputPart,
@@ -232,10 +233,10 @@ class JobRun:
         elif not self._outputs.accept(result, running.number, running.node):
             self._map_changed(running)
         stats = stats_tuple(result.stats)
-        self._count_map(index, stats, 1)
-        self.progress.merge_counters(result.counters)
-        if not self.map_only:
-            self._map_stats.put(index, stats, result.counters)
+        replaced = self._map_stats.replace(index, stats, result.counters)
+        if replaced is not None:
+            self._count_map(index, *replaced, -1)
+        self._count_map(index, stats, result.counters, 1)
 
     def _map_changed(self, running: Running) -> None:
         """A redo wrote other rows than the output it replaces: nothing may be made of both."""
@@ -252,7 +253,8 @@ class JobRun:
             self.abandoned(other)
             self._revoked.append(other)
 
-    def _count_map(self, index: int, stats: tuple[int, ...], sign: int) -> None:
+    def _count_map(self, index: int, stats: tuple[int, ...], counters: Counters, sign: int) -> None:
+        self.progress.merge_counters(counters, sign)
         totals = self.progress.stages[MAP]
         totals.add(stats, sign)
         totals.bytes_done += sign * sum(s.length for s in self._splits_of(index))
@@ -312,9 +314,6 @@ class JobRun:
 
     def _lose_map(self, index: int) -> None:
         self._outputs.lose(index)
-        stats, counters = self._map_stats.take(index)
-        self._count_map(index, stats, -1)
-        self.progress.merge_counters(counters, -1)
         self.progress.stages[MAP].ended_at = None
         self._tables[MAP].apply(index, TaskEvent.LOSE)
         self._step(JobEvent.MAP_LOST)

@@ -1,6 +1,6 @@
 """What a job has done so far: sums by stage, counters, the slowest task; and the messages that tell it.
 
-Only accepted attempts count, and what a lost map had added is taken off again. What attempts have
+Only accepted attempts count, and a redo replaces what the lost map had added. What attempts have
 done since their last heartbeat is added to progress, never to the report.
 """
 
@@ -74,21 +74,28 @@ class StageTotals:
         )
 
 class MapStats:
-    """What each accepted map added, kept so that it can be taken off: 56 bytes a map."""
+    """What each accepted map added, kept so that its redo can replace it: 57 bytes a map.
+
+    A lost map still counts until then: reduces may have read it, and the job may end before its redo.
+    """
 
     def __init__(self, maps: int) -> None:
         self._values = array("q", bytes(8 * len(FIELDS) * maps))
+        self._there = bytearray(maps)
         self._counters: dict[int, Counters] = {}
 
-    def put(self, index: int, stats: tuple[int, ...], counters: Counters) -> None:
+    def replace(
+        self, index: int, stats: tuple[int, ...], counters: Counters
+    ) -> tuple[tuple[int, ...], Counters] | None:
+        """Keep what map `index` added; gives what it had added before, if it had."""
         width = len(FIELDS)
-        self._values[index * width : (index + 1) * width] = array("q", stats)
+        place = slice(index * width, (index + 1) * width)
+        old = (tuple(self._values[place]), self._counters.pop(index, {})) if self._there[index] else None
+        self._there[index] = 1
+        self._values[place] = array("q", stats)
         if counters:
             self._counters[index] = counters
-
-    def take(self, index: int) -> tuple[tuple[int, ...], Counters]:
-        width = len(FIELDS)
-        return tuple(self._values[index * width : (index + 1) * width]), self._counters.pop(index, {})
+        return old
 
 
 class Progress:

@@ -128,7 +128,6 @@ class BlockingConnection(Generic[M]):
         sock.setblocking(True)
         self._sock = sock
         self._decoder: FrameDecoder[M] = FrameDecoder(receive_union, max_bytes)
-        self._received: Iterator[M] = iter(())
         self._send_lock = threading.Lock()
         self._buffer = bytearray(_RECEIVE_BYTES)
         self._poll = select.poll()
@@ -158,7 +157,7 @@ class BlockingConnection(Generic[M]):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            for message in self._received:
+            for message in self._decoder.feed(b""):  # what an earlier recv brought along
                 return message
             if deadline is not None:
                 left_s = max(0.0, deadline - time.monotonic())
@@ -173,7 +172,7 @@ class BlockingConnection(Generic[M]):
                     return None
                 raise ProtocolError("the connection ended inside a message: the peer process ended")
             with memoryview(self._buffer) as view:
-                self._received = self._decoder.feed(view[:count])
+                self._decoder.feed(view[:count])
 
     def close(self) -> None:
         """Close the socket; a second call does nothing. A receive in another thread then ends."""

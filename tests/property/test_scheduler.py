@@ -86,7 +86,8 @@ class World:
         wanted = self.plan.tasks[task.map_index] if self.plan.tasks else ()
         assert [s.index for s in task.splits] == list(wanted)
         for split in task.splits:
-            last = split.index + 1 == len(self.plan.splits) or self.plan.splits[split.index + 1].file != split.file
+            after = self.plan.splits[split.index + 1 :][:1]
+            last = not after or after[0].file != split.file
             assert split.start_state == self.truth[split.index]
             assert last or split.end_state == self.truth[split.index + 1]
 
@@ -123,6 +124,7 @@ class Simulation:
         self.accepted: dict[str, list[str]] = {}
         self.old: list[events.Event] = []
         self.lives = 0
+        self.slots_max = 0
         self.nodes: dict[str, FakeNode] = {}
         for i in range(nodes):
             self.join(f"n{i}")
@@ -141,7 +143,9 @@ class Simulation:
     def tell(self, event: events.Event) -> None:
         if isinstance(event, m.AttemptFinished | m.AttemptFailed):
             self.old.append(event)
-        for instruction in self.scheduler.handle(event, self.now):
+        instructions = self.scheduler.handle(event, self.now)
+        self.slots_max = max(self.slots_max, self.scheduler.leases.slots)
+        for instruction in instructions:
             if isinstance(instruction, events.SendToClient):
                 self.client(instruction.job, instruction.message)
             elif instruction.node in self.nodes:
@@ -297,11 +301,10 @@ class Simulation:
         assert not any(n.held for n in self.scheduler.leases.nodes.values())
 
     def check_ahead(self) -> None:
-        bound = SCAN_AHEAD_PER_SLOT * self.scheduler.leases.slots + SCAN_SPLITS_PER_TASK
+        bound = SCAN_AHEAD_PER_SLOT * self.slots_max + SCAN_SPLITS_PER_TASK
         for job, run in self.scheduler.jobs.items():
             widest = max(map(len, self.worlds[job].plan.tasks), default=0)
-            grown = 12 if self.lives > len(self.nodes) else 0  # more slots once, when a node died since
-            assert run._scan_ahead <= bound + widest + grown
+            assert run._scan_ahead <= bound + widest
 
     def check_end(self, world: World, end: m.JobDone | m.JobFailed) -> None:
         if isinstance(end, m.JobFailed):
