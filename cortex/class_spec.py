@@ -18,6 +18,8 @@ from typing import Any, cast
 
 from cortex.api import MapReduceJob, plain_function
 from cortex.errors import JobFileError, UsageError
+from cortex.job.declared import Problem, validate_declared
+from cortex.job.overrides import absolute_path, dialect_problems, parse_reducers, with_default_delimiter
 from cortex.job.spec import (
     INPUT_FORMATS,
     OUTPUT_FORMATS,
@@ -31,7 +33,7 @@ from cortex.job.spec import (
     ReduceForm,
     Resources,
 )
-from cortex.limits import PARTITIONS_MAX
+from cortex.job.types import arrow_type
 from cortex.units import parse_bytes
 
 _FOLDS: dict[Any, Combine] = {sum: "sum", min: "min", max: "max"}
@@ -120,8 +122,7 @@ class SpecBuilder:
             for name in ("setup", "cleanup"):
                 if overrides(job, name):
                     self._problem(f"{name}: a declared job runs no code, so it would never be called")
-        if map_form == "declared" and reduce_form in ("none", "aggregate"):
-            self._check_declared(where, select, keys if job.group_by is not None else None, aggregate)
+        validate(where, select, keys, aggregate, self.problems)
         spec = JobSpec(
             name=self._text("name", job.name) or type(job).__name__,
             input=self._input(),
@@ -216,8 +217,6 @@ class SpecBuilder:
             self._problem("key: reduce_batch() needs the names of the key columns, such as key = 'station'")
         if not names and reduce_form == "aggregate" and self.job.group_by is None:
             self._problem("group_by: name the columns to group by; () gives one row for the whole input")
-        if len(set(names)) != len(names):
-            self._problem("key: a column is named twice")
         return names
 
     def _select(self, map_form: MapForm) -> dict[str, str]:
@@ -227,13 +226,6 @@ class SpecBuilder:
         if isinstance(select, Mapping):
             return self._expressions("select", select)
         return {name: f"`{name}`" for name in self._names("select", select)}
-
-    def _check_declared(
-        self, where: str, select: dict[str, str], group_by: tuple[str, ...] | None, aggregate: dict[str, str]
-    ) -> None:
-        from cortex.job.yaml_file import validate_declared
-
-        validate_declared(where, select, group_by, aggregate, self.problems)
 
     # Input, output, resources
 
@@ -252,15 +244,13 @@ class SpecBuilder:
             paths=paths,
             format=str(job.input_format),
             columns=columns,
-            dialect=self._dialect(),
+            dialect=self._dialect(paths),
             encoding="bytes" if job.encoding == "bytes" else "utf-8",
         )
 
     def _check_types(self, columns: dict[str, str]) -> None:
         if not columns:
             return
-        from cortex.job.types import arrow_type
-
         for name, type_text in columns.items():
             try:
                 arrow_type(type_text)
@@ -269,7 +259,7 @@ class SpecBuilder:
                     f"columns: {name}: {error.message}" + (f" ({error.cure})" if error.cure else "")
                 )
 
-    def _dialect(self) -> CsvDialect | None:
+    def _dialect(self, paths: tuple[str, ...]) -> CsvDialect | None:
         job = self.job
         given: dict[str, Any] = {
             name: getattr(job, name)
@@ -278,21 +268,20 @@ class SpecBuilder:
         }
         if not given:
             return None
-        for name, least in (("delimiter", 1), ("quote", 0), ("escape", 0)):
-            value = given.get(name, ",")
-            if not isinstance(value, str) or not least <= len(value.encode()) <= 1 or value in ("\r", "\n"):
-                self._problem(f"{name}: {value!r} is not a single ASCII character")
+        before = len(self.problems)
+        for name in ("delimiter", "quote", "escape"):
+            self._text(name, given.get(name, ""))
         if not isinstance(given.get("header", True), bool):
             self._problem("header: it must be True or False")
-        nulls = given.get("null_values", ())
-        if isinstance(nulls, str) or not all(isinstance(n, str) for n in nulls):
+        nulls = given.get("null_values", ("",))
+        if not isinstance(nulls, (list, tuple)) or not all(isinstance(n, str) for n in nulls):
             self._problem("null_values: it must be a list of strings")
-            nulls = ()
-        if "null_values" in given:
-            given["null_values"] = tuple(nulls)
-        if "delimiter" not in given and job.input_format == "tsv":
-            given["delimiter"] = "\t"
-        return CsvDialect(**given) if not self.problems else None
+        if len(self.problems) > before:
+            return None
+        dialect = CsvDialect(**{"delimiter": "", **given, "null_values": tuple(nulls)})
+        for name, message, cure in dialect_problems(dialect):
+            self._problem(f"{name}: {message}; {cure}")
+        return with_default_delimiter(dialect, str(job.input_format), paths)
 
     def _output(self) -> OutputSpec:
         job = self.job
@@ -313,7 +302,7 @@ class SpecBuilder:
         try:
             return parse_reducers(value)
         except UsageError as error:
-            self._problem(error.message)
+            self._problem(f"{error.message}; {error.cure}")
             return -1
 
     def _bytes(self, option: str) -> int:
@@ -375,19 +364,6 @@ class SpecBuilder:
 _MAP_NAMES: dict[MapForm, str] = {"rows": "map()", "batch": "map_batch()", "declared": "select"}
 
 
-def parse_reducers(value: int | str) -> int:
-    """``auto`` -> -1, a number from 0 to `PARTITIONS_MAX` -> itself. Raises UsageError."""
-    if value == "auto":
-        return -1
-    try:
-        number = int(value) if not isinstance(value, (bool, float)) else -1
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number <= PARTITIONS_MAX:
-        raise UsageError(f"reducers: {value!r} is not auto or a number from 0 to {PARTITIONS_MAX}")
-    return number
-
-
 def absolute_paths(value: Any, option: str, problems: list[str]) -> tuple[str, ...]:
     """Path or paths (str or os.PathLike) made absolute from the current folder; globs are kept."""
     if value is None or value == "":
@@ -399,10 +375,28 @@ def absolute_paths(value: Any, option: str, problems: list[str]) -> tuple[str, .
     paths = []
     for item in items:
         path = os.fspath(item) if isinstance(item, (str, os.PathLike)) else None
-        if not isinstance(path, str) or not path or "\0" in path:
+        if not isinstance(path, str):
             problems.append(f"{option}: {item!r} is not a path")
-        elif "://" in path:
-            problems.append(f"{option}: {path!r} is an address; only local files and folders are read")
         else:
-            paths.append(os.path.abspath(os.path.expanduser(path)))
+            try:
+                paths.append(absolute_path(path, os.getcwd()))
+            except UsageError as error:
+                problems.append(f"{option}: {error.message}" + (f"; {error.cure}" if error.cure else ""))
     return tuple(paths)
+
+
+def validate(
+    where: str,
+    select: Mapping[str, str],
+    keys: Sequence[str],
+    aggregate: Mapping[str, str],
+    problems: list[str],
+) -> None:
+    """Add what is wrong with expressions and aggregates, each with its caret where it has one."""
+    found: list[Problem] = []
+    validate_declared(where, select, keys, aggregate, found)
+    for problem in found:
+        if problem.path == ("group_by",):  # no aggregate: a job class may reduce its keys in other ways
+            continue
+        text = f"{'.'.join(problem.path)}: {problem.message}" + (f"; {problem.cure}" if problem.cure else "")
+        problems.append(text + "".join(f"\n    {line}" for line in problem.shown.splitlines()))

@@ -21,6 +21,7 @@ import traceback
 import types
 from difflib import get_close_matches
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, cast
 
 from cortex.errors import UsageError, UserCodeError
@@ -35,7 +36,8 @@ _PICKLING = threading.Lock()  # cloudpickle's registry of modules by value is gl
 def split_target(target: str) -> tuple[str, str]:
     """``folder/wordcount.py:WordCount`` -> its two halves. Raises UsageError if it is no such thing."""
     path, colon, name = target.rpartition(":")
-    if not colon or not path.endswith(".py") or not name.isidentifier():
+    named = all(part.isidentifier() for part in name.split("."))
+    if not colon or not path.endswith(".py") or not named:
         raise UsageError(
             f"{target!r} does not name user code", cure="write file.py:Name, such as wordcount.py:WordCount"
         )
@@ -50,7 +52,7 @@ def load_object(target: str, folder: str = "") -> Any:
     path, name = split_target(target)
     module = load_module(os.path.join(folder or os.getcwd(), os.path.expanduser(path)))
     try:
-        return getattr(module, name)
+        return attrgetter(name)(module)
     except AttributeError:
         public = [n for n in vars(module) if not n.startswith("_")]
         close = get_close_matches(name, public, 1)

@@ -50,7 +50,7 @@ def mapreduce(target: str, **options: Any) -> int:
       cortex mapreduce wordcount.py:WordCount --input 'docs/*.txt' --output counts/ --reducers 4
     """
     wanted = collect(**options)
-    return guarded(lambda: _run(lambda: load_target(target, wanted), wanted), wanted.as_json)
+    return guarded(lambda: _run(lambda: load_target(target, wanted.job), wanted), wanted.as_json)
 
 
 def class_main(job_class: type[MapReduceJob], arguments: list[str]) -> int:
@@ -63,7 +63,7 @@ def class_main(job_class: type[MapReduceJob], arguments: list[str]) -> int:
     def command(**options: Any) -> int:
         wanted = collect(**options)
         return guarded(
-            lambda: _run(lambda: load_class_job(job_class, job_class.__name__, wanted), wanted),
+            lambda: _run(lambda: load_class_job(job_class, job_class.__name__, wanted.job), wanted),
             wanted.as_json,
         )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import click
 
-from cortex.class_spec import parse_reducers
 from cortex.errors import UsageError
+from cortex.job.overrides import Overrides, parse_reducers
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS
 from cortex.units import parse_bytes
 
@@ -21,17 +21,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says about a job; None (or ()) leaves the job's own word."""
+    """What the command line says about a job, and how to show what came of it."""
 
-    inputs: tuple[str, ...] = ()
-    output: str | None = None
-    overwrite: bool = False
-    memory_bytes: int | None = None
-    slots: int | None = None
-    reducers: int | None = None
-    split_bytes: int | None = None
-    input_format: str | None = None
-    output_format: str | None = None
+    job: Overrides = field(default_factory=Overrides)
     as_json: bool = False
     quiet: bool = False
 
@@ -106,9 +98,17 @@ def run_options(function: _F) -> _F:
     return function
 
 
-def collect(more_inputs: Sequence[str], input_options: Sequence[str], **options: Any) -> RunOptions:
+def collect(
+    more_inputs: Sequence[str],
+    input_options: Sequence[str],
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **job_options: Any,
+) -> RunOptions:
     """`RunOptions` of what click parsed; inputs given as arguments come after those of ``--input``."""
-    return RunOptions(inputs=(*input_options, *more_inputs), **options)
+    inputs = (*input_options, *more_inputs)
+    return RunOptions(Overrides(inputs=inputs, overwrite=overwrite or None, **job_options), as_json, quiet)
 
 
 def run_click(command: click.Command, arguments: list[str], name: str) -> int:

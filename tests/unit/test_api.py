@@ -12,7 +12,7 @@ import pytest
 
 import cortex
 from cortex.api import FunctionJob, MapReduceJob
-from cortex.class_spec import build_spec, parse_reducers
+from cortex.class_spec import build_spec
 from cortex.errors import JobFileError, UsageError
 from cortex.job.spec import CsvDialect, JobSpec
 
@@ -169,11 +169,17 @@ def test_all_problems_are_reported_together() -> None:
         (Stations, {"partition": lambda self, key, n: 0}, "partition:"),
         (Stations, {"key": "other"}, "name different columns"),
         (Batches, {"key": ("a", "a")}, "named twice"),
+        (Stations, {"where": "temp >"}, "where:"),
+        (Stations, {"aggregate": {"n": "cuont()"}}, "aggregate.n:"),
+        (Stations, {"aggregate": {"n": "min(g)"}}, "'g' is not a column of select"),
+        (Batches, {"aggregate": {"n": "cuont()"}}, "aggregate.n:"),
+        (Batches, {"partition": lambda self, key, n: 0}, "partition:"),
+        (Stations, {"setup": lambda self: None}, "setup: a declared job"),
         (Batches, {"select": {"a": "a"}}, "select: it has no effect"),
         (Batches, {"key": (), "reducers": 2}, "nothing to reduce"),
         (WordCount, {"key": "word"}, "pairs"),
         (WordCount, {"input": ["a", 3]}, "input: 3 is not a path"),
-        (WordCount, {"input": "s3://bucket/x"}, "only local"),
+        (WordCount, {"input": "s3://bucket/x"}, "not on this machine"),
         (WordCount, {"columns": ["a"]}, "columns:"),
         (WordCount, {"output": ["a", "b"]}, "one folder"),
         (WordCount, {"header": "no"}, "header:"),
@@ -233,17 +239,6 @@ def test_function_job() -> None:
     assert (spec.map_form, spec.reduce_form, spec.combine) == ("rows", "fold", "binary")
     assert list(job.map("r") or ()) == [("r", 1)]
     assert job.combine_function(1, 2) == 3
-
-
-@pytest.mark.parametrize(("text", "number"), [("auto", -1), ("0", 0), (4, 4), ("17", 17)])
-def test_reducers(text: Any, number: int) -> None:
-    assert parse_reducers(text) == number
-
-
-@pytest.mark.parametrize("text", ["-1", "x", 1.5, True, 10**9, None])
-def test_reducers_that_are_none(text: Any) -> None:
-    with pytest.raises(UsageError):
-        parse_reducers(text)
 
 
 def test_the_package_exports_lazily() -> None:

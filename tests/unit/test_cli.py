@@ -17,7 +17,6 @@ import pytest
 from cortex import __version__
 from cortex.api import MapReduceJob
 from cortex.cli.__main__ import main
-from cortex.cli.options import RunOptions
 from cortex.cli.progress import (
     LINE_S,
     _bars,
@@ -32,8 +31,9 @@ from cortex.cli.rows import print_csv, print_table, printable, text_of
 from cortex.cli.targets import load_target
 from cortex.cli.terminal import aligned, guarded
 from cortex.errors import JobFileError, UsageError
+from cortex.job.overrides import Overrides
 from cortex.job.protocol import FIELD_KIND
-from cortex.job.spec import InputSpec, JobSpec, OutputSpec
+from cortex.job.spec import CsvDialect, InputSpec, JobSpec, OutputSpec
 from cortex.result import Result
 from cortex.wire.messages import JobProgress, JobReport, OutputPart, StageProgress, TaskSummary
 
@@ -66,13 +66,13 @@ def test_help(arguments: list[str], expected: str, capsys: pytest.CaptureFixture
         (["mapreduce"], "Missing argument 'TARGET'"),
         (["mapreduce", "job.yaml", "--memory", "12Q"], "'12Q' is not a size"),
         (["mapreduce", "job.yaml", "--slots", "0"], "--slots"),
-        (["mapreduce", "job.yaml", "--reducers", "-3"], "not auto or a number"),
+        (["mapreduce", "job.yaml", "--reducers", "-3"], "write auto or a number"),
         (["mapreduce", "job.yaml", "--format", "cvs"], "--format"),
         (["mapreduce", "job.json"], "neither a job file nor a class"),
         (["mapreduce", "job.py"], "name its class too: job.py:ClassName"),
         (["mapreduce", "nowhere.py:Job"], "no such file"),
         (["ls-splits"], "PATH"),
-        (["ls-splits", "s3://bucket/x"], "only local"),
+        (["ls-splits", "s3://bucket/x"], "not on this machine"),
         (["ls-splits", "x", "--split-size", "0"], "less than one byte"),
     ],
 )
@@ -109,7 +109,7 @@ def job_file(tmp_path: Path) -> Path:
 
 
 def test_options_replace_what_the_class_says(job_file: Path) -> None:
-    options = RunOptions(
+    options = Overrides(
         inputs=("a", "b"),
         output="out",
         overwrite=True,
@@ -121,7 +121,7 @@ def test_options_replace_what_the_class_says(job_file: Path) -> None:
     with pytest.raises(JobFileError, match="map-only"):
         load_target(f"{job_file}:Count", options)
     loaded = load_target(
-        f"{job_file}:Count", RunOptions(inputs=("a",), reducers=3, output="o", overwrite=True)
+        f"{job_file}:Count", Overrides(inputs=("a",), reducers=3, output="o", overwrite=True)
     )
     assert isinstance(loaded.code, MapReduceJob)
     assert loaded.modules == ("cli_job",)
@@ -134,20 +134,20 @@ def test_options_replace_what_the_class_says(job_file: Path) -> None:
 
 
 def test_targets(job_file: Path) -> None:
-    assert load_target(f"{job_file}:ready", RunOptions()).spec.input.paths[0].endswith("here")
+    assert load_target(f"{job_file}:ready", Overrides()).spec.input.paths[0].endswith("here")
     for name, expected in (
         ("function", "is a function"),
         ("Needs", "without arguments"),
         ("cortex", "a value"),
     ):
         with pytest.raises(UsageError, match=expected):
-            load_target(f"{job_file}:{name}", RunOptions(inputs=("a",)))
+            load_target(f"{job_file}:{name}", Overrides(inputs=("a",)))
 
 
 def test_class_main_has_the_same_options(
     job_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = load_target(f"{job_file}:ready", RunOptions()).code
+    job = load_target(f"{job_file}:ready", Overrides()).code
     monkeypatch.setattr("sys.argv", ["cli_job.py"])
     for arguments, code, expected in (
         (["--help"], 0, "python cli_job.py 'docs/*.txt' -o out/ --memory 512MB"),
@@ -380,3 +380,61 @@ def test_aligned() -> None:
 )
 def test_python_values_as_csv_text(value: Any, text: str) -> None:
     assert text_of(value) == text
+
+
+# --- job files that name code -------------------------------------------------------------------------
+
+
+def test_job_file_names_a_class(job_file: Path) -> None:
+    yaml = job_file.with_name("job.yaml")
+    yaml.write_text(
+        "name: from-file\n"
+        "job: cli_job.py:Count\n"
+        "input: {path: data/*.csv, format: csv, delimiter: ';', header: false, columns: {a: string}}\n"
+        "output: {format: parquet}\n"
+        "resources: {reducers: 3}\n"
+    )
+    loaded = load_target(str(yaml), Overrides(slots=2, output="here"))
+    spec = loaded.spec
+    assert spec.name == "from-file"
+    assert spec.input.paths == (str(job_file.parent / "data/*.csv"),)
+    assert spec.input.columns == {"a": "string"}
+    assert spec.input.dialect == CsvDialect(delimiter=";", header=False)
+    assert (spec.output.format, Path(spec.output.path).name) == ("parquet", "here")
+    assert (spec.resources.reducers, spec.resources.slots, spec.resources.memory_bytes) == (3, 2, 1 << 30)
+    assert (spec.map_form, spec.reduce_form, spec.combine) == ("rows", "fold", "sum")
+
+
+def test_job_file_names_functions(tmp_path: Path) -> None:
+    (tmp_path / "cli_functions_job.py").write_text(
+        "def words(line):\n    for w in line.split():\n        yield w, 1\n"
+        "def add(a, b):\n    return a + b\n"
+        "def total(key, values):\n    yield key, sum(values)\n"
+        "number = 3\n"
+    )
+    yaml = tmp_path / "job.yaml"
+    yaml.write_text("input: {path: x}\nmap: cli_functions_job.py:words\ncombine: cli_functions_job.py:add\n")
+    loaded = load_target(str(yaml), Overrides())
+    assert loaded.code is not None
+    assert (loaded.spec.map_form, loaded.spec.reduce_form, loaded.spec.combine) == ("rows", "fold", "binary")
+    assert list(loaded.code.map("a b") or ()) == [("a", 1), ("b", 1)]
+    assert loaded.code.combine_function(1, 2) == 3
+    assert loaded.modules == ("cli_functions_job",)
+    yaml.write_text("input: {path: x}\nmap: cli_functions_job.py:words\nreduce: cli_functions_job.py:total\n")
+    loaded = load_target(str(yaml), Overrides())
+    assert loaded.code is not None
+    assert list(loaded.code.reduce("a", iter([1, 2]))) == [("a", 3)]
+    yaml.write_text("input: {path: x}\nmap: cli_functions_job.py:words\n")
+    assert load_target(str(yaml), Overrides()).spec.reduce_form == "rows"
+    assert load_target(str(yaml), Overrides(reducers=0)).spec.reduce_form == "none"
+    yaml.write_text("input: {path: x}\nmap: cli_functions_job.py:number\n")
+    with pytest.raises(UsageError, match="is no function"):
+        load_target(str(yaml), Overrides())
+
+
+def test_declared_job_file_needs_no_code(tmp_path: Path) -> None:
+    yaml = tmp_path / "job.yaml"
+    yaml.write_text("map: {where: x > 1}\nreduce: {group_by: [x], aggregate: {n: count()}}\n")
+    loaded = load_target(str(yaml), Overrides(inputs=("a.csv",)))
+    assert loaded.code is None
+    assert loaded.spec.reduce_form == "aggregate"
