@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cortex.errors import ColumnError
+from cortex.errors import ColumnError, ConversionError
 from cortex.job.expressions import (
     Binary,
     Call,
@@ -60,13 +60,21 @@ class Compiled:
 
     type: pa.DataType
     columns: tuple[str, ...]
+    text: str
     _run: Run
 
     def evaluate(self, batch: pa.RecordBatch) -> pa.Array:
         """One value a row; never chunked. Raises a ROW_ERROR."""
         if batch.num_rows == 0:  # no row, so none that fails: constants fail only for a row
             return pa.nulls(0, self.type)
-        value = self._run(batch)
+        try:
+            value = self._run(batch)
+        except pa.ArrowInvalid as error:
+            raise ConversionError(
+                "a value does not fit the type that the expression gives it",
+                cure="use float(x), or a type with more digits: columns: {x: decimal(38,2)}",
+                details={"expression": self.text, "cause": str(error)},
+            ) from error
         if isinstance(value, pa.Scalar):
             return pa.repeat(value, batch.num_rows)
         return value
@@ -89,7 +97,7 @@ def compile_expression(expression: Expression, schema: pa.Schema) -> Compiled:
             cure="convert with string(x), int(x) or float(x)",
             details={"expression": expression.text, "cause": str(error)},
         ) from error
-    return Compiled(term.type, columns_of(expression), term.run)
+    return Compiled(term.type, columns_of(expression), expression.text, term.run)
 
 
 def compile_filter(expression: Expression, schema: pa.Schema) -> Compiled:

@@ -8,6 +8,8 @@ with a ColumnError that draws a caret; what depends on values raises one of ROW_
 
 from __future__ import annotations
 
+import datetime
+import decimal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -203,7 +205,9 @@ def _cast(value: Value, target: pa.DataType, node: Node, scope: Scope) -> Value:
         if pa.types.is_decimal(value.type):
             return pc.cast(value, pa.float64())
         return pc.cast(value, target, safe=False)
-    if pa.types.is_decimal(target) and pa.types.is_unsigned_integer(value.type):
+    if pa.types.is_decimal(target) and pa.types.is_integer(value.type):
+        if isinstance(value, pa.Scalar):  # of as many digits as it has: a cast from int64 wants room for 19
+            return pa.scalar(None if not value.is_valid else decimal.Decimal(value.as_py()), target)
         value = pc.cast(value, pa.decimal128(20, 0))
     try:
         return pc.cast(value, target)
@@ -221,8 +225,10 @@ def _literal_as(term: Term, target: pa.DataType, scope: Scope) -> pa.Scalar:
     if pa.types.is_binary(target) or pa.types.is_large_binary(target):
         return pa.scalar(text.encode(), target)
     try:
+        if pa.types.is_time(target):
+            return pc.cast(pa.scalar(datetime.time.fromisoformat(text), pa.time64("us")), target)
         return pc.cast(pa.scalar(text), target)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, ValueError):
         scope.refuse(
             term.node, f"{text!r} is not a {type_name(target)}", f"write it as {_moment_example(target)}"
         )

@@ -1,0 +1,150 @@
+"""Settings of the machine: ``CORTEX_*`` variables and a ``.env`` file, read once into a `Config`.
+
+Order: what a command or job says beats the environment, which beats ``.env`` in the current directory,
+which beats the defaults. ``.env.example`` in the repository lists every setting. ``.env`` is read by
+cortex only: it is never put into the environment, and ``$`` in it is a plain character.
+
+    CORTEX_MEMORY       cap of everything cortex starts (default: half of the machine's or cgroup's)
+    CORTEX_SLOTS        executors at once (default: one a processor)
+    CORTEX_HOME         folder of cortex's own state
+    CORTEX_SPILL_DIRS   folders for temporary data, separated as in PATH (default: spill in the home)
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from cortex.errors import UsageError
+from cortex.job.overrides import parse_slots
+from cortex.units import parse_bytes
+
+VARIABLES: Final = ("CORTEX_MEMORY", "CORTEX_SLOTS", "CORTEX_HOME", "CORTEX_SPILL_DIRS")
+DOTENV: Final = ".env"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Paths are absolute; no folder is made or checked here."""
+
+    memory_bytes: int
+    """0: not set."""
+    slots: int
+    """0: not set."""
+    home: str
+    spill_dirs: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """One line each, for standard error: settings that nothing reads."""
+
+
+class Setting(NamedTuple):
+    """A variable as found. `where` tells the user: ``the environment``, ``.env line 3``."""
+
+    name: str
+    value: str
+    where: str
+
+
+def load_config(
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    *,
+    memory_bytes: int | None = None,
+    slots: int | None = None,
+) -> Config:
+    """The settings; `memory_bytes` and `slots` are flags, which beat them.
+
+    Raises UsageError for a bad value, naming the variable and where it was set.
+    """
+    folder = os.getcwd() if cwd is None else cwd
+    environment = os.environ if env is None else env
+    warnings: list[str] = []
+    settings: dict[str, Setting] = {}
+    for setting in (*_dotenv(folder, warnings), *_environment(environment)):
+        if setting.name in VARIABLES:
+            settings[setting.name] = setting
+        else:
+            warnings.append(
+                f"{setting.name} ({setting.where}) is no setting of cortex; {_nearest(setting.name)}"
+            )
+    home = _value(settings, "CORTEX_HOME", partial(_folder, environment, folder))
+    home = _default_home(environment) if home is None else home
+    memory = _value(settings, "CORTEX_MEMORY", parse_bytes) if memory_bytes is None else memory_bytes
+    places = _value(settings, "CORTEX_SPILL_DIRS", partial(_folders, environment, folder))
+    count = _value(settings, "CORTEX_SLOTS", parse_slots) if slots is None else slots
+    return Config(
+        memory_bytes=memory or 0,
+        slots=count or 0,
+        home=home,
+        spill_dirs=places or (os.path.join(home, "spill"),),
+        warnings=tuple(warnings),
+    )
+
+
+def _environment(env: Mapping[str, str]) -> list[Setting]:
+    return [Setting(name, env[name], "the environment") for name in sorted(env) if name.startswith("CORTEX_")]
+
+
+def _dotenv(folder: str, warnings: list[str]) -> list[Setting]:
+    path = os.path.join(folder, DOTENV)
+    if not os.path.isfile(path):
+        return []
+    from dotenv.parser import parse_stream  # only where there is a .env: start-up time
+
+    found = []
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for binding in parse_stream(file):
+                line = binding.original.line
+                if binding.error:
+                    warnings.append(f"{DOTENV} line {line} is not NAME=value; it is not read")
+                elif binding.key is not None and binding.key.startswith("CORTEX_"):
+                    found.append(Setting(binding.key, binding.value or "", f"{DOTENV} line {line}"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}", cure="correct the file or delete it") from error
+    return found
+
+
+def _value(settings: Mapping[str, Setting], name: str, parse: Callable[[str, str], Any]) -> Any:
+    """The parsed value; None if it is not set, or set to nothing."""
+    setting = settings.get(name)
+    if setting is None or not setting.value.strip():
+        return None
+    return parse(setting.value, f"{name} ({setting.where})")
+
+
+def _folder(env: Mapping[str, str], cwd: str, text: str, what: str) -> str:
+    path = text.strip()
+    if path == "~" or path.startswith("~/"):
+        path = _user_home(env) + path[1:]
+    if "\0" in path or path.startswith("~"):
+        raise UsageError(f"{what}: {text!r} is not a folder", cure="write an absolute path")
+    return os.path.normpath(os.path.join(cwd, path))
+
+
+def _folders(env: Mapping[str, str], cwd: str, text: str, what: str) -> tuple[str, ...]:
+    parts = [part for part in text.split(os.pathsep) if part.strip()]
+    return tuple(dict.fromkeys(_folder(env, cwd, part, what) for part in parts))
+
+
+def _default_home(env: Mapping[str, str]) -> str:
+    if sys.platform == "darwin":
+        return os.path.join(_user_home(env), "Library", "Application Support", "cortex")
+    state = env.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(state):  # the XDG rule: a relative path is ignored
+        state = os.path.join(_user_home(env), ".local", "state")
+    return os.path.join(state, "cortex")
+
+
+def _user_home(env: Mapping[str, str]) -> str:
+    return env.get("HOME") or os.path.expanduser("~")
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, VARIABLES, 1, 0.6)
+    return f"did you mean {near[0]}?" if near else f"there are: {', '.join(VARIABLES)}"

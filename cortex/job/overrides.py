@@ -1,0 +1,151 @@
+"""Options given beside a job (on the command line, or to a job object) and what they replace in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from cortex.errors import UsageError
+from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS, CsvDialect, JobSpec
+from cortex.limits import PARTITIONS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """None (or no `inputs`): the job's own word stands. Paths are relative to the current directory."""
+
+    inputs: tuple[str, ...] = ()
+    input_format: str | None = None
+    output: str | None = None
+    output_format: str | None = None
+    overwrite: bool | None = None
+    memory_bytes: int | None = None
+    slots: int | None = None
+    reducers: int | None = None
+    """-1: auto."""
+    split_bytes: int | None = None
+
+
+def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None) -> JobSpec:
+    """The spec with the options in place; raises UsageError for a format or path that cannot be."""
+    folder = os.getcwd() if cwd is None else cwd
+    given = overrides
+    if given.input_format and given.input_format not in INPUT_FORMATS:
+        raise UsageError(
+            f"there is no input format {given.input_format!r}", cure=f"one of {', '.join(INPUT_FORMATS)}"
+        )
+    if given.output_format and given.output_format not in OUTPUT_FORMATS:
+        raise UsageError(
+            f"there is no output format {given.output_format!r}", cure=f"one of {', '.join(OUTPUT_FORMATS)}"
+        )
+    if given.reducers == 0 and spec.reduce_form == "aggregate":
+        raise UsageError("0 reducers is a map-only job, but the job aggregates", cure="leave --reducers out")
+    paths = tuple(absolute_path(p, folder) for p in given.inputs) or spec.input.paths
+    text_format = spec.input.format if given.input_format is None else given.input_format
+    dialect = spec.input.dialect
+    if dialect is not None and given.inputs:
+        dialect = with_default_delimiter(dialect, text_format, paths)
+    changes = {
+        "memory_bytes": given.memory_bytes,
+        "slots": given.slots,
+        "reducers": given.reducers,
+        "split_bytes": given.split_bytes,
+    }
+    output = {
+        "path": None if given.output is None else absolute_path(given.output, folder),
+        "format": given.output_format,
+        "overwrite": given.overwrite,
+    }
+    return msgspec.structs.replace(
+        spec,
+        input=msgspec.structs.replace(spec.input, paths=paths, format=text_format, dialect=dialect),
+        output=msgspec.structs.replace(spec.output, **{k: v for k, v in output.items() if v is not None}),
+        resources=msgspec.structs.replace(
+            spec.resources, **{k: v for k, v in changes.items() if v is not None}
+        ),
+    )
+
+
+def absolute_path(path: str, folder: str) -> str:
+    """A path, folder or glob, made absolute. Raises UsageError for what is no local path."""
+    if not path:
+        raise UsageError("a path is empty", cure="write a file, folder or glob")
+    if "\0" in path:
+        raise UsageError(f"{path!r} is not a path: it has a zero byte")
+    scheme, found, _ = path.partition("://")
+    if found and scheme.isalnum():
+        raise UsageError(
+            f"{path!r} is not on this machine", cure="copy it here first, then give the file's path"
+        )
+    absolute = os.path.join(folder, os.path.expanduser(path))
+    return os.path.normpath(absolute)
+
+
+def parse_reducers(text: str | int, what: str = "reducers") -> int:
+    """``auto`` -> -1; a count up to `limits.PARTITIONS_MAX`."""
+    if not isinstance(text, bool):
+        word = str(text).strip()
+        if word.lower() == "auto":
+            return -1
+        if word.isascii() and word.isdigit() and len(word) < 10 and int(word) <= PARTITIONS_MAX:
+            return int(word)
+    raise UsageError(
+        f"{what}: {text!r} is not a number of reducers",
+        cure=f"write auto or a number from 0 (map only) to {PARTITIONS_MAX}",
+    )
+
+
+def parse_slots(text: str | int, what: str = "slots") -> int:
+    """Executors at once: 1 to 1024."""
+    word = "" if isinstance(text, bool) else str(text).strip()
+    if word.isascii() and word.isdigit() and len(word) < 6 and 1 <= int(word) <= 1024:
+        return int(word)
+    raise UsageError(f"{what}: {text!r} is not a number of slots", cure="write a number from 1 to 1024")
+
+
+def with_default_delimiter(dialect: CsvDialect, text_format: str, paths: Sequence[str]) -> CsvDialect:
+    """A dialect written without a delimiter ("") gets a tab for TSV, else a comma."""
+    if dialect.delimiter:
+        return dialect
+    endings = [p.lower().removesuffix(".gz") for p in paths]
+    tabs = text_format == "tsv" or (
+        not text_format and bool(endings) and all(p.endswith(".tsv") for p in endings)
+    )
+    return msgspec.structs.replace(dialect, delimiter="\t" if tabs else ",")
+
+
+def dialect_problems(dialect: CsvDialect) -> list[tuple[str, str, str]]:
+    """(option, what is wrong, cure) for each option that a CSV reader cannot follow."""
+    problems = []
+    for option, char in (
+        ("delimiter", dialect.delimiter),
+        ("quote", dialect.quote),
+        ("escape", dialect.escape),
+    ):
+        if char and (len(char) != 1 or not char.isascii() or char in "\r\n\0"):
+            problems.append(
+                (
+                    option,
+                    f"{char!r} is not one ASCII character",
+                    f"write one character, such as {_USUAL[option]}",
+                )
+            )
+    if dialect.quote and dialect.quote == dialect.delimiter:
+        problems.append(
+            ("quote", f"{dialect.quote!r} is also the delimiter", "write '' for files without quotes")
+        )
+    if dialect.escape and dialect.escape in (dialect.delimiter, dialect.quote):
+        problems.append(
+            (
+                "escape",
+                f"{dialect.escape!r} is also the delimiter or quote",
+                "a doubled quote needs no escape: leave it out",
+            )
+        )
+    return problems
+
+
+_USUAL = {"delimiter": '";" or "\\t"', "quote": "'\"'", "escape": "'\\'"}
