@@ -1,0 +1,254 @@
+"""What is compared: each case makes its input, says who runs on it, and checks what they wrote."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.csv as pacsv
+
+from benchmarks.contest import REPOSITORY, Contender, Row, cortex, hold, peer
+from benchmarks.inputs import Inputs, warm
+from datasets.distinct import weighted_sum
+
+Scale = Literal["tiny", "small", "full"]
+JOBS = REPOSITORY / "benchmarks" / "jobs"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    scale: Scale
+    inputs: Inputs
+    scratch: Path
+    rounds: int
+    slots: int
+    hard_cap: bool
+    """False where the machine allows no control group: memory is then only watched."""
+    say: Callable[[str], None]
+
+    def pick(self, tiny: Any, small: Any, full: Any) -> Any:
+        return {"tiny": tiny, "small": small, "full": full}[self.scale]
+
+    def hold(self, contest: str, contenders: list[Contender], **options: Any) -> list[Row]:
+        options.setdefault("rounds", self.rounds)
+        return hold(contest, contenders, self.scratch, slots=self.slots, say=self.say, **options)
+
+
+def mapreduce(setting: Setting, job: str, path: Path, memory: str = "") -> Callable[[Path], list[str]]:
+    def command(out: Path) -> list[str]:
+        capped = ["--memory", memory] if memory else []
+        arguments = ["--input", path, "--output", out, "--slots", setting.slots, "--quiet", *capped]
+        return cortex("mapreduce", JOBS / job, *arguments)
+
+    return command
+
+
+def result_files(out: Path) -> list[Path]:
+    """The CSV files of a result: a folder of cortex, or a peer's single file."""
+    return sorted(out.glob("part-*")) if out.is_dir() else [out]
+
+
+def result_rows(out: Path) -> Iterator[dict[str, str]]:
+    for path in result_files(out):
+        with open(path, newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def check_stations(answer: dict[str, Any], exact: bool) -> Callable[[Path], str]:
+    """`exact`: means to the last bit. Peers add floats in an order of their own."""
+
+    def check(out: Path) -> str:
+        expected, seen = answer["stations"], 0
+        for row in result_rows(out):
+            want = expected[row["station"]]
+            mean = want["sum"] / want["count"]
+            same = (
+                float(row["mean"]) == mean if exact else math.isclose(float(row["mean"]), mean, rel_tol=1e-9)
+            )
+            found = (int(row["readings"]), float(row["coldest"]), float(row["hottest"]))
+            if not same or found != (want["count"], want["min"], want["max"]):
+                return f"{row} is not {want}"
+            seen += 1
+        return "" if seen == len(expected) else f"{seen} of {len(expected)} stations"
+
+    return check
+
+
+def check_words(answer: dict[str, Any]) -> Callable[[Path], str]:
+    def check(out: Path) -> str:
+        words = distinct = 0
+        expected = dict(answer["counts"])
+        for path in result_files(out):
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = csv.reader(file)
+                next(rows)
+                for word, count in rows:
+                    distinct += 1
+                    words += int(count)
+                    if word in expected and expected.pop(word) != int(count):
+                        return f"{word}: {count} is not {answer['counts'][word]}"
+        if (words, distinct) != (answer["words"], answer["distinct"]) or any(expected.values()):
+            return f"{words} words, {distinct} distinct; not {answer['words']}, {answer['distinct']}"
+        return ""
+
+    return check
+
+
+def check_sums(answer: dict[str, Any], key: str, total: str) -> Callable[[Path], str]:
+    """Every group's sum, by the weighted sum that the data set knows."""
+
+    def check(out: Path) -> str:
+        groups = weighted = 0
+        for path in result_files(out):
+            with pacsv.open_csv(path) as batches:
+                for batch in batches:
+                    keys = batch.column(key).to_numpy()
+                    sums = batch.column(total).to_numpy(zero_copy_only=False).astype(np.int64)
+                    groups += len(keys)
+                    weighted = (weighted + weighted_sum(keys, sums)) % 2**64
+        if (groups, weighted) != (answer["groups"], answer["weighted"]):
+            return f"{groups} groups (weighted {weighted}), not {answer['groups']} ({answer['weighted']})"
+        return ""
+
+    return check
+
+
+def check_hotkey(answer: dict[str, Any]) -> Callable[[Path], str]:
+    def check(out: Path) -> str:
+        found = {row["key"]: row["value"] for row in result_rows(out)}
+        for key, want in answer["keys"].items():
+            expected = f"{want['count']} {want['sum']} {want['count'] * 88}"
+            if found.get(key) != expected:
+                return f"{key}: {found.get(key)} is not {expected}"
+        return "" if len(found) == len(answer["keys"]) else f"{len(found)} groups"
+
+    return check
+
+
+# --- cases ----------------------------------------------------------------------------------------
+
+
+def csv_stations(setting: Setting) -> list[Row]:
+    """CSV min, mean, max and count by 413 keys: aim 1.15 of the bare loop, 1.5 of Polars."""
+    path, answer = setting.inputs.get("stations", setting.pick(200_000, 10_000_000, 100_000_000))
+    warm(path)
+    sql = (
+        "SELECT station, min(temp) AS coldest, avg(temp) AS mean, max(temp) AS hottest, count(*) AS readings "
+        "FROM read_csv({input}, columns={'station': 'VARCHAR', 'temp': 'DOUBLE'}, header=true) GROUP BY 1"
+    )
+    threads = setting.slots
+    about = check_stations(answer, False)
+    contenders = [
+        Contender("cortex", mapreduce(setting, "stations.yaml", path), check_stations(answer, True)),
+        Contender("bare pyarrow loop", lambda out: peer("stations_pyarrow", path, out, threads), about),
+        Contender("Polars streaming", lambda out: peer("stations_polars", path, out), about),
+        Contender(
+            "DuckDB", lambda out: peer("duckdb_sql", sql, path, out, threads, "", setting.scratch), about
+        ),
+    ]
+    return setting.hold("csv_stations", contenders)
+
+
+def wordcount(setting: Setting) -> list[Row]:
+    """One Python call a line, folded by sum: aim, no slower than the pool with a generator mapper."""
+    rows, octaves = setting.pick((5_000, 12), (2_000_000, 20), (24_000_000, 24))
+    path, answer = setting.inputs.get("text", rows, octaves=octaves)
+    warm(path)
+    check = check_words(answer)
+    contenders = [Contender("cortex", mapreduce(setting, "wordcount.py:WordCount", path), check)]
+    for form in ("generator", "inline"):
+        contenders.append(
+            Contender(
+                f"pool, {form}",
+                lambda out, form=form: peer("wordcount_pool", path, out, setting.slots, form),  # type: ignore[misc]
+                check,
+            )
+        )
+    return setting.hold("wordcount", contenders)
+
+
+def lineitem(setting: Setting) -> list[Row]:
+    """Group by a quarter as many keys as rows (7.5 M at full scale) under 1 GB: aim 1.5 of DuckDB."""
+    rows = []
+    for shuffled in (False, True):
+        path, answer = setting.inputs.get(
+            "lineitem", setting.pick(20_000, 3_000_000, 30_000_000), shuffled=shuffled
+        )
+        warm(path)
+        sums = "sum(l_quantity) AS quantity, count(*) AS lines"
+        sql = f"SELECT l_orderkey, {sums} FROM read_csv({{input}}) GROUP BY 1"
+        check = check_sums(answer, "l_orderkey", "quantity")
+        spill = setting.scratch
+        contenders = [
+            Contender("cortex", mapreduce(setting, "lineitem.yaml", path, "900MB"), check),
+            Contender(
+                "DuckDB",
+                lambda out: peer("duckdb_sql", sql, path, out, setting.slots, "700MB", spill),  # noqa: B023
+                check,
+            ),
+            Contender("Polars streaming", lambda out: peer("lineitem_polars", path, out), check),  # noqa: B023
+        ]
+        name = "lineitem shuffled" if shuffled else "lineitem clustered"
+        cap = 1024 * MIB if setting.hard_cap else None
+        rows += setting.hold(name, contenders, cap_bytes=cap)
+    return rows
+
+
+def startup(setting: Setting) -> list[Row]:
+    """From nothing: ``--version`` under 0.15 s, a job over 1 MB under 1.2 s."""
+    path, answer = setting.inputs.get("stations", 60_000)
+    rounds = max(5, setting.rounds)
+    interpreter = Contender("python alone", lambda out: [sys.executable, "-c", "pass"])
+    version = Contender("cortex", lambda out: cortex("--version"))
+    rows = setting.hold("startup --version", [version, interpreter], rounds=rounds)
+    job = Contender("cortex", mapreduce(setting, "stations.yaml", path), check_stations(answer, True))
+    imports = Contender("python, import pyarrow", lambda out: [sys.executable, "-c", "import pyarrow.csv"])
+    return rows + setting.hold("startup 1 MB job", [job, imports], rounds=rounds)
+
+
+def memory(setting: Setting) -> list[Row]:
+    """Under `--memory` and a hard cap a quarter above it: nothing killed, the tree below the memory."""
+    megabytes = setting.pick(384, 384, 512)
+    cap = megabytes * MIB * 5 // 4 if setting.hard_cap else None
+    stations = setting.inputs.get("stations", setting.pick(200_000, 60_000_000, 600_000_000))
+    hot = setting.inputs.get("hotkey", setting.pick(20_000, 5_000_000, 56_000_000))
+    distinct = setting.inputs.get("distinct", setting.pick(20_000, 10_000_000, 100_000_000))
+    jobs = [
+        ("memory all of it", "stations.yaml", stations[0], check_stations(stations[1], True)),
+        ("memory one group", "hotkey.py:HotKey", hot[0], check_hotkey(hot[1])),
+        ("memory all distinct", "distinct.yaml", distinct[0], check_sums(distinct[1], "key", "total")),
+    ]
+    rows = []
+    for name, job, path, check in jobs:
+        contender = Contender("cortex", mapreduce(setting, job, path, f"{megabytes}MB"), check)
+        for row in setting.hold(name, [contender], rounds=1, cap_bytes=cap, watch_memory=True):
+            if not row.problem and row.peak_tree_bytes > megabytes * MIB:
+                row.problem = f"peak {row.peak_tree_bytes / MIB:.0f} MB is above --memory {megabytes}MB"
+                setting.say(row.line())
+            rows.append(row)
+    return rows
+
+
+CASES: dict[str, Callable[[Setting], list[Row]]] = {
+    "csv_stations": csv_stations,
+    "wordcount": wordcount,
+    "lineitem": lineitem,
+    "startup": startup,
+    "memory": memory,
+}
+
+
+def scratch_name() -> str:
+    return f"scratch-{os.getpid()}-{random.randrange(1 << 30):x}"
