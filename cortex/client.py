@@ -265,7 +265,7 @@ class LocalSession:
     def _cause_of_death(self) -> CortexError:
         """Why the child does not answer any more."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(EMBEDDED_EXIT_S_MAX)
+            self._process.wait(EMBEDDED_EXIT_S_MAX + CANCEL_S_MAX)
         code = self._process.returncode
         said = self._last_word() if code is not None else None
         if said is not None:

@@ -8,6 +8,7 @@ what remains with this process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from cortex.wire.messages import EmbeddedReady, Message, Refused, ToNode
 from cortex.wire.transports import listen_unix, use_monotonic_clock
 from cortex.wire.versions import local_versions
 
+_TEMPLATE_EXIT_S_MAX = 0.3
 GRACEFUL = b"q"
 """Written to the life pipe by a client that ends in order."""
 
@@ -199,7 +201,9 @@ class Machine:
 
     def _node_failed(self, error: CortexError) -> None:
         """The node can run nothing any more: tell the client why, and end."""
-        code = self._template.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # its link ends a moment before it does
+            self._template.wait(_TEMPLATE_EXIT_S_MAX)
+        code = self._template.returncode
         if code is not None and code != 0:
             error.details["template"] = (
                 f"killed by {signal_name(-code)}" if code < 0 else f"exit status {code}"
@@ -236,8 +240,11 @@ class Machine:
             folder.remove()
 
     def _end(self) -> None:
-        if self._template.poll() is None:
+        self._template.terminate()  # it kills what is left of the executors
+        try:
+            self._template.wait(_TEMPLATE_EXIT_S_MAX)
+        except subprocess.TimeoutExpired:
             self._template.kill()
-        self._template.wait()
+            self._template.wait()
         if self._reactor.running:
             self._reactor.stop()

@@ -14,6 +14,7 @@ stderr file when it has died.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -157,13 +158,14 @@ class ExecutorPool:
         self._plans: dict[str, JobPlanned] = {}
         self._waiting_for_exit: dict[str, list[Callable[[], None]]] = {}
         self._stopped: Callable[[], None] | None = None
+        self._template_gone = False
         self.template_pid = 0
         self._template: MessageProtocol[FromTemplate] = MessageProtocol(
             reactor, FromTemplate, self._template_said, self._template_lost, check_peer=False
         )
         factory = Factory()
         factory.noisy = False
-        factory.buildProtocol = lambda _address: self._template  # type: ignore[method-assign,assignment,return-value]
+        factory.buildProtocol = lambda _address: self._template  # type: ignore[method-assign,assignment]
         # Twisted duplicates the descriptor; ours is closed, so that an end is seen at both ends.
         template.setblocking(False)
         reactor.adoptStreamConnection(template.fileno(), socket.AF_UNIX, factory)
@@ -263,9 +265,11 @@ class ExecutorPool:
         """Kill every executor, close the door, end the template; `gone()` when no executor is left."""
         self._stopped = gone
         self._port.stopListening()
+        if self._template_gone:
+            self._executors.clear()  # killed when it went, and no one is left to report their ends
         for executor in self._executors.values():
-            executor.revoked = True
-            self._end(executor)
+            executor.revoked = executor.ending = True
+            self._signal(executor, signal.SIGKILL)
         self._finish_stop()
 
     # --- inside: executors ---
@@ -333,10 +337,12 @@ class ExecutorPool:
         elif now - executor.dumped_at >= STACK_DUMP_S and executor.run is not None:
             details = self._circumstances(executor, executor.run)
             details["stack"] = details.pop("last output", "")
+            where = next((line for line in details["stack"].splitlines() if line.startswith("  File")), "")
             cause = TaskTimeout(
                 f"the task made no progress for {format_seconds(silent_s)}",
                 cure="the job's code, or a disk under it, hangs: see the stack; a single record may take at"
                 f" most {format_seconds(self._task_silence_s_max)}",
+                signature=f"TaskTimeout {where.strip()}",
                 details=details,
             )
             self.kill(executor, cause)
@@ -420,10 +426,14 @@ class ExecutorPool:
             executor.link.close()
 
     def _template_lost(self, _link: MessageProtocol[FromTemplate], error: CortexError | None) -> None:
+        self._template_gone = True
         if self._stopped is not None:
             self._executors.clear()
             self._finish_stop()
             return
+        for executor in self.executors():
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the kernel was quicker
+                os.killpg(executor.pid, signal.SIGKILL)
         self._owner.pool_lost(
             error
             or ServerDied(

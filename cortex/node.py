@@ -203,6 +203,9 @@ class Node:
 
     def _start_job(self, message: StartJob) -> None:
         assert self._pool is not None
+        if not self._jobs:
+            self.memory.peak_bytes = 0  # the peak is that of the jobs that run together
+        self._measure()
         work_dir = os.path.join(self._spill_dir, message.job)
         os.mkdir(work_dir, 0o700)
         self._jobs[message.job] = _Job(message, work_dir)
@@ -310,15 +313,19 @@ class Node:
         """Every MEMORY_SAMPLE_S: measure, watch, and beat when it is time."""
         assert self._pool is not None
         self._timer = self._reactor.callLater(MEMORY_SAMPLE_S, self._tick)
+        self._guard_memory(self._measure())
+        self._pool.check()
+        if self._clock() >= self._heartbeat_due:
+            self._beat()
+
+    def _measure(self) -> list[Executor]:
+        assert self._pool is not None
         executors = self._pool.executors()
         self.memory.sample([executor.pid for executor in executors])
         for executor in executors:
             own = self.memory.own_bytes.get(executor.pid, 0)
             executor.peak_bytes = max(executor.peak_bytes, own)
-        self._guard_memory(executors)
-        self._pool.check()
-        if self._clock() >= self._heartbeat_due:
-            self._beat()
+        return executors
 
     def _beat(self) -> None:
         self._heartbeat_due = self._clock() + (PROGRESS_S if self._progress else HEARTBEAT_S) - 0.01

@@ -69,8 +69,8 @@ def runtime_parent(path_bytes_max: int) -> str:
     """Where a folder for unix sockets goes: short enough a path, of this user alone if there is one."""
     candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()]
     for parent in candidates:
-        if parent and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
-            # mkdtemp adds PREFIX and 8 letters; the socket's name is at most 20 long
-            if len(os.fsencode(parent)) + len(PREFIX) + 8 + 22 <= path_bytes_max:
-                return parent
+        # mkdtemp adds PREFIX and 8 letters; a socket's name has at most 20
+        short = len(os.fsencode(parent)) + len(PREFIX) + 8 + 22 <= path_bytes_max
+        if parent and short and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+            return parent
     return "/tmp"

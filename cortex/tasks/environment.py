@@ -17,15 +17,12 @@ ALLOCATOR_ENVIRONMENT: Final = {
     "MALLOC_ARENA_MAX": "2",  # glibc: an arena for each thread of a user's library would keep memory apart
 }
 _ONE_THREAD: Final = {
-    name: "1"
-    for name in (
-        "OMP_NUM_THREADS",  # pyarrow's own pool, too
-        "ARROW_IO_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-    )
+    "OMP_NUM_THREADS": "1",  # pyarrow's own pool, too
+    "ARROW_IO_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NUMEXPR_NUM_THREADS": "1",
+    "VECLIB_MAXIMUM_THREADS": "1",
 }
 _SECRET_PREFIX: Final = "CORTEX_"
 

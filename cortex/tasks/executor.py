@@ -49,7 +49,6 @@ from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     ExecutorHello,
     JobPlanned,
-    MapTask,
     OpenJob,
     PlanTask,
     ReduceTask,
@@ -205,10 +204,13 @@ class Executor:
 
         What the job's own setup holds is there after the first task; a leak, or a heap in shreds, grows.
         """
+        if self._memory_bytes <= 0:
+            return False
         left_bytes = own_anonymous_bytes()
         if self._after_first_bytes == 0:
             self._after_first_bytes = left_bytes
-        return left_bytes > max(self._memory_bytes // 2, self._after_first_bytes + self._memory_bytes // 4) > 0
+        grown_bytes = left_bytes - self._after_first_bytes
+        return left_bytes > self._memory_bytes // 2 and grown_bytes > self._memory_bytes // 4
 
     def _open(self, job: OpenJob) -> None:
         """Open the job. An error waits for the first task, whose answer can carry it."""
@@ -303,9 +305,10 @@ def redirect_output(stderr_path: str) -> None:
     for fd in (null, log):
         if fd > 2:
             os.close(fd)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
-    sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (these stay open for the process's life)
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        stream = open(fd, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+        setattr(sys, name, stream)
 
 
 def run_spawned() -> int:

@@ -3,8 +3,10 @@
 Started by the node's process before that imports Twisted, so that both imports overlap. A fork of
 it costs milliseconds and shares its pages. It reads ForkExecutor and SignalExecutor from the link
 whose descriptor it was given, answers ExecutorForked, reaps its children and answers ExecutorExited
-with the signal that ended them. It ends with the link, and its executors end with it (the kernel
-kills them: PR_SET_PDEATHSIG; elsewhere they find their link closed).
+with the signal that ended them. Each executor leads a process group, which ends with it: what the
+job's code has started does not outlive it. The template ends with the link or its parent, and kills
+all groups; if it is itself killed, the kernel kills the executors (PR_SET_PDEATHSIG; elsewhere they
+find their link closed).
 
 Forking needs a single thread. That is looked at after the imports: where a library has started one,
 or the system's libraries do not survive a fork (macOS), executors are spawned afresh instead, which
@@ -27,13 +29,8 @@ import sys
 import traceback
 
 from cortex.limits import FRAME_BYTES_MAX, KIB
-from cortex.tasks.executor import (
-    DEFAULT_CONTEXT,
-    ContextFactory,
-    load_context_factory,
-    main as executor_main,
-    redirect_output,
-)
+from cortex.tasks import executor
+from cortex.tasks.executor import DEFAULT_CONTEXT, ContextFactory, load_context_factory, redirect_output
 from cortex.tasks.memory_limits import die_with_parent
 from cortex.wire.framing import FrameDecoder, encode_frame
 from cortex.wire.messages import (
@@ -53,6 +50,16 @@ def is_single_threaded() -> bool:
         return len(os.listdir("/proc/self/task")) == 1
     except OSError:
         return False
+
+
+_CAN_PEEK = hasattr(os, "waitid")  # not on macOS
+
+
+def _kill_group(pid: int) -> None:
+    """Kill an executor and the processes that its job's code has started: one process group."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; or not yet a group's leader
+            kill(pid, signal.SIGKILL)
 
 
 class Template:
@@ -92,8 +99,7 @@ class Template:
 
     def kill_children(self) -> None:
         for pid in self._index_of:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
 
     def _send(self, message: Message) -> None:
         self._sock.sendall(encode_frame(message))
@@ -111,6 +117,7 @@ class Template:
             return pid
         status = 1
         try:
+            os.setpgid(0, 0)
             die_with_parent(signal.SIGKILL)
             if os.getppid() != template:  # it ended before the line above took effect
                 os._exit(1)
@@ -121,7 +128,7 @@ class Template:
                 os.close(fd)
             self._sock.close()
             redirect_output(request.stderr_path)
-            status = executor_main(request.executor, request.socket_path, self._factory)
+            status = executor.main(request.executor, request.socket_path, self._factory)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -134,7 +141,7 @@ class Template:
         arguments = [sys.executable, "-P", "-m", "cortex.tasks.executor", "--index", str(request.executor)]
         arguments += ["--socket", request.socket_path, "--stderr", request.stderr_path]
         arguments += ["--context", self._factory_name]
-        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, process_group=0)
         child.returncode = 0  # `_reap` waits for it; Popen must not
         return child.pid
 
@@ -144,14 +151,24 @@ class Template:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, request.signal)
 
+    def _end_groups(self) -> None:
+        """Kill what dead executors have started, while their numbers cannot be in other use yet."""
+        if _CAN_PEEK:
+            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if dead is not None:
+                _kill_group(dead.si_pid)
+
     def _reap(self) -> None:
         while self._index_of:
             try:
+                self._end_groups()
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
+            if not _CAN_PEEK:
+                _kill_group(pid)
             index = self._index_of.pop(pid, None)
             if index is None:
                 continue
@@ -170,7 +187,8 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal ends the client, which ends this
-    die_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by way of `kill_children`
+    die_with_parent(signal.SIGTERM)
     sock = socket.socket(fileno=options.link)
     import numpy  # noqa: F401
     import pyarrow

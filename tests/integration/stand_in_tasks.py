@@ -83,7 +83,9 @@ class Context:
             self.kept.append(b"x" * (int(what) << 20))
         elif verb == "child":
             child = "x = bytearray(%d << 20); x[::4096] = b'x' * len(x[::4096]); import time; time.sleep(20)"
-            subprocess.run([sys.executable, "-c", child % int(what)], check=False)
+            children = [subprocess.Popen([sys.executable, "-c", child % int(what)]) for _ in range(3)]
+            for each in children:
+                each.wait()
         elif verb == "exit":
             sys.exit(int(what))
         elif verb == "bug":
