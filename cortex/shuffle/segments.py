@@ -45,12 +45,13 @@ def reduce_fan_in(
     runs_max: int,
     budget_bytes: int,
     create: Callable[[int], RunFileWriter],
-    open_run: Callable[[int], RunFileReader],
+    finish: Callable[[int, RunFileWriter], tuple[int, RunFileReader]],
     combine: Combiner | None,
 ) -> tuple[list[RunSource], int]:
     """At most `runs_max` sources with the rows of `sources`, and the bytes written to get there.
 
-    `create(n)` and `open_run(n)` make and open the n-th temporary file; the caller removes them.
+    `create(n)` makes the n-th temporary file, `finish(n, writer)` closes it and opens it for reading,
+    with its bytes; the caller removes them all.
     """
     level, written, number = list(sources), 0, 0
     while len(level) > runs_max:
@@ -64,11 +65,12 @@ def reduce_fan_in(
             writer = create(number)
             try:
                 _merge_into(RunSink(writer, Partitioner(1)), some, budget_bytes, combine)
-                written += writer.close().bytes
+                size_bytes, reader = finish(number, writer)
             except BaseException:
                 writer.abort()
                 raise
-            merged.extend(sources_of(open_run(number), 0))
+            written += size_bytes
+            merged.extend(sources_of(reader, 0))
             number += 1
         level = merged
     return level, written

@@ -100,7 +100,7 @@ class ReduceAttempt:
         if len(sources) <= runs_max:
             return sources
         level, written = reduce_fan_in(
-            sources, runs_max, program.budget.merge, self._create, self._open, self._combiner(sources)
+            sources, runs_max, program.budget.merge, self._create, self._finish, self._combiner(sources)
         )
         self._merged_bytes = written
         return level
@@ -131,8 +131,10 @@ class ReduceAttempt:
         self._temporary.append(name)
         return self._program.store.create(name)
 
-    def _open(self, number: int) -> RunFileReader:
-        return self._program.store.open(self._temporary_name(number))
+    def _finish(self, number: int, writer: RunFileWriter) -> tuple[int, RunFileReader]:
+        store, name = self._program.store, self._temporary_name(number)
+        summary = store.commit(writer, name)
+        return summary.bytes, store.open(name)
 
     def _combiner(self, sources: Sequence[RunSource]) -> Combiner | None:
         """What folds groups while runs are merged early."""

@@ -1,0 +1,174 @@
+"""Collector, run file and merge against a sort in plain Python, with tiny budgets and colliding hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cortex.kernels.hashing import hash_columns
+from cortex.shuffle.collector import RowCollector, RunSink
+from cortex.shuffle.keys import decode_keys, encode_keys
+from cortex.shuffle.merge import GiantGroup, merge_rounds
+from cortex.shuffle.partitioner import Partitioner
+from cortex.shuffle.run_schema import Layout
+from cortex.shuffle.segments import reduce_fan_in, sources_of
+from cortex.shuffle.values import ARROW_TYPES, decode_values, encode_values
+from cortex.storage.map_output_store import MapOutputStore
+from tests.memory_filesystem import MemoryFilesystem
+
+Pairs = list[tuple[Any, Any]]
+KEYS = st.one_of(
+    st.lists(st.sampled_from(["", "a", "b", "ab", "x" * 40, None, "ß"]), max_size=60),
+    st.lists(st.integers(-3, 3) | st.none(), max_size=60),
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 1)), max_size=60),
+)
+
+
+def collect(
+    store: MapOutputStore, attempt: str, pairs: Pairs, partitions: int, budget: int, place: Any, chunk: int
+) -> None:
+    writer = store.create(attempt)
+    collector = RowCollector(RunSink(writer, Partitioner(partitions)), budget, place=place)
+    for begin in range(0, len(pairs), chunk):
+        keys, values = zip(*pairs[begin : begin + chunk])
+        kind, columns = encode_keys(keys)
+        tag, column = encode_values(values)
+        layout = Layout(
+            kind,
+            tuple(c.type for c in columns),
+            f"values:{tag}",
+            (("value", ARROW_TYPES[tag]),),
+            place is not None,
+        )
+        collector.add(layout, columns, [column])
+    collector.flush()
+    store.commit(writer, attempt)
+
+
+def groups(items: Iterator[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """(key, values) in the order the merge gives them; giant groups read twice, as they may be."""
+    for item in items:
+        layout = item.layout
+        if isinstance(item, GiantGroup):
+            (key,) = decode_keys(layout.key_type, item.keys)
+            twice = [
+                [
+                    v
+                    for b in item.batches()
+                    for v in decode_values(layout.value_tag, b.column(1 + layout.keys))
+                ]
+                for _ in range(2)
+            ]
+            assert twice[0] == twice[1]
+            yield key, twice[0]
+            continue
+        keys = decode_keys(layout.key_type, item.batch.columns[1 : 1 + layout.keys])
+        values = decode_values(layout.value_tag, item.batch.column(1 + layout.keys))
+        bounds = [*item.starts.tolist(), len(values)]
+        for begin, end in zip(bounds[:-1], bounds[1:]):
+            assert len({repr(k) for k in keys[begin:end]}) == 1
+            yield keys[begin], values[begin:end]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    keys=KEYS,
+    maps=st.integers(1, 4),
+    partitions=st.integers(1, 5),
+    spill=st.sampled_from([1, 200, 1 << 20]),
+    budget=st.sampled_from([1, 300, 1 << 20]),
+    runs_max=st.sampled_from([2, 3, 100]),
+    hashes=st.sampled_from(["xxh64", "one", "two"]),
+    mixed=st.booleans(),
+)
+def test_every_row_comes_once_in_order_with_its_group(
+    keys: list[Any],
+    maps: int,
+    partitions: int,
+    spill: int,
+    budget: int,
+    runs_max: int,
+    hashes: str,
+    mixed: bool,
+) -> None:
+    pairs: Pairs = [(key, str(i) if mixed and i % 3 == 0 else i) for i, key in enumerate(keys)]
+
+    def place(layout: Layout, columns: Sequence[pa.Array], found: np.ndarray) -> np.ndarray:
+        return found * np.uint64(0) if hashes == "one" else found >> np.uint64(63)
+
+    store = MapOutputStore(MemoryFilesystem(), "/work/job")
+    size = max(1, -(-len(pairs) // maps))
+    attempts = []
+    for index, begin in enumerate(range(0, len(pairs), size)):
+        attempt = f"j0123456789ab-m{index:06d}.0"
+        collect(
+            store,
+            attempt,
+            pairs[begin : begin + size],
+            partitions,
+            spill,
+            None if hashes == "xxh64" else place,
+            7,
+        )
+        attempts.append(attempt)
+
+    found: list[tuple[Any, list[Any]]] = []
+    for partition in range(partitions):
+        sources = [s for a in attempts for s in sources_of(store.open(a, partition), partition)]
+        temporary: list[str] = []
+
+        def name(number: int) -> str:
+            return f"j0123456789ab-r000000.{number + 1000}"
+
+        def create(number: int, temporary: list[str] = temporary) -> Any:
+            temporary.append(name(number))
+            return store.create(temporary[-1])
+
+        def finish(number: int, writer: Any) -> Any:
+            return store.commit(writer, name(number)).bytes, store.open(name(number))
+
+        level, _ = reduce_fan_in(sources, runs_max, budget, create, finish, None)
+        assert len(level) <= max(runs_max, len({s.layout for s in level}) * runs_max)
+        found += groups(merge_rounds(level, budget))
+        for attempt in temporary:
+            store.discard(attempt)
+
+    expected: dict[str, list[Any]] = {}
+    for key, value in pairs:
+        expected.setdefault(repr(key), []).append(value)
+    assert {repr(key): values for key, values in found} == expected
+    assert len(found) == len(expected)
+
+    # The sequence of keys over all partitions is that of (hash, key), whatever the partitions.
+    if hashes == "xxh64" and found:
+        _, columns = encode_keys([key for key, _ in found])
+        order = hash_columns(columns).tolist()
+        assert order == sorted(order)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 256, 4096])
+def test_partitions_are_contiguous_and_cover_every_hash(count: int) -> None:
+    partitioner = Partitioner(count)
+    random = np.random.default_rng(count)
+    hashes = np.sort(random.integers(0, 2**64, 5000, dtype=np.uint64))
+    expected = [((int(h) >> 32) * count) >> 32 for h in hashes]
+    cuts = partitioner.cuts(hashes)
+    got = np.repeat(np.arange(count), np.diff(cuts)).tolist()
+    assert got == expected
+    edges = np.array([0, 2**64 - 1], dtype=np.uint64)
+    assert partitioner.cuts(edges)[0] == 0
+    assert partitioner.cuts(edges)[-1] == 2
+
+
+@given(st.integers(1, 100), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=50), st.data())
+def test_rows_placed_by_the_user_land_in_their_partition(count: int, found: list[int], data: Any) -> None:
+    chosen = data.draw(st.lists(st.integers(0, count - 1), min_size=len(found), max_size=len(found)))
+    partitioner = Partitioner(count)
+    moved = partitioner.place(np.array(found, dtype=np.uint64), np.array(chosen, dtype=np.int64))
+    assert [((int(h) >> 32) * count) >> 32 for h in moved] == chosen
