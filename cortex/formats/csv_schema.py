@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from cortex.errors import InputError, RecordTooLarge
-from cortex.job.plan import InputFile
+from cortex.job.plan import IN, InputFile
 from cortex.job.spec import CsvDialect
 from cortex.limits import INFER_BYTES, KIB, RECORD_BYTES_MAX
 
@@ -85,6 +85,14 @@ def read_head(source: Source, declared: Mapping[str, str]) -> Head:
 
 
 def _fields(file: InputFile, dialect: CsvDialect, record: bytes, *, header: bool) -> list[str]:
+    if Stretch(Grammar(dialect), record, len(record), final=True).end_state() == IN:
+        raise InputError(
+            "the file ends inside a quoted field of its first line: its quote is never closed",
+            details={"file": file.path, "line": line_text(record)},
+            cure="close the quote; if quotes in this file mean nothing, set quote: ''",
+        )
+    if not record.endswith((b"\n", b"\r")):
+        record += b"\n"  # pyarrow takes names from whole lines only
     try:
         record.decode()
         table = pacsv.read_csv(
