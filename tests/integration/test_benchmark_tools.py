@@ -1,0 +1,109 @@
+"""The benchmarks' own tools: the hard cap kills, memory is counted, wrong answers are noticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cases import check_stations, check_sums, check_words
+from benchmarks.cgroup import MemoryCgroup, unavailable
+from benchmarks.contest import Contender, environment, hold, peer
+from benchmarks.measure import run
+from benchmarks.tree_memory import TreeMemory, descendants
+from datasets import Distinct, Stations, Text
+
+MIB = 1 << 20
+HOLD = "import sys; data = b'x' * (int(sys.argv[1]) << 20); print(len(data), flush=True); sys.stdin.read()"
+TAKE = "import sys; data = b'x' * (int(sys.argv[1]) << 20)"
+
+linux_only = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux's /proc")
+needs_cgroup = pytest.mark.skipif(bool(unavailable()), reason=f"no hard memory cap here: {unavailable()}")
+
+
+@needs_cgroup
+def test_a_process_above_the_hard_cap_is_killed_and_counted() -> None:
+    fine = run([sys.executable, "-c", TAKE, "40"], cap_bytes=100 * MIB)
+    assert (fine.exit_code, fine.oom_kills) == (0, 0)
+    assert 40 * MIB < fine.group_peak_bytes <= 100 * MIB
+    killed = run([sys.executable, "-c", TAKE, "200"], cap_bytes=100 * MIB)
+    assert killed.exit_code == -9
+    assert killed.oom_kills == 1
+
+
+@needs_cgroup
+def test_a_group_counts_its_processes_and_leaves_nothing() -> None:
+    with MemoryCgroup(200 * MIB) as group:
+        child = group.start([sys.executable, "-c", "import subprocess, sys; subprocess.run(['sleep', '60'])"])
+        assert child.pid in group.pids()
+        assert group.usage_bytes() > 0
+        folder = group.folder
+    assert child.wait(10) == -9
+    assert not folder.exists()
+
+
+@linux_only
+def test_memory_of_a_tree_is_counted_with_its_children() -> None:
+    starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD!r}, '60'])"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", starter], **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline()  # the grandchild holds its memory
+        memory = TreeMemory(lambda: descendants(process.pid))
+        assert 60 * MIB < memory.sample() < 100 * MIB
+        assert len(memory.peak_processes) == 2
+        process.stdin.close()
+    assert memory.sample() == 0
+    assert memory.peak_bytes > 60 * MIB
+
+
+def test_the_hand_written_peers_are_right(tmp_path: Path) -> None:
+    stations, text = Stations(30_000), Text(3000, octaves=10)
+    stations.write(os.fspath(tmp_path / "stations.csv"))
+    text.write(os.fspath(tmp_path / "text.txt"))
+    contenders = [
+        Contender(
+            "loop",
+            lambda out: peer("stations_pyarrow", tmp_path / "stations.csv", out, 3),
+            check_stations(stations.answer(), False),
+        ),
+        *(
+            Contender(
+                form,
+                lambda out, form=form: peer("wordcount_pool", tmp_path / "text.txt", out, 3, form),
+                check_words(text.answer()),
+            )
+            for form in ("generator", "inline")
+        ),
+        Contender("broken", lambda out: [sys.executable, "-c", "raise SystemExit('no')"]),
+        Contender("idle", lambda out: [sys.executable, "-c", "pass"], lambda out: "no result"),
+    ]
+    rows = {row.name: row for row in hold("c", contenders, tmp_path, rounds=1, say=lambda line: None)}
+    assert [rows[name].problem for name in ("loop", "generator", "inline")] == ["", "", ""]
+    assert rows["broken"].problem.startswith("failed (1): no")
+    assert rows["idle"].problem == "WRONG ANSWER: no result"
+    assert rows["broken"].median_s is None
+
+
+def test_a_wrong_answer_is_noticed(tmp_path: Path) -> None:
+    made = Distinct(100, keys=20)
+    sums: dict[int, int] = {}
+    for line in b"".join(made.blocks()).decode().splitlines()[1:]:
+        key, value = map(int, line.split(","))
+        sums[key] = sums.get(key, 0) + value
+    out = tmp_path / "out.csv"
+    check = check_sums(made.answer(), "key", "total")
+
+    def result(rows: dict[int, int]) -> str:
+        out.write_text("key,total\n" + "".join(f"{k},{v}\n" for k, v in rows.items()))
+        return check(out)
+
+    assert result(sums) == ""
+    assert "20 groups" in result({**sums, 7: sums[7] + 1})
+    assert "19 groups" in result({k: v for k, v in sums.items() if k})
+
+
+def test_everyone_gets_the_same_number_of_threads() -> None:
+    assert environment(3)["POLARS_MAX_THREADS"] == "3"
