@@ -38,6 +38,10 @@ def open_session(resources: Resources, config: Config | None = None) -> LocalSes
     What the job says comes before `CORTEX_*` variables and ``.env``.
     """
     config = config or load_config()
+    try:
+        os.makedirs(spill_folder(config), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _no_spill_folder(spill_folder(config), error) from error
     return LocalSession(
         memory_bytes=resources.memory_bytes or config.memory_bytes,
         slots=resources.slots or config.slots,
@@ -121,14 +125,17 @@ def spill_folder(config: Config) -> str:
 def _temporary_folder(home: str) -> str:
     """A new private folder, named after this process so that a later one knows when it is left over."""
     try:
-        os.makedirs(home, mode=0o700, exist_ok=True)
         _remove_left_over(home)
         return tempfile.mkdtemp(prefix=f"result-{socket.gethostname()}-{os.getpid()}-", dir=home)
     except OSError as error:
-        raise OutputFailed(
-            f"no temporary folder for the result can be made in {home}: {error.strerror or error}",
-            cure="set CORTEX_SPILL_DIRS to a folder of yours with free space",
-        ) from error
+        raise _no_spill_folder(home, error) from error
+
+
+def _no_spill_folder(folder: str, error: OSError) -> OutputFailed:
+    return OutputFailed(
+        f"the folder for temporary files, {folder}, cannot be used: {error.strerror or error}",
+        cure="set CORTEX_SPILL_DIRS to a folder of yours with free space",
+    )
 
 
 def _remove_left_over(home: str) -> None:
