@@ -17,6 +17,7 @@ from typing import Final
 import pyarrow as pa
 
 from cortex.errors import OutputFailed, UsageError, ValueTypeError
+from cortex.job.protocol import FIELD_KIND
 from cortex.job.spec import OUTPUT_FORMATS
 from cortex.limits import MIB
 
@@ -60,7 +61,7 @@ class Writer:
     def __init__(self, path: str, format_: str, schema: pa.Schema) -> None:
         output_extension(format_)
         self._path = path
-        self._schema = pa.schema([pa.field(f.name, _written_type(f.type)) for f in schema])
+        self._schema = pa.schema([_written_field(f) for f in schema])
         self._rows = 0
         self._closed = False
         self._lines = _line_format(format_, self._schema)
@@ -146,6 +147,13 @@ class Writer:
                 details={"file": self._path},
                 cure="use another output format, such as arrow",
             ) from error
+
+
+def _written_field(field: pa.Field) -> pa.Field:
+    """Of a field's metadata only what says how cells of row-form output become Python values again."""
+    kind = (field.metadata or {}).get(FIELD_KIND)
+    metadata = {FIELD_KIND: kind} if kind else None
+    return pa.field(field.name, _written_type(field.type), metadata=metadata)
 
 
 def _written_type(data_type: pa.DataType) -> pa.DataType:
