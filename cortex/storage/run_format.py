@@ -56,6 +56,8 @@ ENTRY: Final = np.dtype(
         ("checksum", "<u8"),
     ]
 )
+ENTRY_PACKED: Final = struct.Struct("<IIQIIQQQ")
+"""One row of `ENTRY`: the writer packs them one by one, which NumPy is slow at."""
 Entries = NDArray[np.void]
 """Rows of `ENTRY`."""
 

@@ -12,7 +12,6 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
@@ -110,7 +109,7 @@ class RunFileWriter:
                 details={"rows": batch.num_rows},
             )
         block = self._compressed(raw)
-        entry = (
+        entry = run_format.ENTRY_PACKED.pack(
             partition,
             batch.num_rows,
             self._offset,
@@ -120,9 +119,8 @@ class RunFileWriter:
             last_hash,
             xxhash.xxh3_64_intdigest(block),
         )
-        self._checksum = (self._checksum + entry[-1]) & 0xFFFF_FFFF_FFFF_FFFF
         self._write(block)
-        self._index += np.array([entry], run_format.ENTRY).tobytes()
+        self._index += entry
         self._run_entries += 1
         self._last = (partition, last_hash)
         self._rows += batch.num_rows
