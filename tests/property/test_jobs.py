@@ -1,0 +1,328 @@
+"""Whole jobs (plan, scan, map, shuffle, reduce, write) against plain Python, for any split size, memory
+budget and number of reducers: the same bytes whatever they are, and the right ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cortex import MapReduceJob
+from cortex.class_spec import build_spec
+from cortex.job.spec import CsvDialect, InputSpec, JobSpec, OutputSpec, Resources
+from cortex.tasks.budget import Budget
+from tests.one_process import Outcome, run_tasks
+
+SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SPLITS = st.sampled_from([1, 2, 3, 7, 20, 100, 10_000])
+REDUCERS = st.integers(1, 4)
+BUDGETS = st.sampled_from(
+    [Budget(64, 64, 1, 1), Budget(500, 300, 400, 500), Budget(1 << 20, 1 << 20, 1 << 22, 1 << 22)]
+)
+
+
+def spec_for(folder: Path, name: str, data: bytes, split: int, reducers: int, **rest: Any) -> JobSpec:
+    path = folder / name
+    path.write_bytes(data)
+    more = {"dialect": None, "columns": {}, **rest.pop("input", {})}
+    return JobSpec(
+        "test",
+        InputSpec((str(path),), **more),
+        OutputSpec(str(folder / "out"), rest.pop("output_format", "csv")),
+        Resources(split_bytes=split, reducers=reducers),
+        **rest,
+    )
+
+
+def rows_of(outcome: Outcome) -> list[dict[str, str]]:
+    return [row for data in outcome.files for row in csv.DictReader(io.StringIO(data.decode(), newline=""))]
+
+
+class Code:
+    """A row-form job as an executor sees it."""
+
+    combine_function: Any = None
+
+    def __init__(self, map: Callable[[Any], Any], reduce: Any = None, combine: Any = None) -> None:
+        self.map, self.reduce = map, reduce
+        if combine is not None:
+            self.combine_function = self.combine = combine
+
+    def setup(self) -> None: ...
+    def cleanup(self) -> None: ...
+    def _take_counters(self) -> dict[str, dict[str, int]]:
+        return {}
+
+
+WORDS = st.sampled_from(["a", "b", "the", "Ω", "ß" * 5, "x" * 70, "0", "-"])
+LINES = st.lists(st.lists(WORDS, max_size=6).map(" ".join), max_size=25)
+ENDS = st.sampled_from(["\n", "\r\n"])
+
+
+@SLOW
+@given(LINES, ENDS, st.booleans(), SPLITS, REDUCERS, BUDGETS)
+def test_word_count_three_ways(
+    lines: list[str], end: str, final: bool, split: int, reducers: int, budget: Budget
+) -> None:
+    data = (end.join(lines) + (end if final and lines else "")).encode()
+    expected = Counter(word for line in lines for word in line.split())
+
+    def words(line: str) -> Iterator[tuple[str, int]]:
+        for word in line.split():
+            yield word, 1
+
+    def total(key: str, values: Iterator[int]) -> Iterator[tuple[str, int]]:
+        yield key, sum(values)
+
+    ways: list[tuple[dict[str, Any], Code]] = [
+        ({"reduce_form": "fold", "combine": "sum"}, Code(words)),
+        ({"reduce_form": "fold", "combine": "binary"}, Code(words, combine=lambda a, b: a + b)),
+        ({"reduce_form": "rows"}, Code(words, total)),
+        ({"reduce_form": "rows", "combine": "sum"}, Code(words, total)),
+        ({"reduce_form": "rows", "combine": "method"}, Code(words, total, combine=total)),
+    ]
+    outputs = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for form, code in ways:
+            spec = spec_for(Path(folder), "in.txt", data, split, reducers, map_form="rows", **form)
+            outcome = run_tasks(spec, code, budget=budget)
+            assert {row["key"]: int(row["value"]) for row in rows_of(outcome)} == expected
+            outputs.add(b"".join(d.partition(b"\n")[2] for d in outcome.files))
+            whole = msgspec_replace(spec, reducers=1, split=1 << 30)
+            assert b"".join(d.partition(b"\n")[2] for d in run_tasks(whole, code).files) in outputs
+    assert len(outputs) == 1  # the same rows in the same order, whichever way and however split
+
+
+def msgspec_replace(spec: JobSpec, *, reducers: int, split: int) -> JobSpec:
+    import msgspec
+
+    return msgspec.structs.replace(spec, resources=Resources(split_bytes=split, reducers=reducers))
+
+
+FIELD = st.one_of(
+    st.sampled_from(["", "a", "b", 'q"q', "two\nlines", "c,d", "Ω", "r\r\nn", " s ", '"']),
+    st.text(alphabet='ab",\n\r', max_size=5),
+)
+NUMBER = st.one_of(
+    st.sampled_from([0.1, 0.2, 0.3, 1e16, -1e16, 1.0, 1e-300, 123.456, 0.0]),
+    st.floats(-1e6, 1e6, allow_nan=False),
+    st.none(),
+)
+RECORDS = st.lists(st.tuples(FIELD, NUMBER, st.integers(-(10**6), 10**6) | st.none()), max_size=25)
+
+
+def as_csv(records: list[tuple[str, float | None, int | None]], end: str, bom: bool) -> bytes:
+    lines = ["k,x,n"]
+    for key, x, n in records:
+        quoted = any(c in key for c in '",\r\n')
+        shown = '"' + key.replace('"', '""') + '"' if quoted else key
+        lines.append(f"{shown},{'' if x is None else repr(x)},{'' if n is None else n}")
+    text = "".join(line + end for line in lines)
+    return (b"\xef\xbb\xbf" if bom else b"") + text.encode()
+
+
+@SLOW
+@given(RECORDS, ENDS, st.booleans(), SPLITS, REDUCERS, BUDGETS)
+def test_an_aggregation_over_csv_is_exact(
+    records: list[tuple[str, float | None, int | None]],
+    end: str,
+    bom: bool,
+    split: int,
+    reducers: int,
+    budget: Budget,
+) -> None:
+    groups: dict[str, list[tuple[float | None, int | None]]] = defaultdict(list)
+    for key, x, n in records:
+        groups[key].append((x, n))
+    aggregate = {
+        "rows": "count()",
+        "some": "count(x)",
+        "total": "sum(x)",
+        "mean": "mean(x)",
+        "lo": "min(x)",
+        "hi": "max(x)",
+        "isum": "sum(n)",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        spec = spec_for(
+            Path(folder),
+            "in.csv",
+            as_csv(records, end, bom),
+            split,
+            reducers,
+            input={"columns": {"k": "string", "x": "float64", "n": "int64"}},
+            reduce_form="aggregate",
+            group_by=("k",),
+            aggregate=aggregate,
+        )
+        outcome = run_tasks(spec, budget=budget)
+        whole = run_tasks(msgspec_replace(spec, reducers=1, split=1 << 30))
+        body = b"".join(d.partition(b"\n")[2] for d in outcome.files)
+        assert body == b"".join(d.partition(b"\n")[2] for d in whole.files)
+    found = {row["k"]: row for row in rows_of(outcome)}
+    assert set(found) == set(groups)
+    for key, values in groups.items():
+        row = found[key]
+        xs = [x for x, _ in values if x is not None]
+        ns = [n for _, n in values if n is not None]
+        assert int(row["rows"]) == len(values)
+        assert int(row["some"]) == len(xs)
+        if not xs:
+            assert row["total"] == row["mean"] == row["lo"] == row["hi"] == ""
+        else:
+            assert float(row["total"]) == math.fsum(xs)
+            assert float(row["mean"]) == math.fsum(xs) / len(xs)
+            assert float(row["lo"]) == min(xs)
+            assert float(row["hi"]) == max(xs)
+        assert row["isum"] == ("" if not ns else str(sum(ns)))
+
+
+@SLOW
+@given(RECORDS, SPLITS, REDUCERS, BUDGETS)
+def test_declared_batch_and_row_forms_agree(
+    records: list[tuple[str, float | None, int | None]], split: int, reducers: int, budget: Budget
+) -> None:
+    columns = {"k": "string", "x": "float64", "n": "int64"}
+
+    class Batch(MapReduceJob):
+        key = ("k",)
+        aggregate = {"total": "sum(y)", "rows": "count()"}  # noqa: RUF012
+
+        def map_batch(self, batch: pa.RecordBatch) -> Any:
+            table = batch.to_pylist()
+            kept = [r for r in table if r["n"] is not None and r["n"] > 0 and r["x"] is not None]
+            return pa.RecordBatch.from_pydict(
+                {
+                    "k": pa.array([r["k"] for r in kept], pa.string()),
+                    "y": pa.array([r["x"] * 2 for r in kept], pa.float64()),
+                }
+            )
+
+    class Rows(MapReduceJob):
+        combine = sum
+
+        def map(self, record: Any) -> Iterator[tuple[str, float]]:
+            if record.n is not None and record.n > 0 and record.x is not None:
+                yield record.k, record.x * 2
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        data = as_csv(records, "\n", False)
+        declared = spec_for(
+            path,
+            "in.csv",
+            data,
+            split,
+            reducers,
+            input={"columns": columns},
+            where="n > 0 and x is not null",
+            select={"k": "k", "y": "x * 2"},
+            reduce_form="aggregate",
+            group_by=("k",),
+            aggregate={"total": "sum(y)", "rows": "count()"},
+        )
+        one = {r["k"]: float(r["total"]) for r in rows_of(run_tasks(declared, budget=budget))}
+        two, three = {}, {}
+        for job, into, names in ((Batch, two, ("k", "total")), (Rows, three, ("key", "value"))):
+            made = job(
+                input=str(path / "in.csv"),
+                output=str(path / "out"),
+                columns=columns,
+                reducers=reducers,
+                split_size=split,
+            )
+            outcome = run_tasks(build_spec(made), made, budget=budget)
+            into.update({r[names[0]]: float(r[names[1]]) for r in rows_of(outcome)})
+        assert one == two == three
+
+
+@SLOW
+@given(st.lists(st.integers(-5, 5) | st.none(), max_size=60), st.integers(1, 20), SPLITS, REDUCERS, BUDGETS)
+def test_parquet_by_row_groups(
+    numbers: list[int | None], group: int, split: int, reducers: int, budget: Budget
+) -> None:
+    import pyarrow.parquet as pq
+
+    table = pa.table({"n": pa.array(numbers, pa.int64()), "unused": pa.array(["x"] * len(numbers))})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=group)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = spec_for(
+            Path(folder),
+            "in.parquet",
+            buffer.getvalue(),
+            split,
+            reducers,
+            where="n is null or n != 5",
+            reduce_form="aggregate",
+            group_by=("n",),
+            aggregate={"rows": "count()"},
+        )
+        outcome = run_tasks(spec, budget=budget)
+    assert [name for name, _ in outcome.plan.columns] == ["n"]
+    expected = Counter("" if n is None else str(n) for n in numbers if n != 5)
+    assert {r["n"]: int(r["rows"]) for r in rows_of(outcome)} == expected
+
+
+@SLOW
+@given(LINES, SPLITS, REDUCERS, BUDGETS, st.integers(0, 3))
+def test_values_come_in_input_order(
+    lines: list[str], split: int, reducers: int, budget: Budget, keys: int
+) -> None:
+    def numbered(line: str) -> Iterator[tuple[int, tuple[str]]]:
+        yield len(line) % (keys + 1), (line,)
+
+    def joined(key: int, values: Iterator[tuple[str]]) -> Iterator[tuple[int, str]]:
+        yield key, "|".join(value for (value,) in values)
+
+    expected: dict[int, list[str]] = defaultdict(list)
+    for line in lines:
+        expected[len(line) % (keys + 1)].append(line)
+    with tempfile.TemporaryDirectory() as folder:
+        data = "".join(line + "\n" for line in lines).encode()
+        spec = spec_for(
+            Path(folder),
+            "in.txt",
+            data,
+            split,
+            reducers,
+            map_form="rows",
+            reduce_form="rows",
+            output_format="jsonl",
+        )
+        outcome = run_tasks(spec, Code(numbered, joined), budget=budget)
+    import json
+
+    rows = [json.loads(line) for data in outcome.files for line in data.decode().split("\n") if line]
+    assert {row["key"]: row["value"] for row in rows} == {k: "|".join(v) for k, v in expected.items()}
+
+
+@SLOW
+@given(RECORDS, SPLITS, BUDGETS)
+def test_a_map_only_job_keeps_the_order_of_its_input(
+    records: list[tuple[str, float | None, int | None]], split: int, budget: Budget
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        spec = spec_for(
+            Path(folder),
+            "in.csv",
+            as_csv(records, "\n", False),
+            split,
+            0,
+            input={"columns": {"k": "string", "x": "float64", "n": "int64"}, "dialect": CsvDialect()},
+            where="n >= 0",
+            select={"k": "k", "m": "n + 1"},
+        )
+        outcome = run_tasks(spec, budget=budget)
+    expected = [(key, str(n + 1)) for key, _, n in records if n is not None and n >= 0]
+    assert [(row["k"], row["m"]) for row in rows_of(outcome)] == expected
+    assert outcome.files  # an empty result has its header all the same
