@@ -86,10 +86,10 @@ _AGGREGATES: Final = (
         "sum",
         1,
         1,
-        _SUMMABLE,
+        _SUMMABLE | {"duration"},
         "sum(x)",
         "the exact sum; null of no values; an int sum that does not fit is an error",
-        "int64 (uint64 of uint64) of ints and bools, float64 of floats, decimal of decimals",
+        "int64 (uint64 of uint64) of ints and bools, float64 of floats, decimal or duration of such",
     ),
     Aggregate("min", 1, 1, _ORDERED, "min(x)", "the least value; null of no values", "the argument's type"),
     Aggregate(

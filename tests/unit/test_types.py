@@ -1,0 +1,82 @@
+"""Type names: what may be written, and that what is written down reads back."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from cortex.errors import UsageError
+from cortex.job.types import KNOWN_NAMES, arrow_type, type_class, type_name
+
+TYPES = [
+    pa.null(), pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(),
+    pa.uint32(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.string(), pa.large_string(),
+    pa.string_view(),
+    pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(7), pa.date32(), pa.date64(), pa.time32("s"),
+    pa.time32("ms"), pa.time64("us"), pa.time64("ns"), pa.duration("s"), pa.duration("ns"), pa.timestamp("s"),
+    pa.timestamp("us"), pa.timestamp("ns", "UTC"), pa.timestamp("us", "Europe/Paris"),
+    pa.timestamp("ms", "+02:00"),
+    pa.decimal128(12, 2), pa.decimal128(38, 0), pa.decimal256(50, 10), pa.decimal128(5, -2),
+    pa.list_(pa.int64()), pa.struct([]),
+    pa.struct([("f0", pa.string()), ("a b", pa.struct([("x,`y", pa.decimal128(9, 3))]))]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arrow", TYPES, ids=str)
+def test_what_is_written_reads_back(arrow: pa.DataType) -> None:
+    assert arrow_type(type_name(arrow)) == arrow
+
+
+@pytest.mark.parametrize("name", KNOWN_NAMES)
+def test_every_known_name_is_a_type(name: str) -> None:
+    assert type_class(arrow_type(name)) != "other"
+
+
+@pytest.mark.parametrize(
+    ("name", "arrow"),
+    [
+        ("str", pa.string()),
+        (" Int64 ", pa.int64()),
+        ("float", pa.float64()),
+        ("date", pa.date32()),
+        ("timestamp", pa.timestamp("us")),
+        ("timestamp[ms,tz=UTC]", pa.timestamp("ms", "UTC")),
+        ("decimal(12,2)", pa.decimal128(12, 2)),
+        ("Decimal( 12 )", pa.decimal128(12, 0)),
+        ("numeric(3, 3)", pa.decimal128(3, 3)),
+        ("list<struct<a: int>>", pa.list_(pa.struct([("a", pa.int64())]))),
+    ],
+)
+def test_short_forms(name: str, arrow: pa.DataType) -> None:
+    assert arrow_type(name) == arrow
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("strng", "did you mean string?"),
+        ("", "not a column type"),
+        ("timestamp[xs]", "s ms us ns"),
+        ("time64[s]", "us ns"),
+        ("time64[us, tz=UTC]", "only a timestamp"),
+        ("decimal(39,2)", "1 to 38"),
+        ("decimal(0)", "1 to 38"),
+        ("decimal(2,3)", "do not fit"),
+        ("struct<a>", "no field"),
+        ("list<strng>", "in 'list<strng>'"),
+        ("list<" * 20 + "int64" + ">" * 20, "nested"),
+        ("map<string, int64>", "not a column type"),
+        ("getattr", "not a column type"),
+    ],
+)
+def test_what_is_no_type(name: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        arrow_type(name)
+    assert said in str(caught.value)
+
+
+def test_a_type_no_job_can_use_still_has_a_name() -> None:
+    odd = pa.map_(pa.string(), pa.int64())
+    assert type_class(odd) == "other"
+    with pytest.raises(UsageError):
+        arrow_type(type_name(odd))
