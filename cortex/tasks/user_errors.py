@@ -8,11 +8,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import cortex
 from cortex.errors import UserCodeError
 from cortex.limits import LINE_TEXT_CHARS_MAX
 
-_PACKAGE = os.path.dirname(os.path.abspath(cortex.__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _VALUES_SHOWN = 20  # values of a group in the line that repeats a reduce
 
 
