@@ -1,0 +1,614 @@
+"""The scheduler by golden lists: events in, instructions out, as lines of text."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cortex.errors import ErrorReport, Fault, InternalError
+from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split
+from cortex.job.spec import InputSpec, JobSpec
+from cortex.limits import LEASE_S, LOST_REDOS_MAX, PROGRESS_S, TASK_ATTEMPTS_MAX
+from cortex.scheduling import events
+from cortex.scheduling.job_state import ENDED, JOB_TRANSITIONS, JobEvent, JobState, next_job_state
+from cortex.scheduling.scheduler import Scheduler
+from cortex.scheduling.task_state import TASK_TRANSITIONS, TaskEvent, TaskState, TaskTable, next_task_state
+from cortex.wire import messages as m
+
+JOB, OTHER = "j000000000001", "j000000000002"
+
+
+def make_plan(splits: int = 2, reducers: int = 1, scan: bool = False, length: int = 10) -> InputPlan:
+    states = [UNKNOWN if scan and i else 0 for i in range(splits)]
+    return InputPlan(
+        (InputFile(0, "/in/a.csv", "csv", splits * length, 0, 1, needs_scan=scan),) if splits else (),
+        tuple(Split(i, 0, i * length, length, start_state=states[i]) for i in range(splits)),
+        tuple((i,) for i in range(splits)),
+        (("x", "int64"),),
+        splits * length,
+        reducers,
+        ("a note",),
+    )
+
+
+class Driver:
+    """A scheduler with one node of `slots`, and a shorthand for what passes."""
+
+    def __init__(self, slots: int = 1, form: str = "aggregate") -> None:
+        self.scheduler, self.now, self.form = Scheduler(), 0.0, form
+        self.slots = slots
+        self.last: list[events.Instruction] = []
+
+    def tell(self, event: events.Event) -> list[str]:
+        self.last = self.scheduler.handle(event, self.now)
+        return [show(i) for i in self.last]
+
+    def start(self, plan: InputPlan | None, job: str = JOB) -> list[str]:
+        """A node, a job, and (given one) its plan: what the plan set off."""
+        if "n" not in self.scheduler.leases.nodes:
+            self.join()
+        lines = self.submit(job)
+        return lines if plan is None else self.done(f"{job}-plan.0", m.PlanResult(plan))
+
+    def join(self, name: str = "n", life: str = "1") -> list[str]:
+        return self.tell(events.NodeJoined(m.NodeHello(name, life, self.slots, 1000, {})))
+
+    def submit(self, job: str = JOB) -> list[str]:
+        spec = JobSpec("a job", InputSpec(("/in/a.csv",)), reduce_form=self.form)  # type: ignore[arg-type]
+        return self.tell(events.JobSubmitted(job, m.SubmitJob(spec, b"code", (), "/staging")))
+
+    def done(self, attempt: str, result: m.Result, seconds: float = 1.0, node: str = "n") -> list[str]:
+        finished = m.TaskFinished(attempt, result, seconds, 7)
+        return self.tell(m.AttemptFinished(node, "1", finished))
+
+    def mapped(self, index: int, number: int = 0, rows: tuple[int, ...] = (4,), **options: Any) -> list[str]:
+        stats = options.pop("stats", m.TaskStats(rows_in=5, bytes_in=10, rows_out=4, bytes_out=40))
+        seconds, node = options.pop("seconds", 1.0), options.pop("node", "n")
+        result = m.MapResult(index, stats, rows, **options)
+        return self.done(f"{JOB}-m{index:06d}.{number}", result, seconds, node)
+
+    def reduced(self, partition: int, number: int, rows_in: int, **options: Any) -> list[str]:
+        part = m.OutputPart(f"part-{partition}", f"staged-{partition}-{number}", 1, 2, ())
+        stats = m.TaskStats(rows_in=rows_in, rows_out=2, groups=2, shuffled_bytes=30, spilled_bytes=3)
+        return self.done(
+            f"{JOB}-r{partition:06d}.{number}", m.ReduceResult(partition, stats, (part,), **options)
+        )
+
+    def failed(self, task: str, fault: Fault = Fault.TASK, signature: str = "", **details: str) -> list[str]:
+        error = ErrorReport("user-code", "it broke", "", details, fault.value, signature)
+        return self.tell(m.AttemptFailed("n", "1", m.TaskFailed(f"{JOB}-{task}", error, 1.0, 7)))
+
+    def end(self) -> m.JobDone | m.JobFailed:
+        ends = [i.message for i in self.last if isinstance(i, events.SendToClient)]
+        assert len(ends) == 1
+        assert isinstance(ends[0], m.JobDone | m.JobFailed)
+        return ends[0]
+
+
+def show(instruction: events.Instruction) -> str:
+    message = instruction.message
+    if isinstance(instruction, events.SendToClient):
+        error = f" {message.error.code}" if isinstance(message, m.JobFailed) else ""
+        return f"client {instruction.job[-1]} <- {type(message).__name__}{error}"
+    if isinstance(message, m.Lease):
+        text = "; ".join(f"{r.attempt[12:]} {show_task(r.task)}".rstrip() for r in message.tasks)
+    elif isinstance(message, m.Revoke):
+        text = ", ".join(a[12:] for a in message.attempts)
+    else:
+        text = message.job[-1]
+    return f"{instruction.node} <- {type(message).__name__} {text}"
+
+
+def show_task(task: m.Task) -> str:
+    if isinstance(task, m.MapTask):
+        return "map " + ",".join(f"{s.offset}+{s.length}:{s.start_state}>{s.end_state}" for s in task.splits)
+    if isinstance(task, m.ReduceTask):
+        return "reduce " + ",".join(r.attempt[14:] for r in task.inputs)
+    if isinstance(task, m.ScanTask):
+        return f"scan {','.join(map(str, task.boundaries))} from {task.start_state}"
+    return ""
+
+
+def test_a_job_from_submission_to_its_end() -> None:
+    d = Driver(slots=1)
+    assert d.submit() == []  # nobody to run it
+    assert d.join() == ["n <- StartJob 1", "n <- Lease 1-plan.0"]
+    assert d.done(f"{JOB}-plan.0", m.PlanResult(make_plan(3, 2))) == [
+        "n <- JobPlanned 1",
+        "n <- Lease 1-m000000.0 map 0+10:0>0; 1-m000001.0 map 10+10:0>0",
+    ]
+    planned = d.last[0].message
+    assert isinstance(planned, m.JobPlanned)
+    assert (planned.plan.splits, planned.plan.tasks, planned.plan.reducers) == ((), (), 2)
+    assert d.mapped(1, rows=(4, 0)) == ["n <- Lease 1-m000002.0 map 20+10:0>0"]
+    assert d.mapped(2, rows=(1, 1)) == []
+    assert d.mapped(0, rows=(0, 6)) == [
+        "n <- Lease 1-r000000.0 reduce m000001.0,m000002.0; 1-r000001.0 reduce m000000.0,m000002.0"
+    ]
+    assert d.reduced(1, 0, 7) == []
+    assert d.reduced(0, 0, 5) == ["n <- EndJob 1", "client 1 <- JobDone"]
+    end = d.end()
+    assert isinstance(end, m.JobDone)
+    assert [p.name for p in end.parts] == ["part-0", "part-1"]
+    assert d.tell(m.JobReceived(JOB)) == []
+    assert not d.scheduler.jobs
+
+
+def test_a_map_only_job_has_the_parts_in_map_order() -> None:
+    d = Driver(slots=1, form="none")
+    d.start(make_plan(2, 0))
+    parts = [(m.OutputPart(f"part-{i}", f"staged-{i}", 1, 2, ()),) for i in range(2)]
+    assert d.mapped(1, rows=(), parts=parts[1]) == []
+    assert d.mapped(0, rows=(), parts=parts[0]) == ["n <- EndJob 1", "client 1 <- JobDone"]
+    end = d.end()
+    assert isinstance(end, m.JobDone)
+    assert end.parts == parts[0] + parts[1]
+    assert end.report.rows_out == 8
+
+
+def test_a_job_without_input_still_writes_its_empty_result() -> None:
+    d = Driver(slots=1)
+    assert d.start(make_plan(0, 1))[1:] == ["n <- Lease 1-r000000.0 reduce"]
+    assert d.reduced(0, 0, 0)[-1] == "client 1 <- JobDone"
+    d = Driver(slots=1, form="none")
+    assert d.start(make_plan(0, 0))[1:] == ["n <- Lease 1-m000000.0 map"]
+    assert d.mapped(0, rows=())[-1] == "client 1 <- JobDone"
+
+
+# --- quote scans ---
+
+
+def scanned(d: Driver, first: int, *ends: tuple[int, int, int], number: int = 0) -> list[str]:
+    return d.done(f"{JOB}-s{first:06d}.{number}", m.ScanResult(ends))
+
+
+def test_maps_wait_for_the_scan_and_get_their_states() -> None:
+    d = Driver(slots=2)
+    assert d.start(make_plan(5, 1, scan=True))[1:] == [
+        (
+            "n <- Lease 1-s000000.0 scan 0,10 from 0; 1-s000001.0 scan 10,20,30 from -1;"
+            " 1-s000003.0 scan 30,40 from -1"
+        )
+    ]
+    # The middle chunk comes first: nothing is known before it, so nothing runs.
+    assert scanned(d, 1, (0, 1, 2), (2, 0, 1)) == []
+    # Split 0 ends inside quotes; then 1 ends in state 1, and 2 in state 0.
+    assert scanned(d, 0, (1, 0, 0)) == [
+        "n <- Lease 1-m000000.0 map 0+10:0>1; 1-m000001.0 map 10+10:1>1; 1-m000002.0 map 20+10:1>0"
+    ]
+    assert d.mapped(0) == []
+    # The last split needs its start only, and is not scanned.
+    assert scanned(d, 3, (2, 0, 0)) == ["n <- Lease 1-m000003.0 map 30+10:0>2; 1-m000004.0 map 40+10:2>0"]
+
+
+def test_a_hypothesis_that_cannot_tell_is_scanned_again_from_there() -> None:
+    d = Driver(slots=2)
+    d.start(make_plan(5, 1, scan=True))
+    scanned(d, 1, (0, 0, 0), (UNKNOWN, 1, 1))
+    assert scanned(d, 0, (0, 0, 0)) == [
+        "n <- Lease 1-s000002.0 scan 20,30 from 0; 1-m000000.0 map 0+10:0>0; 1-m000001.0 map 10+10:0>0"
+    ]
+    assert scanned(d, 2, (2, UNKNOWN, UNKNOWN))[-1].endswith("1-m000002.0 map 20+10:0>2")
+    # From its first split on it is the same task again, as a further attempt.
+    d = Driver(slots=2)
+    d.start(make_plan(3, 1, scan=True))
+    scanned(d, 1, (UNKNOWN, 0, 0))
+    assert scanned(d, 0, (0, 0, 0))[0].startswith("n <- Lease 1-s000001.1 scan 10,20 from 0")
+    scanned(d, 1, (1, UNKNOWN, UNKNOWN), number=1)
+    progress = {s.stage: s for s in d.scheduler.jobs[JOB].progress.stage_messages(0.0)}["scan"]
+    assert (progress.tasks_done, progress.tasks_total, progress.bytes_done, progress.bytes_total) == (
+        2,
+        2,
+        20,
+        20,
+    )
+
+
+def test_a_scan_that_cannot_tell_from_a_known_start_ends_the_job() -> None:
+    d = Driver()
+    d.start(make_plan(2, 1, scan=True))
+    assert scanned(d, 0, (UNKNOWN, 0, 0)) == ["n <- EndJob 1", "client 1 <- JobFailed internal"]
+
+
+def test_scans_stay_a_bounded_distance_ahead_of_maps() -> None:
+    d = Driver(slots=1)
+    d.start(make_plan(100, 1, scan=True))
+    scans, maps = 1 + 2, 0  # splits in the scans leased at the start: chunks of 1 and 2
+    held = ["s000000.0", "s000001.0"]
+    for _ in range(60):
+        attempt = held.pop(0)
+        if attempt.startswith("s"):
+            first = int(attempt[1:7])
+            count = min(4, first + 1, 99 - first)
+            lines = scanned(d, first, *[(0, 0, 0)] * count)
+        else:
+            maps += 1
+            lines = d.mapped(int(attempt[1:7]))
+        for line in lines:
+            for word in line.replace("n <- Lease ", "").split("; "):
+                held.append(word.split()[0][2:])
+                if word[2] == "s":
+                    scans += min(4, int(word[3:9]) + 1, 99 - int(word[3:9]))
+        assert scans - maps <= 2 * 1 + 4 + 2
+    assert maps > 40
+
+
+# --- faults ---
+
+
+def test_a_failed_attempt_is_retried_up_to_its_limit() -> None:
+    d = Driver()
+    d.start(make_plan(1))
+    for number in range(TASK_ATTEMPTS_MAX - 1):
+        assert d.failed(f"m000000.{number}") == [f"n <- Lease 1-m000000.{number + 1} map 0+10:0>0"]
+    assert d.failed(f"m000000.{TASK_ATTEMPTS_MAX - 1}", file="a.csv") == [
+        "n <- EndJob 1",
+        "client 1 <- JobFailed user-code",
+    ]
+    end = d.end()
+    assert isinstance(end, m.JobFailed)
+    assert end.error.details == {"file": "a.csv", "attempts": "4 of at most 4"}
+    assert end.report.failed_attempts == TASK_ATTEMPTS_MAX
+
+
+def test_the_same_error_twice_ends_the_job() -> None:
+    d = Driver()
+    d.start(make_plan(1))
+    d.failed("m000000.0", signature="ValueError:3")
+    d.failed("m000000.1", signature="ValueError:9")
+    assert d.failed("m000000.2", signature="ValueError:3")[-1] == "client 1 <- JobFailed user-code"
+    end = d.end()
+    assert isinstance(end, m.JobFailed)
+    assert end.error.details == {"attempts": "3 of at most 4", "the same error": "2 times"}
+
+
+def test_a_fatal_error_ends_the_job_at_once_and_frees_its_leases() -> None:
+    d = Driver()
+    d.start(make_plan(4))
+    d.submit(OTHER)
+    assert d.failed("m000000.0", Fault.FATAL) == [
+        "n <- EndJob 1",
+        "client 1 <- JobFailed user-code",
+        "n <- StartJob 2",
+        "n <- Lease 2-plan.0",
+    ]
+    assert d.mapped(1) == []  # what still comes of it is stale
+    assert d.scheduler.stale_messages == 1
+
+
+def test_a_lost_run_redoes_that_map_alone_and_costs_no_attempt() -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    d.mapped(0)
+    d.mapped(1)
+    for number in range(TASK_ATTEMPTS_MAX + 1):
+        lost = f"{JOB}-m000001.{number}"
+        assert d.failed(f"r000000.{number}", Fault.LOST, attempt=lost) == [
+            f"n <- Lease 1-m000001.{number + 1} map 10+10:0>0"
+        ]
+        assert d.mapped(1, number + 1) == [
+            f"n <- Lease 1-r000000.{number + 1} reduce m000000.0,m000001.{number + 1}"
+        ]
+    d.reduced(0, TASK_ATTEMPTS_MAX + 1, 8)
+    end = d.end()
+    assert isinstance(end, m.JobDone)
+    assert end.report.rows_in == 10  # each map counts once
+
+
+def test_a_map_whose_output_is_lost_again_and_again_ends_the_job() -> None:
+    d = Driver()
+    d.start(make_plan(1))
+    d.mapped(0)
+    for number in range(LOST_REDOS_MAX):
+        d.failed(f"r000000.{number}", Fault.LOST, attempt=f"{JOB}-m000000.{number}")
+        d.mapped(0, number + 1)
+    last = f"{JOB}-m000000.{LOST_REDOS_MAX}"
+    assert (
+        d.failed(f"r000000.{LOST_REDOS_MAX}", Fault.LOST, attempt=last)[-1]
+        == "client 1 <- JobFailed user-code"
+    )
+
+
+def test_a_loss_that_names_no_input_uses_up_an_attempt() -> None:
+    d = Driver()
+    d.start(make_plan(1))
+    d.mapped(0)
+    for number in range(TASK_ATTEMPTS_MAX):
+        lines = d.failed(f"r000000.{number}", Fault.LOST, attempt=f"{JOB}-m000007.0")
+    assert lines[-1] == "client 1 <- JobFailed user-code"
+
+
+def test_two_reduces_that_miss_the_same_run_redo_it_once() -> None:
+    d = Driver()
+    d.start(make_plan(1, 2))
+    d.mapped(0, rows=(2, 2))
+    assert len(d.failed("r000000.0", Fault.LOST, attempt=f"{JOB}-m000000.0")) == 1
+    assert d.failed("r000001.0", Fault.LOST, attempt=f"{JOB}-m000000.0") == []
+    assert d.mapped(0, 1, rows=(2, 2)) == [
+        "n <- Lease 1-r000000.1 reduce m000000.1; 1-r000001.1 reduce m000000.1"
+    ]
+    # And one that read the old run fails late: the new one is there already.
+    assert d.failed("r000000.1", Fault.LOST, attempt=f"{JOB}-m000000.1") == [
+        "n <- Lease 1-m000000.2 map 0+10:0>0"
+    ]
+    assert d.mapped(0, 2, rows=(2, 2)) == ["n <- Lease 1-r000000.2 reduce m000000.2"]
+    assert d.failed("r000001.1", Fault.LOST, attempt=f"{JOB}-m000000.1") == [
+        "n <- Lease 1-r000001.2 reduce m000000.2"
+    ]
+
+
+def test_rows_are_conserved_or_the_job_fails_by_name() -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    d.mapped(0)
+    d.mapped(1, rows=(9,))
+    assert d.reduced(0, 0, 12)[-1] == "client 1 <- JobFailed rows-lost"
+    end = d.end()
+    assert isinstance(end, m.JobFailed)
+    assert "wrote 13 rows" in end.error.message
+    assert "read 12" in end.error.message
+
+
+@pytest.mark.parametrize("change", [{"rows": (3, 3)}, {"row_checksum": 1}])
+def test_a_redo_with_other_rows_fails_once_a_reduce_has_read_the_first(change: dict[str, Any]) -> None:
+    d = Driver()
+    d.start(make_plan(1, 2))
+    d.mapped(0, rows=(2, 4))
+    d.reduced(0, 0, 2)
+    d.failed("r000001.0", Fault.LOST, attempt=f"{JOB}-m000000.0")
+    assert d.mapped(0, 1, **{"rows": (2, 4), **change})[-1] == "client 1 <- JobFailed map-changed"
+
+
+def test_a_redo_with_other_rows_restarts_the_reduces_that_run() -> None:
+    d = Driver()
+    d.start(make_plan(1, 2))
+    d.mapped(0, rows=(2, 4))
+    d.failed("r000001.0", Fault.LOST, attempt=f"{JOB}-m000000.0")
+    assert d.mapped(0, 1, rows=(3, 0)) == [
+        "n <- Revoke 1-r000000.0",
+        "n <- Lease 1-r000000.1 reduce m000000.1; 1-r000001.1 reduce",
+    ]
+    assert d.reduced(0, 0, 2) == []  # stale
+    d.reduced(0, 1, 3)
+    assert d.reduced(1, 1, 0)[-1] == "client 1 <- JobDone"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        m.MapResult(1, m.TaskStats(), (4,)),
+        m.MapResult(0, m.TaskStats(), (4, 4)),
+        m.MapResult(0, m.TaskStats(), (-1,)),
+        m.MapResult(0, m.TaskStats(), (2**65,)),
+        m.ScanResult(()),
+    ],
+)
+def test_a_result_that_does_not_fit_ends_the_job_by_name(result: m.Result) -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    assert d.done(f"{JOB}-m000000.0", result)[-1].startswith("client 1 <- JobFailed ")
+
+
+# --- nodes ---
+
+
+def test_a_lost_node_costs_no_attempts_and_its_maps_run_again() -> None:
+    d = Driver()
+    d.start(make_plan(3))
+    assert d.join("o") == ["o <- StartJob 1", "o <- JobPlanned 1", "o <- Lease 1-m000002.0 map 20+10:0>0"]
+    d.mapped(2, node="o")
+    d.mapped(0)
+    assert d.tell(events.NodeLost("n")) == ["o <- Lease 1-m000000.1 map 0+10:0>0; 1-m000001.1 map 10+10:0>0"]
+    assert d.mapped(1) == []  # from the lost node
+    d.mapped(0, 1, node="o")
+    assert d.mapped(1, 1, node="o") == ["o <- Lease 1-r000000.0 reduce m000000.1,m000001.1,m000002.0"]
+    assert not d.scheduler.jobs[JOB].progress.failed_attempts
+
+
+def test_parts_of_a_map_only_job_outlive_their_node() -> None:
+    d = Driver(form="none")
+    d.start(make_plan(2, 0))
+    d.mapped(0, rows=())
+    d.join("o")
+    assert d.tell(events.NodeLost("n")) == [
+        "o <- StartJob 1",
+        "o <- JobPlanned 1",
+        "o <- Lease 1-m000001.1 map 10+10:0>0",
+    ]
+
+
+def beat(d: Driver, *running: str) -> list[str]:
+    progress = tuple(m.TaskProgress(f"{JOB}-{a}", m.TaskStats(bytes_in=3, rows_in=2)) for a in running)
+    return d.tell(m.Heartbeat("n", "1", progress, 50, 60))
+
+
+def tick(d: Driver, until: float) -> list[str]:
+    lines = []
+    while d.now < until:
+        d.now += PROGRESS_S
+        lines += d.tell(events.Tick())
+    return [line for line in lines if not line.endswith("JobProgress")]
+
+
+def test_a_silent_node_loses_its_leases_and_gets_new_ones_when_it_is_heard_again() -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    assert tick(d, LEASE_S - 1) == []
+    assert beat(d, "m000000.0") == []
+    assert tick(d, 2 * LEASE_S) == []  # nobody else is there
+    assert d.mapped(0) == ["n <- Lease 1-m000000.1 map 0+10:0>0; 1-m000001.1 map 10+10:0>0"]
+    assert d.scheduler.stale_messages == 1
+    assert beat(d, "m000001.0", "m000000.1") == ["n <- Revoke 1-m000001.0"]
+
+
+def test_a_node_that_was_silent_when_a_job_ended_is_told_on_its_return() -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    tick(d, LEASE_S + 1)
+    assert d.tell(events.CancelRequested(JOB)) == ["client 1 <- JobFailed cancelled"]
+    assert beat(d, "m000001.0") == ["n <- EndJob 1"]
+
+
+def test_a_server_that_stood_still_blames_no_node() -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    tick(d, 1.0)
+    d.now += 10 * LEASE_S
+    assert tick(d, d.now + 1) == []
+    d.mapped(0)
+    assert d.scheduler.stale_messages == 0  # the lease still held
+
+
+def test_a_message_from_an_earlier_life_of_a_node_is_dropped() -> None:
+    d = Driver()
+    d.start(make_plan(1))
+    assert d.join(life="2") == ["n <- StartJob 1", "n <- JobPlanned 1", "n <- Lease 1-m000000.1 map 0+10:0>0"]
+    assert d.mapped(0) == []
+    assert d.scheduler.stale_messages == 1
+
+
+# --- several jobs, and what the client is told ---
+
+
+def test_jobs_take_turns() -> None:
+    d = Driver(slots=2)
+    d.start(make_plan(20))
+    d.start(None, OTHER)
+    assert "n <- Lease 2-plan.0" in d.mapped(0) + d.mapped(1)
+    lines = d.done(f"{OTHER}-plan.0", m.PlanResult(make_plan(20)))
+    for index in range(2, 9):
+        lines += d.mapped(index) if f"{JOB}-m{index:06d}.0" in d.scheduler.leases.nodes["n"].held else []
+    leases = [line.split()[3][0] for line in lines if "Lease" in line]
+    assert abs(leases.count("1") - leases.count("2")) <= 1
+    assert len(leases) >= 4
+
+
+def test_a_job_is_cancelled_and_forgotten() -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    assert d.tell(events.CancelRequested(JOB)) == ["n <- EndJob 1", "client 1 <- JobFailed cancelled"]
+    assert d.tell(events.CancelRequested(JOB)) == []
+    assert d.tell(m.JobReceived(JOB)) == []
+
+
+def test_progress_and_report() -> None:
+    d = Driver(slots=1)
+    d.start(make_plan(2))
+    d.now = 2.0
+    d.mapped(0, seconds=1.5, counters={"g": {"n": 2}})
+    beat(d, "m000001.0")
+    d.now = 3.0
+    d.tell(events.Tick())
+    progress = d.last[0].message
+    assert isinstance(progress, m.JobProgress)
+    assert progress.stages == (
+        m.StageProgress("plan", 1, 1, 0, 0, 0, 0, 0, 0.0),
+        m.StageProgress("map", 1, 2, 1, 13, 20, 7, 4, 3.0),
+        m.StageProgress("reduce", 0, 1, 0, 0, 40, 0, 0, 0.0),
+    )
+    assert (progress.memory_bytes, progress.memory_peak_bytes, progress.memory_cap_bytes) == (50, 60, 1000)
+    d.mapped(1, seconds=0.5, counters={"g": {"n": 3}, "h": {"k": 1}})
+    d.failed("r000000.0")
+    d.now = 5.0
+    d.reduced(0, 1, 8, counters={"g": {"n": 10}})
+    end = d.end()
+    assert isinstance(end, m.JobDone)
+    assert end.report == m.JobReport(
+        job=JOB,
+        name="a job",
+        seconds=5.0,
+        stages=(
+            m.StageProgress("plan", 1, 1, 0, 0, 0, 0, 0, 0.0),
+            m.StageProgress("map", 2, 2, 0, 20, 20, 10, 8, 3.0),
+            m.StageProgress("reduce", 1, 1, 0, 80, 80, 8, 2, 2.0),
+        ),
+        rows_in=10,
+        bytes_in=20,
+        rows_out=2,
+        bytes_out=0,
+        groups=2,
+        spilled_bytes=3,
+        shuffled_bytes=30,
+        memory_peak_bytes=60,
+        memory_cap_bytes=1000,
+        slots=1,
+        failed_attempts=1,
+        slowest=m.TaskSummary(f"{JOB}-m000000.0", 1.5, "a.csv from byte 0, 10 B"),
+        counters={"g": {"n": 15}, "h": {"k": 1}},
+        notes=("a note",),
+    )
+
+
+# --- cost ---
+
+
+def operations_per_event(maps: int, scan: bool) -> float:
+    """Python operations the scheduler needs for one finished map, on average over the middle ones."""
+    d = Driver(slots=2)
+    d.start(make_plan(maps, 4, scan))
+    operations = events_seen = 0
+
+    def count(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal operations
+        frame.f_trace_opcodes = True
+        operations += event == "opcode"
+        return count
+
+    held = [a for n in d.scheduler.leases.nodes.values() for a in n.held]
+    for i in range(200):
+        attempt = held.pop(0)
+        running = d.scheduler.leases.nodes["n"].held[attempt]
+        result: m.Result
+        if isinstance(running.task, m.ScanTask):
+            result = m.ScanResult(((0, 0, 0),) * (len(running.task.boundaries) - 1))
+        else:
+            result = m.MapResult(running.index, m.TaskStats(), (1, 1, 1, 1))
+        event = m.AttemptFinished("n", "1", m.TaskFinished(attempt, result, 1.0, 1))
+        if i >= 100:
+            events_seen += 1
+            sys.settrace(count)
+        instructions = d.scheduler.handle(event, 0.0)
+        sys.settrace(None)
+        for instruction in instructions:
+            assert isinstance(instruction.message, m.Lease)
+            held += [r.attempt for r in instruction.message.tasks]  # type: ignore[misc]
+    return operations / events_seen
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_decision_costs_the_same_whatever_the_number_of_tasks(scan: bool) -> None:
+    few, many = operations_per_event(400, scan), operations_per_event(20_000, scan)
+    assert few > 100  # it does count
+    assert many < few * 1.05
+
+
+def test_a_task_moves_by_its_table_and_by_nothing_else() -> None:
+    for state in TaskState:
+        for event in TaskEvent:
+            if (state, event) in TASK_TRANSITIONS:
+                assert next_task_state(state, event) is TASK_TRANSITIONS[state, event]
+            else:
+                with pytest.raises(InternalError, match=f"when it is {state.name}"):
+                    next_task_state(state, event)
+    table = TaskTable(2)
+    table.all_needs_met()
+    assert table.lease_first() == (0, 0)
+    with pytest.raises(InternalError, match="cannot lose when it is LEASED"):
+        table.apply(0, TaskEvent.LOSE)
+    assert (table.leased, table.done, table.first_ready()) == (1, 0, 1)
+
+
+def test_a_job_moves_by_its_table_and_its_end_is_final() -> None:
+    for state in JobState:
+        for event in JobEvent:
+            if (state, event) in JOB_TRANSITIONS:
+                assert state not in ENDED
+            else:
+                with pytest.raises(InternalError, match=f"a job cannot .* when it is {state.value}"):
+                    next_job_state(state, event)
+    assert all(
+        (s, e) in JOB_TRANSITIONS for s in set(JobState) - ENDED for e in (JobEvent.FAIL, JobEvent.CANCEL)
+    )
