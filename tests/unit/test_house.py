@@ -1,0 +1,39 @@
+"""The house's own promises: floors, types and style. Each is a tool's check of the whole tree."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["lint-imports", "--no-cache"],
+        ["mypy", "cortex"],
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_check(command: list[str]) -> None:
+    done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dependencies_are_those_of_the_design() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {d.split(">")[0].split("[")[0] for d in project["dependencies"]}
+    assert names == {
+        "twisted", "cryptography", "cloudpickle", "pyarrow", "numpy", "pyyaml", "python-dotenv", "xxhash",
+        "msgspec", "click", "rich",
+    }
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert not [name for name in names if f"`{name}`" not in text and f"`{name}[tls]`" not in text]
