@@ -8,7 +8,7 @@ import re
 
 import cortex
 
-WORD = re.compile(r"\w+")
+WORD = re.compile(r"[^\W\d_]+")  # letters only
 
 
 class WordCount(cortex.MapReduceJob):
