@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.cases import check_stations, check_sums, check_words
 from benchmarks.cgroup import MemoryCgroup, unavailable
 from benchmarks.contest import Contender, environment, hold, peer
@@ -107,3 +108,10 @@ def test_a_wrong_answer_is_noticed(tmp_path: Path) -> None:
 
 def test_everyone_gets_the_same_number_of_threads() -> None:
     assert environment(3)["POLARS_MAX_THREADS"] == "3"
+
+
+def test_an_unknown_case_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["nosuch"])
+    assert caught.value.code == 2
+    assert "csv_stations" in capsys.readouterr().err
