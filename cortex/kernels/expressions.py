@@ -91,7 +91,7 @@ def compile_expression(expression: Expression, schema: pa.Schema) -> Compiled:
             )
         if term.constant is None:
             _try_kernels(term, schema)
-    except pa.ArrowNotImplementedError as error:
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise ColumnError(
             "the expression has a type that cannot be computed with",
             cure="convert with string(x), int(x) or float(x)",

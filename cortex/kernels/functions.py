@@ -81,9 +81,28 @@ def _abs(call: Call, args: list[Term], scope: Scope) -> Term:
 def _whole(kernel: Callable[[Value], Value]) -> Builder:
     def build(call: Call, args: list[Term], scope: Scope) -> Term:
         term = _number(call, args[0], scope)
+        if term.kind == "decimal":
+            return _rounded_decimal(call, term, kernel, scope)
         return term if term.kind == "integer" else _map(call, term, term.type, kernel)
 
     return build
+
+
+def _rounded_decimal(call: Call, term: Term, kernel: Callable[[Value], Value], scope: Scope) -> Term:
+    """Rounding may need a digit more (99.9 -> 100.0). Arrow's kernel has no room for it and gives 0, unless
+    it is the last row's: so it works on a type with that digit, the result's too while there is one."""
+    digits, scale = term.type.precision + 1, term.type.scale
+    if digits > 76:
+        scope.refuse(
+            call, f"{call.function} of {describe(term)} may need more digits than there are", "use float(x)"
+        )
+    wide = pa.decimal128(digits, scale) if digits <= 38 else pa.decimal256(digits, scale)
+    narrow = wide if digits <= 38 or pa.types.is_decimal256(term.type) else term.type
+
+    def run(batch: pa.RecordBatch) -> Value:
+        return pc.cast(kernel(pc.cast(term.run(batch), wide)), narrow)
+
+    return make_term(narrow, run, call, [term])
 
 
 def _round(call: Call, args: list[Term], scope: Scope) -> Term:
@@ -103,7 +122,10 @@ def _round(call: Call, args: list[Term], scope: Scope) -> Term:
         )
     if term.kind == "decimal" and digits >= term.type.scale:
         return term
-    return _map(call, term, term.type, lambda v: pc.round(v, ndigits=digits, round_mode="half_to_even"))
+    half_even = partial(pc.round, ndigits=digits, round_mode="half_to_even")
+    if term.kind == "decimal":
+        return _rounded_decimal(call, term, half_even, scope)
+    return _map(call, term, term.type, half_even)
 
 
 def _int(call: Call, args: list[Term], scope: Scope) -> Term:

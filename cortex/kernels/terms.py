@@ -278,7 +278,7 @@ def run_where(term: Term, batch: pa.RecordBatch, needed: Callable[[], Value]) ->
     """
     try:
         return term.run(batch)
-    except ROW_ERRORS:
+    except (*ROW_ERRORS, pa.ArrowInvalid):
         mask = needed()
         if isinstance(mask, pa.Scalar):
             if mask.as_py():

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.errors import DivisionByZero, ExpressionError, OverflowedSum
+from cortex.errors import ConversionError, DivisionByZero, ExpressionError, OverflowedSum
 from cortex.job.expressions import Binary, Call, Column, In, IsNull, Literal, Node, Unary, parse_expression
 from cortex.kernels.expressions import compile_expression, compile_filter
 
@@ -159,6 +159,10 @@ def joined(pattern: str, *parts: Texts) -> Texts:
 KINDS = ("int", "float", "text", "bool")
 
 
+def lower_trees(depth: int, kind: str) -> Texts:
+    return st.deferred(lambda: trees(depth - 1)[kind])
+
+
 @functools.cache
 def trees(depth: int) -> dict[str, Texts]:
     """Expressions of each kind, at most `depth` operations high."""
@@ -170,7 +174,7 @@ def trees(depth: int) -> dict[str, Texts]:
     }
     if depth == 0:
         return leaves
-    whole, real, text, truth = (st.deferred(lambda kind=kind: trees(depth - 1)[kind]) for kind in KINDS)
+    whole, real, text, truth = (lower_trees(depth, kind) for kind in KINDS)
     number = st.one_of(whole, real)
     op = st.sampled_from(["+", "-", "*", "/", "//", "%"])
     int_op = st.sampled_from(["+", "-", "*", "//", "%"])
@@ -298,3 +302,33 @@ def test_spaces_do_not_matter(text: str) -> None:
         parse_expression("  " + text.replace("(", "( ").replace(")", " )") + "\n") == parse_expression(text)
         or "'" in text
     )
+
+
+def computed(text: str, column: pa.Array) -> list[Any]:
+    batch = pa.RecordBatch.from_arrays([column], ["x"])
+    return list(compile_expression(parse_expression(text), batch.schema).evaluate(batch).to_pylist())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FLOATS, min_size=1, max_size=5))
+def test_floats_as_text_read_back_bit_for_bit(values: list[float]) -> None:
+    texts = computed("string(x)", pa.array(values))
+    assert all(same(float(text), value) for text, value in zip(texts, values, strict=True))
+    assert [math.isfinite(v) and v == int(v) for v in values] == [
+        t.endswith(".0") or "e+" in t for t in texts
+    ]
+    assert all(
+        same(a, b) for a, b in zip(computed("float(string(x))", pa.array(values)), values, strict=True)
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FLOATS, min_size=1, max_size=5))
+def test_int_cuts_towards_zero_or_refuses(values: list[float]) -> None:
+    outside = [not math.isfinite(v) or not -(2**63) <= int(v) < 2**63 for v in values]
+    if any(outside):
+        with pytest.raises(ConversionError) as caught:
+            computed("int(x)", pa.array(values))
+        assert caught.value.batch_row == outside.index(True)
+    else:
+        assert computed("int(x)", pa.array(values)) == [int(v) for v in values]

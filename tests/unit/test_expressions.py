@@ -272,6 +272,11 @@ def test_and_or_if_else_leave_rows_out() -> None:
         ("n != 0 and (n != 5 and 10 // n + 10 // (n - 5) > 2)", [False, False, None, False]),
     ):
         assert compile_expression(parse_expression(text), batch.schema).evaluate(batch).to_pylist() == wanted
+    high = pa.RecordBatch.from_arrays([pa.array([Decimal("9" * 38), Decimal(1)])], ["d"])
+    rounded = compile_expression(parse_expression("if_else(d > 1, d, round(d, -1))"), high.schema)
+    assert rounded.evaluate(high).to_pylist() == [Decimal("9" * 38), Decimal(0)]
+    with pytest.raises(ConversionError, match="does not fit"):
+        compile_expression(parse_expression("round(d, -1)"), high.schema).evaluate(high)
     with pytest.raises(DivisionByZero) as caught:
         compile_expression(parse_expression("n != 5 and 10 // n > 2"), batch.schema).evaluate(batch)
     assert caught.value.batch_row == 0
@@ -339,6 +344,7 @@ def test_errors_of_rows_name_the_row(text: str, kind: type[CortexError], row: in
         ("price // 2", "float(x)"),
         ("raw + raw", "takes numbers"),
         ("round(temp, n)", "literal"),
+        ("round(price, -25)", "float(x)"),
     ],
 )
 def test_types_are_checked_before_any_row(text: str, said: str) -> None:
@@ -351,6 +357,20 @@ def test_types_are_checked_before_any_row(text: str, said: str) -> None:
 def test_filter_is_a_condition() -> None:
     with pytest.raises(ColumnError, match="true or false"):
         compile_filter(parse_expression("n + 1"), SCHEMA)
+
+
+def test_rounded_decimals_have_room_for_the_digit_they_gain() -> None:
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array([Decimal("99.99"), Decimal("-99.99"), None, Decimal("1.25")])], ["p"]
+    )
+    for text, wanted in (
+        ("round(p)", ["100", "-100", None, "1"]),
+        ("round(p, 1)", ["100", "-100", None, "1.2"]),
+        ("ceil(p)", ["100", "-99", None, "2"]),
+        ("floor(p)", ["99", "-100", None, "1"]),
+    ):
+        found = compile_expression(parse_expression(text), batch.schema).evaluate(batch).to_pylist()
+        assert found == [None if w is None else Decimal(w) for w in wanted], text
 
 
 def test_result_types() -> None:

@@ -106,7 +106,8 @@ def test_paths(folder: Path) -> None:
 
 
 def test_dialect(folder: Path) -> None:
-    text = 'map: {where: x}\ninput: {path: %s, delimiter: %s, quote: "", header: no, null_values: [NA, null, ""]}'
+    text = 'map: {where: x}\ninput: {path: %s, delimiter: %s, quote: "", header: no, '
+    text += 'null_values: [NA, null, ""]}'
     wanted = CsvDialect("\t", "", "", False, ("NA", "null", ""))
     assert spec(folder, text % ("a.csv", "tab")).input.dialect == wanted
     assert spec(folder, text % ("a.csv", '"\\t"')).input.dialect == wanted
@@ -129,7 +130,7 @@ def test_names_that_yaml_would_make_something_else(folder: Path) -> None:
 def test_code(folder: Path) -> None:
     ref = f"{folder / 'mod.py'}:f"
     job = load(folder, "job: mod.py:f\n")
-    assert (job.job, job.map, job.given, job.spec.code_name) == (ref, "", {"job"}, "mod.py:f")
+    assert (job.job, job.map, job.given, job.spec.code_name) == (ref, "", frozenset({"job"}), "mod.py:f")
     base = "input: {path: a}\nmap: mod.py:f\n"
     job = load(folder, base + "reduce: mod.py:f\ncombine: max\n")
     assert (job.map, job.reduce, job.combine) == (ref, ref, "")
@@ -175,8 +176,8 @@ resources: {memory: lots, reducers: -3, slots: [1]}
         "job.yaml:6:31: `a` is here twice, first on line 6",
         "job.yaml:8:14: 'b' is not a column of select",
         "job.yaml:8:20: column 'f' is named twice",
-        "job.yaml:9:18: 'ff' is not a column of select",
         "job.yaml:9:18: 'f' is already a column of group_by",
+        "job.yaml:9:18: 'ff' is not a column of select",
         "job.yaml:9:30: there is no aggregate 'avg'",
         "job.yaml:9:41: 'max' is not an aggregate call",
         "job.yaml:10:29: there is no format 'csvv'",
