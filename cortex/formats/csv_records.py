@@ -10,10 +10,15 @@ The rules, for the state before a byte (`OUT`, `IN`, `CLOSED` of `cortex.job.pla
 * outside quotes a record ends at ``\\n``, ``\\r\\n`` or a lone ``\\r``.
 
 Only quotes change the state, so it is computed over quote positions. With every quote comes its kind
-(by the byte before it): at a field's start, right after another quote, or neither. **Fast path**: if
-every quote that would open under plain parity stands at a field's start or right after a closing one,
-parity is exact. **Exact path**: each kind is a function over the three states; functions compose, so the
-states after all quotes come from composing tables, a square root of the quotes at a time.
+(by the byte before it): at a field's start, right after another quote, or neither.
+
+* **Anywhere**: the state at a place is found from a few KB before it, by trying every state those bytes
+  can begin in. A wrong guess does not survive the end of a quoted field, so the guesses agree almost at
+  once, and then the state is certain; where they do not agree, more is looked at, in the end everything.
+* **Fast path**: if every quote that would open under plain parity stands at a field's start or right
+  after a closing one, parity is exact.
+* **Exact path**: each kind is a function over the three states; functions compose, so the states after
+  all quotes come from composing tables, a square root of the quotes at a time.
 
 An escape character is masked out together with the byte it escapes before anything else is looked at;
 only data from a record's start can be masked, so such files are read from their beginning.
@@ -24,7 +29,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +46,8 @@ Positions = npt.NDArray[np.int64]
 _SCAN_BYTES: Final = 256 * KIB  # searched at once: stays in the processor's second-level cache
 _SCAN_READ_BYTES: Final = 4096 * KIB
 _START_WINDOW_BYTES: Final = 64 * KIB  # read at once while looking for a split's first record
-_JUMPS_MAX: Final = 16  # quoted newlines stepped over one by one before all are computed at once
+_WINDOW_BYTES: Final = 8 * KIB  # looked at first around a place in a block; more where that is not enough
+_BACK_BYTES: Final = (64 * KIB, 1024 * KIB)  # read before a split's end for its state, before all is read
 
 NO_BYTE: Final = -1
 """The byte before the first byte of the data."""
@@ -145,6 +151,18 @@ class Grammar:
             state = int(states_after(self.kinds(view, quotes, before), start)[-1])
         return OUT if state == CLOSED and quotes[-1] != len(view) - 1 else state
 
+    def settled_states(self, data: bytes | bytearray, low: int, high: int) -> set[int]:
+        """The states that can be before byte `high`, whatever the one before byte `low` (> 0) is.
+
+        One after the first quoted field or so: a wrong guess does not survive the end of a field. Two
+        while there is no quote at all.
+        """
+        if not self.quote:
+            return {OUT}
+        before = data[low - 1]
+        guesses = (OUT, IN, CLOSED) if before == self.quote[0] else (OUT, IN)
+        return {self.end_state(data, low, high, before, guess) for guess in guesses}
+
     def kinds(self, view: Bytes, quotes: Positions, before: int) -> Bytes:
         kinds: Bytes = self.kind_of_byte_before[view[quotes - 1]]
         if len(quotes) and quotes[0] == 0:
@@ -170,11 +188,57 @@ class Grammar:
         return (CLOSED if odd else IN) if start == IN else (IN if odd else CLOSED)
 
 
+class _Analysed:
+    """``data[low:high]`` with the state after every one of its quotes; offsets are into `data`."""
+
+    def __init__(
+        self, grammar: Grammar, data: bytes | bytearray, low: int, high: int, start: int, before: int
+    ) -> None:
+        self._data, self._low, self._high = data, low, high
+        self._start = start
+        self._states: Bytes | None = None  # None: plain parity is exact
+        self._quotes: Positions = np.empty(0, dtype=np.int64)
+        if low < high and grammar.quote and data.find(grammar.quote, low, high) >= 0:
+            view = np.frombuffer(data, dtype=np.uint8, count=high - low, offset=low)
+            self._quotes = positions_of(view, grammar.quote[0])
+            if not grammar.parity_holds(view, self._quotes, before, start):
+                self._states = states_after(grammar.kinds(view, self._quotes, before), start)
+
+    def _inside(self, positions: Positions) -> npt.NDArray[np.bool_]:
+        """Which bytes stand in a quoted field; `positions` count from `low`."""
+        number = np.searchsorted(self._quotes, positions)
+        inside: npt.NDArray[np.bool_]
+        if self._states is None:
+            inside = (number % 2 == 1) != (self._start == IN)
+        else:
+            states = np.concatenate((np.array([self._start], dtype=np.uint8), self._states))
+            inside = states[number] == IN
+        return inside
+
+    def record_ends(self, final: bool) -> Positions:
+        """Every record end, in order. A ``\r`` at the very end ends a record only if `final`."""
+        if self._low >= self._high:
+            return np.empty(0, dtype=np.int64)
+        size = self._high - self._low
+        view = np.frombuffer(self._data, dtype=np.uint8, count=size, offset=self._low)
+        lines = positions_of(view, 10)
+        if self._data.find(b"\r", self._low, self._high) >= 0:
+            returns = positions_of(view, 13)
+            alone = view[np.minimum(returns + 1, size - 1)] != 10
+            if returns[-1] == size - 1:
+                alone[-1] = final
+            lines = np.sort(np.concatenate((lines, returns[alone])))
+        if len(self._quotes) or self._start == IN:
+            lines = lines[~self._inside(lines)]
+        return lines + (self._low + 1)
+
+
 class Stretch:
     """The first `count` bytes of `data`, which begin in state `start` after the byte `before`.
 
-    `final`: nothing follows them, so that a ``\\r`` at their very end is known to be alone.
-    Record *ends* are offsets into `data`: of the byte after a record's line end.
+    `final`: nothing follows them, so that a ``\r`` at their very end is known to be alone.
+    Record *ends* are offsets into `data`: of the byte after a record's line end. Only the bytes near the
+    place asked about are looked at, as far as it takes to be certain of the state there.
     """
 
     def __init__(
@@ -188,107 +252,57 @@ class Stretch:
         final: bool,
     ) -> None:
         self._grammar = grammar
-        self._data = data = grammar.masked(data, count)
+        self._data = grammar.masked(data, count)
         self._count = count
         self._start = start
         self._before = before
         self._final = final
-        self._all: Positions | None = None
-        self._states: Bytes | None = None
-        self._parity = True
-        self._quotes: Positions = np.empty(0, dtype=np.int64)
-        if count and grammar.quote and data.find(grammar.quote, 0, count) >= 0:
-            view = np.frombuffer(data, dtype=np.uint8, count=count)
-            self._quotes = positions_of(view, grammar.quote[0])
-            self._parity = grammar.parity_holds(view, self._quotes, before, start)
-            if not self._parity:
-                self._states = states_after(grammar.kinds(view, self._quotes, before), start)
 
-    def _state_after_quotes(self, number: Any) -> Any:
-        """State after the first `number` (> 0) quotes; CLOSED may already be OUT again."""
-        if self._states is not None:
-            return self._states[number - 1]
-        flipped = number % 2 == 1
-        return np.where(flipped != (self._start == IN), IN, CLOSED)
-
-    def is_inside(self, position: int) -> bool:
-        """True if the byte at `position` stands in a quoted field."""
-        number = int(np.searchsorted(self._quotes, position))
-        if number == 0:
-            return self._start == IN
-        return int(self._state_after_quotes(number)) == IN
+    def state_at(self, position: int) -> int:
+        """The state before the byte at `position`."""
+        window = _WINDOW_BYTES
+        while window < position:
+            states = self._grammar.settled_states(self._data, position - window, position)
+            if len(states) == 1:
+                return states.pop()
+            window *= 8
+        return self._grammar.end_state(self._data, 0, position, self._before, self._start)
 
     def end_state(self) -> int:
-        number = len(self._quotes)
-        if number == 0:
-            return self._start if not self._count else (IN if self._start == IN else OUT)
-        state = int(self._state_after_quotes(number))
-        return OUT if state == CLOSED and self._quotes[-1] != self._count - 1 else state
+        return self.state_at(self._count)
+
+    def _analysed(self, low: int, high: int) -> _Analysed:
+        before = self._data[low - 1] if low else self._before
+        return _Analysed(self._grammar, self._data, low, high, self.state_at(low), before)
 
     def record_ends(self) -> Positions:
-        """Every record end, in order. Made once, for all newlines at once."""
-        if self._all is None:
-            self._all = self._record_ends()
-        return self._all
-
-    def _record_ends(self) -> Positions:
-        if not self._count:
-            return np.empty(0, dtype=np.int64)
-        view = np.frombuffer(self._data, dtype=np.uint8, count=self._count)
-        lines = positions_of(view, 10)
-        if self._data.find(b"\r", 0, self._count) >= 0:
-            returns = positions_of(view, 13)
-            last = returns[-1] == self._count - 1
-            following = view[np.minimum(returns + 1, self._count - 1)]
-            alone = following != 10
-            if last and not self._final:
-                alone[-1] = False
-            lines = np.sort(np.concatenate((lines, returns[alone])))
-        if len(self._quotes) or self._start == IN:
-            number = np.searchsorted(self._quotes, lines)
-            inside = np.full(len(lines), self._start == IN)
-            some = number > 0
-            inside[some] = self._state_after_quotes(number[some]) == IN
-            lines = lines[~inside]
-        return lines + 1
+        """Every record end, in order."""
+        return self._analysed(0, self._count).record_ends(self._final)
 
     def first_end(self, low: int) -> int:
         """The smallest record end >= `low`, or -1."""
-        at = max(low - 1, 0)
-        for _ in range(_JUMPS_MAX):
-            line = self._data.find(b"\n", at, self._count)
-            stop = self._count if line < 0 else line
-            alone = self._data.find(b"\r", at, stop)
-            if alone >= 0 and alone + 1 == line:
-                alone = -1
-            if alone >= 0 and alone + 1 == self._count and not self._final:
-                alone = -1
-            at = alone if alone >= 0 else line
-            if at < 0:
-                return -1
-            if not self.is_inside(at):
-                return at + 1
-            number = int(np.searchsorted(self._quotes, at))
-            if number == len(self._quotes):
-                return -1
-            at = int(self._quotes[number]) + 1
-        ends = self.record_ends()
-        index = int(np.searchsorted(ends, low))
-        return int(ends[index]) if index < len(ends) else -1
+        at, window = max(low - 1, 0), _WINDOW_BYTES
+        while at < self._count:
+            stop = min(at + window, self._count)
+            while stop < self._count and self._data[stop - 1] == 13:
+                stop += 1  # a window does not end in the middle of \r\n
+            ends = self._analysed(at, stop).record_ends(stop < self._count or self._final)
+            index = int(np.searchsorted(ends, low))
+            if index < len(ends):
+                return int(ends[index])
+            at, window = stop, window * 2
+        return -1
 
     def last_end(self) -> int:
         """The largest record end, or 0 if there is none."""
-        line = self._data.rfind(b"\n", 0, self._count)
-        alone = self._data.rfind(b"\r", line + 1, self._count)
-        if alone >= 0 and alone + 1 == self._count and not self._final:
-            alone = self._data.rfind(b"\r", line + 1, alone)
-        at = max(line, alone)
-        if at < 0:
-            return 0
-        if not self.is_inside(at):
-            return at + 1
-        ends = self.record_ends()
-        return int(ends[-1]) if len(ends) else 0
+        stop, window = self._count, _WINDOW_BYTES
+        while stop > 0:
+            low = max(0, stop - window)
+            ends = self._analysed(low, self._count).record_ends(self._final)
+            if len(ends):
+                return int(ends[-1])
+            stop, window = low, window * 8
+        return 0
 
 
 def first_record_start(source: Source, grammar: Grammar, offset: int, state: int, end: int) -> int:
@@ -320,8 +334,8 @@ def first_record_start(source: Source, grammar: Grammar, offset: int, state: int
 def scan_states(file: InputFile, boundaries: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     """`ends[i][s]`: the state before byte ``boundaries[i + 1]`` if it is s before ``boundaries[i]``.
 
-    Exact for all three start states: they fall together after the first quoted field or so, and only
-    different ones are followed.
+    Exact for all three start states, which fall together after the first quoted field or so: mostly only
+    a little before each boundary is read. Where there are no quotes everything is.
     """
     dialect = file.dialect or CsvDialect()
     grammar = Grammar(dialect)
@@ -337,6 +351,13 @@ def scan_states(file: InputFile, boundaries: Sequence[int]) -> tuple[tuple[int, 
 
 
 def _scan(source: Source, grammar: Grammar, low: int, high: int) -> tuple[int, int, int]:
+    for back in _BACK_BYTES:
+        if back < high - low:
+            data, count, _ = source.window(high - back - 1, back + 1)
+            certain = grammar.settled_states(data, 1, count)
+            if len(certain) == 1:
+                state = certain.pop()
+                return state, state, state
     before = NO_BYTE
     if low > source.file.data_start:
         before = source.window(low - 1, 1)[0][0]

@@ -30,7 +30,7 @@ _relaxed = settings(
 )
 
 _NAMES = ("a", "b", "c")
-_text = st.text(alphabet="xé€ ,\n\r\"5", max_size=5)
+_text = st.text(alphabet='xé€ ,\n\r"5', max_size=5)
 
 
 def _quoted(text: str) -> str:
@@ -108,18 +108,21 @@ def _by_splits(file: InputFile, split_bytes: int, block_bytes: int) -> list[tupl
 
 
 @_relaxed
-@given(_files(), st.integers(1, 40), st.sampled_from([1, 3, 16, 4096]))
-@example((2, b'a,5" pipe\n"x\ny",2\r\n"p""q",\r"",z'), 1, 1)
-@example((1, b'\r\n\n"a"\r\r\n""\n'), 1, 1)
-@example((1, b'"a\r\n"x\r\n'), 2, 2)
-@example((2, b'\xef\xbb\xbfa,b\n\xef\xbb\xbfc,d\n'), 1, 1)
+@given(_files(), st.integers(1, 40), st.sampled_from([1, 3, 16, 4096]), st.sampled_from([1, 5, 4096]))
+@example((2, b'a,5" pipe\n"x\ny",2\r\n"p""q",\r"",z'), 1, 1, 1)
+@example((1, b'\r\n\n"a"\r\r\n""\n'), 1, 1, 1)
+@example((1, b'"a\r\n"x\r\n'), 2, 2, 1)
+@example((2, b"\xef\xbb\xbfa,b\n\xef\xbb\xbfc,d\n"), 1, 1, 4096)
 def test_any_split_size_gives_the_rows_of_a_serial_read(
-    tmp_path: Path, made: tuple[int, bytes], split_bytes: int, block_bytes: int
+    tmp_path: Path, made: tuple[int, bytes], split_bytes: int, block_bytes: int, window: int
 ) -> None:
     columns, data = made
     names = _NAMES[:columns]
     file = _planned(tmp_path / "f.csv", data, names, start=3 if data.startswith(b"\xef\xbb\xbf") else 0)
-    assert _by_splits(file, split_bytes, block_bytes) == _serial(data, names)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_WINDOW_BYTES", "_START_WINDOW_BYTES", "_SCAN_READ_BYTES"):
+            patch.setattr(csv_records, name, window)
+        assert _by_splits(file, split_bytes, block_bytes) == _serial(data, names)
 
 
 @_relaxed
@@ -208,14 +211,20 @@ _quoty = st.lists(
 
 
 @_relaxed
-@given(_quoty, st.sampled_from([NO_BYTE, *b',\n"x']), st.sampled_from([1, 7, 64, 100_000]))
+@given(
+    _quoty,
+    st.sampled_from([NO_BYTE, *b',\n"x']),
+    st.sampled_from([1, 7, 64, 100_000]),
+    st.sampled_from([(), (1,), (3, 20), (100_000,)]),
+)
 def test_scanned_states_are_those_of_the_automaton(
-    tmp_path: Path, data: bytes, before: int, scan_bytes: int
+    tmp_path: Path, data: bytes, before: int, scan_bytes: int, back: tuple[int, ...]
 ) -> None:
     lead = b"" if before == NO_BYTE else bytes([before])
     file = _planned(tmp_path / "f.csv", lead + data, ("a",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(csv_records, "_SCAN_BYTES", scan_bytes)
+        patch.setattr(csv_records, "_BACK_BYTES", back)
         (ends,) = scan_states(file, [len(lead), len(lead) + len(data)])
     for state in (OUT, IN, CLOSED):
         if state == CLOSED and lead != b'"':
@@ -226,8 +235,14 @@ def test_scanned_states_are_those_of_the_automaton(
 
 
 @_relaxed
-@given(_quoty, st.sampled_from([OUT, IN]))
-def test_record_ends_are_the_newlines_outside_quotes(data: bytes, start: int) -> None:
+@given(_quoty, st.sampled_from([OUT, IN]), st.sampled_from([1, 2, 10, 100_000]))
+def test_record_ends_are_the_newlines_outside_quotes(data: bytes, start: int, window: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_records, "_WINDOW_BYTES", window)
+        _check_record_ends(data, start)
+
+
+def _check_record_ends(data: bytes, start: int) -> None:
     stretch = Stretch(Grammar(CsvDialect()), data, len(data), start=start, before=ord("x"), final=True)
     states = _reference_states(data, start, ord("x"))
     ends = [
@@ -238,6 +253,7 @@ def test_record_ends_are_the_newlines_outside_quotes(data: bytes, start: int) ->
     assert stretch.record_ends().tolist() == ends
     assert stretch.last_end() == (ends[-1] if ends else 0)
     assert stretch.end_state() == states[-1]
+    assert [stretch.state_at(at) for at in range(len(data) + 1)] == states
     for low in range(len(data) + 1):
         assert stretch.first_end(low) == next((end for end in ends if end >= max(low, 1)), -1)
 

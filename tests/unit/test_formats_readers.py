@@ -1,0 +1,372 @@
+"""Readers: projection, bounds, bad input named with file, offset, line, cause and cure."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cortex.errors import CortexError, InputChanged, InputError, InternalError, RecordTooLarge
+from cortex.formats import blocks
+from cortex.formats.planning import plan_inputs
+from cortex.formats.readers import Reader, open_reader
+from cortex.job.plan import UNKNOWN, InputPlan, Split
+from cortex.job.spec import CsvDialect, InputSpec
+
+Make = Callable[..., InputPlan]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def write(data: bytes, name: str = "f.csv", used: list[str] | None = None, **spec: Any) -> InputPlan:
+        path = tmp_path / name
+        path.write_bytes(data)
+        return plan_inputs(InputSpec(paths=(str(path),), **spec), used_columns=used)
+
+    return write
+
+
+def _open(plan: InputPlan, block_bytes: int = 1 << 20, as_lines: bool = False) -> Reader:
+    return open_reader(
+        plan.files[0], plan.splits[0], plan.columns, block_bytes=block_bytes, as_lines=as_lines
+    )
+
+
+def _rows(plan: InputPlan, **how: Any) -> list[Any]:
+    with _open(plan, **how) as reader:
+        return [row for batch in reader for row in batch.to_pylist()]
+
+
+def _error(plan: InputPlan, kind: type[CortexError] = InputError, **how: Any) -> CortexError:
+    with pytest.raises(kind) as caught:
+        _rows(plan, **how)
+    return caught.value
+
+
+_TYPES = {"a": "int64", "b": "string"}
+_GOOD = b"a,b\n" + b"1,x\n" * 999
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "cure"),
+    [
+        (b"7", "expected 2 columns, got 1", "delimiter and quote"),
+        (b"7,y,z", "expected 2 columns, got 3", "delimiter and quote"),
+        (b"seven,y", "'seven' is not int64 (column 'a')", "columns: {a: string}"),
+        (b"7.5,y", "'7.5' is not int64 (column 'a')", "columns: {a: float64}"),
+        (b"99999999999999999999999,y", "is not int64", "columns: {a: string}"),
+        (b"NA,y", "'NA' is not int64 (column 'a')", "null_values: ['', 'NA']"),
+        (b"7,\xff", "invalid UTF-8 in column 'b'", "columns: {b: binary}"),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [1, 100, 1 << 20])
+def test_a_bad_csv_record_is_named(make: Make, line: bytes, cause: str, cure: str, block_bytes: int) -> None:
+    plan = make(_GOOD, columns=_TYPES)
+    with open(plan.files[0].path, "wb") as file:
+        file.write(_GOOD + line + b"\n" + b"2,y\n" * 50)
+    broken = _replanned(plan)
+    error = _error(broken, block_bytes=block_bytes)
+    assert cause in error.message
+    assert cure in error.cure
+    assert error.details["file"] == plan.files[0].path
+    assert error.details["offset"] == str(len(_GOOD))
+    assert error.details["line"] == line.decode("utf-8", "backslashreplace")
+
+
+def _replanned(plan: InputPlan) -> InputPlan:
+    """The same plan for a file that now has other bytes (bad ones, that planning would refuse)."""
+    status = os.stat(plan.files[0].path)
+    file = msgspec.structs.replace(
+        plan.files[0], size_bytes=status.st_size, modified_ns=status.st_mtime_ns, inode=status.st_ino
+    )
+    split = msgspec.structs.replace(plan.splits[0], length=status.st_size - plan.splits[0].offset)
+    return msgspec.structs.replace(plan, files=(file,), splits=(split,))
+
+
+def test_a_bad_value_in_an_unread_column_is_not_looked_at(make: Make) -> None:
+    plan = make(b"a,b\n1,x\nNA,y\n", used=["b"], columns=_TYPES)
+    assert _rows(plan) == [{"b": "x"}, {"b": "y"}]
+
+
+def test_columns_come_in_the_order_asked_for_with_their_types(make: Make) -> None:
+    plan = make(b"a,b,c\n1,2,x\n", used=["c", "a"], columns={"a": "float32"})
+    with _open(plan) as reader:
+        (batch,) = reader
+    assert batch.schema == pa.schema([("c", pa.string()), ("a", pa.float32())])
+
+
+def test_null_is_unquoted_only_and_null_values_hold_for_every_type(make: Make) -> None:
+    plan = make(b'a,b\nNA,NA\n1,"NA"\n2,""\n3,\n', dialect=CsvDialect(null_values=("", "NA")), columns=_TYPES)
+    assert [tuple(row.values()) for row in _rows(plan)] == [(None, None), (1, "NA"), (2, ""), (3, None)]
+
+
+def test_blank_lines_are_rows_only_in_a_file_of_one_column(make: Make) -> None:
+    assert _rows(make(b"a\n1\n\n2\n\n", columns={"a": "int64"})) == [{"a": v} for v in (1, None, 2, None)]
+    assert _rows(make(b"a,b\n\n1,x\n\r\n\n")) == [{"a": 1, "b": "x"}]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_an_unclosed_quote_is_an_error_not_a_field(make: Make, block_bytes: int) -> None:
+    error = _error(make(b'a,b\n1,x\n2,"y\n3,z\n', columns=_TYPES), block_bytes=block_bytes)
+    assert "never closed" in error.message
+    assert (error.details["offset"], error.details["line"]) == ("8", '2,"y\n3,z')
+
+
+def test_a_header_with_an_unclosed_quote_is_an_error(make: Make) -> None:
+    with pytest.raises(InputError, match="never closed"):
+        make(b'a,"b\n1,x\n')
+
+
+def test_a_byte_order_mark_inside_the_file_is_text(make: Make) -> None:
+    plan = make(b"a\nx\n\xef\xbb\xbfy\n")
+    assert _rows(plan, block_bytes=1) == _rows(plan) == [{"a": "x"}, {"a": "\ufeffy"}]
+
+
+def test_escaped_delimiters_newlines_and_quotes(make: Make) -> None:
+    plan = make(b'a,b\n1,x\\,y\n2,x\\\ny\n3,\\"z\n4,"p\\"q\n"\n', dialect=CsvDialect(escape="\\"))
+    want = ["x,y", "x\ny", '"z', 'p"q\n']
+    for block_bytes in (1, 5, 1 << 20):
+        assert [row["b"] for row in _rows(plan, block_bytes=block_bytes)] == want
+
+
+def test_a_record_larger_than_the_limit_is_a_typed_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "RECORD_BYTES_MAX", 64)
+    fits = b"a\n" + b"x" * 60 + b"\n" + b"z\n" * 100
+    for block_bytes in (1, 1 << 20):
+        assert len(_rows(make(fits), block_bytes=block_bytes)) == 101
+    for name in ("f.csv", "f.txt"):
+        plan = make(b"a\nb\n" + b"x" * 200 + b"\n", name=name)
+        error = _error(plan, RecordTooLarge, block_bytes=7)
+        assert error.details["offset"] == "4"
+        assert error.details["line"].startswith("xxx")
+
+
+def test_batches_are_bounded(make: Make) -> None:
+    plan = make(b"a\n" + b"1\n" * 200_000)
+    with _open(plan, block_bytes=300_000) as reader:
+        sizes = [batch.num_rows for batch in reader]
+    assert sum(sizes) == 200_000
+    assert max(sizes) <= 65_536
+    plan = make(b"line\n" * 200_000, name="f.txt")
+    with _open(plan, block_bytes=100_000) as reader:
+        sizes = [batch.num_rows for batch in reader]
+    assert sum(sizes) == 200_000
+    assert max(sizes) <= 20_000
+
+
+@pytest.mark.parametrize("block_bytes", [1, 10, 1 << 20])
+def test_any_record_can_be_described(make: Make, block_bytes: int) -> None:
+    data = b'a,b\n1,x\n\n\r\n2,"y\nz"\n3,w'
+    want = [(4, "1,x"), (11, '2,"y\nz"'), (19, "3,w")]
+    for name, bytes_ in (("f.csv", data), ("f.csv.gz", gzip.compress(data))):
+        got = []
+        with _open(make(bytes_, name=name), block_bytes=block_bytes) as reader:
+            for batch in reader:
+                got += [reader.describe(i) for i in range(batch.num_rows)]
+        assert got == want
+    for as_lines in (True, False):
+        got = []
+        with _open(make(b"a\r\n\nbc\nd", name="f.txt"), block_bytes=block_bytes, as_lines=as_lines) as reader:
+            for part in reader:
+                got += [reader.describe(i) for i in range(len(part) if as_lines else part.num_rows)]
+        assert got == [(0, "a"), (3, ""), (4, "bc"), (7, "d")]
+
+
+def test_text_that_is_not_utf8_is_named_with_offset_and_line(make: Make) -> None:
+    plan = make(b"fine\nb\xc3\x28d\n", name="f.txt")
+    for how in ({"as_lines": True}, {"as_lines": False}):
+        with (
+            pytest.raises(InputError, match="invalid UTF-8: byte 0xc3") as caught,
+            _open(plan, **how) as reader,
+        ):
+            list(reader)
+        assert (caught.value.details["offset"], caught.value.details["line"]) == ("6", "b\\xc3(d")
+    with _open(make(b"b\xc3\x28d\r\n", name="f.txt", encoding="bytes"), as_lines=True) as reader:
+        assert list(reader) == [[b"b\xc3\x28d"]]
+
+
+def test_gzip_members_are_one_stream(make: Make) -> None:
+    data = gzip.compress(b"a,b\n1,x\n") + gzip.compress(b"") + b"\0" * 9 + gzip.compress(b'2,"y\n"\n')
+    assert _rows(make(data, name="f.csv.gz"), block_bytes=3) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y\n"}]
+
+
+@pytest.mark.parametrize("name", ["f.csv.gz", "f.txt.gz"])
+def test_a_damaged_gzip_file_is_an_error(make: Make, name: str) -> None:
+    whole = gzip.compress(b"a,b\n" + bytes(range(48, 58)) * 50_000 + os.urandom(200_000).hex().encode())
+    for broken, cause in (
+        (whole[:-5], "cut short"),
+        (whole[:150_000], "cut short"),
+        (b"PK" + whole, "damaged"),
+    ):
+        with pytest.raises(InputError, match=cause):
+            _rows(make(broken, name=name, used=[]))
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.txt", "f.parquet", "f.arrow"])
+def test_a_file_that_changes_is_noticed(make: Make, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "f.parquet":
+        pq.write_table(pa.table({"a": [1]}), path)
+    elif name == "f.arrow":
+        with (
+            pa.OSFile(str(path), "wb") as sink,
+            pa.ipc.new_file(sink, pa.schema([("a", pa.int64())])) as writer,
+        ):
+            writer.write_table(pa.table({"a": [1]}))
+    else:
+        path.write_bytes(b"a\n1\n2\n")
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    os.utime(path, ns=(1, 1))
+    assert "modification time" in _error(plan, InputChanged).message
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    with _open(plan) as reader:
+        batches = iter(reader)
+        next(batches)
+        os.utime(path, ns=(2, 2))
+        with pytest.raises(InputChanged):
+            next(batches)
+    path.unlink()
+    assert "cannot be opened" in _error(plan).message
+
+
+def test_a_csv_split_of_unknown_state_is_refused(make: Make) -> None:
+    plan = make(b"a\n1\n2\n")
+    with pytest.raises(InternalError):
+        open_reader(plan.files[0], Split(0, 0, 3, 2, start_state=UNKNOWN), plan.columns, block_bytes=10)
+    with pytest.raises(InternalError):
+        _open(plan, as_lines=True)
+
+
+def test_bytes_read_of_all_splits_are_the_data(make: Make) -> None:
+    path = make(b"a,b\n" + b"1,x\n" * 1000).files[0].path
+    plan = plan_inputs(
+        InputSpec(paths=(path,), dialect=CsvDialect(quote="")), used_columns=None, split_bytes=300
+    )
+    total = 0
+    for split in plan.splits:
+        with open_reader(plan.files[0], split, plan.columns, block_bytes=64) as reader:
+            for _ in reader:
+                pass
+            total += reader.bytes_read
+    assert total == 4000
+
+
+# --- Parquet and Arrow ---
+
+
+def _arrow(path: Path, table: pa.Table, rows: int) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_columnar_files_are_projected_decoded_and_cast(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"f.{kind}"
+    table = pa.table(
+        {
+            "d": pa.array(["x", None, "y"]).dictionary_encode(),
+            "i": pa.array([1, 2, 3], pa.int32()),
+            "l": pa.array(["p", "q", "r"], pa.large_string()),
+            "unread": [[1], [2], [3]],
+        }
+    )
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=2)
+    else:
+        _arrow(path, table, 2)
+    spec = InputSpec(paths=(str(path),), columns={"i": "float64"})
+    plan = plan_inputs(spec, used_columns=["l", "i", "d"])
+    with _open(plan) as reader:
+        got = list(reader)
+        assert reader.describe(0) == (-1, "row 2 of the file")
+    assert got[0].schema == pa.schema([("l", pa.string()), ("i", pa.float64()), ("d", pa.string())])
+    assert [tuple(row.values()) for batch in got for row in batch.to_pylist()] == [
+        ("p", 1.0, "x"),
+        ("q", 2.0, None),
+        ("r", 3.0, "y"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_value_that_does_not_fit_the_declared_type_is_an_error(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"f.{kind}"
+    table = pa.table({"x": [1.5]})
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        _arrow(path, table, 1)
+    plan = plan_inputs(InputSpec(paths=(str(path),), columns={"x": "int64"}), used_columns=None)
+    error = _error(plan)
+    assert "'x' cannot be read as int64" in error.message
+    assert error.details["file"] == str(path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("keep", [0, 4, 30, -1, -20])
+def test_a_truncated_columnar_file_is_an_error(tmp_path: Path, kind: str, keep: int) -> None:
+    path = tmp_path / f"f.{kind}"
+    table = pa.table({"x": list(range(1000)), "s": [str(i) for i in range(1000)]})
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        _arrow(path, table, 100)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError) as caught:
+        plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    assert caught.value.details["file"] == str(path)
+
+
+def test_damaged_pages_of_a_parquet_file_are_an_input_error(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    pq.write_table(pa.table({"x": list(range(100_000))}), path, compression="zstd")
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    with open(path, "r+b") as file:
+        file.seek(plan.splits[0].offset + 30)
+        file.write(b"\xff" * 2000)
+    error = _error(_replanned_columnar(plan))
+    assert error.details["file"] == str(path)
+
+
+def _replanned_columnar(plan: InputPlan) -> InputPlan:
+    file = msgspec.structs.replace(plan.files[0], modified_ns=os.stat(plan.files[0].path).st_mtime_ns)
+    return msgspec.structs.replace(plan, files=(file,))
+
+
+def test_an_arrow_stream_is_told_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.arrow"
+    table = pa.table({"x": [1]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(InputError, match="ARROW1") as caught:
+        plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    assert "new_file" in caught.value.cure
+
+
+def test_arrow_record_batches_lie_where_the_footer_says(tmp_path: Path) -> None:
+    path = tmp_path / "f.arrow"
+    _arrow(path, pa.table({"x": list(range(1000))}), 100)
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None, split_bytes=1)
+    data = path.read_bytes()
+    assert [split.rows for split in plan.splits] == [100] * 10
+    for split in plan.splits:
+        message = pa.ipc.read_message(pa.py_buffer(data[split.offset : split.offset + split.length]))
+        assert message.type == "record batch"
+    tops = [split.offset + split.length for split in plan.splits]
+    assert tops[:-1] == [split.offset for split in plan.splits[1:]]
+
+
+def test_row_groups_larger_than_a_block_come_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    pq.write_table(pa.table({"x": list(range(100_000))}), path)
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    with _open(plan, block_bytes=100_000) as reader:
+        batches = list(reader)
+    assert max(batch.nbytes for batch in batches) <= 200_000
+    assert [v for batch in batches for v in batch.column(0).to_pylist()] == list(range(100_000))
