@@ -122,6 +122,10 @@ def _round(call: Call, args: list[Term], scope: Scope) -> Term:
         )
     if term.kind == "decimal" and digits >= term.type.scale:
         return term
+    if term.kind == "decimal" and -digits > term.type.precision - term.type.scale:
+        scope.refuse(
+            args[1].node, f"round takes every digit of {describe(args[0])} away", "write fewer, or float(x)"
+        )
     half_even = partial(pc.round, ndigits=digits, round_mode="half_to_even")
     if term.kind == "decimal":
         return _rounded_decimal(call, term, half_even, scope)

@@ -367,6 +367,7 @@ def test_rounded_decimals_have_room_for_the_digit_they_gain() -> None:
         ("round(p)", ["100", "-100", None, "1"]),
         ("round(p, 1)", ["100", "-100", None, "1.2"]),
         ("ceil(p)", ["100", "-99", None, "2"]),
+        ("round(p, -2)", ["100", "-100", None, "0"]),
         ("floor(p)", ["99", "-100", None, "1"]),
     ):
         found = compile_expression(parse_expression(text), batch.schema).evaluate(batch).to_pylist()
