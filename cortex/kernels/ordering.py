@@ -174,7 +174,7 @@ def _by_key(hashes: NDArray[np.uint64], keys: Sequence[pa.Array], rows: Rows) ->
     sort_keys: list[NDArray[np.generic]] = []
     indices = pa.array(rows)
     for key in keys:
-        column = plain(key.take(indices))
+        column = plain(key).take(indices)
         mask = valid_mask(column)
         if mask is not None:
             sort_keys.append(mask)

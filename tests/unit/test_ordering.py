@@ -54,6 +54,7 @@ columns = {
     "uint64": pa.array(rng.integers(0, 4, 500).astype(np.uint64) << np.uint64(62)),
     "float64": pa.array(rng.choice([0.0, -0.0, 1.5, -2.5, np.nan, np.inf], 500)),
     "string": pa.array(rng.choice(np.array(words, object), 500)),
+    "string_view": pa.array(rng.choice(np.array(words, object), 500), pa.string_view()),
     "sliced": pa.array(rng.choice(np.array(words, object), 600))[73:573],
     "dictionary": pa.array(rng.choice(np.array(words, object), 500)).dictionary_encode(),
     "binary": pa.array([bytes([v]) * 3 for v in rng.integers(0, 9, 500)], pa.binary(3)),
