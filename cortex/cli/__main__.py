@@ -13,9 +13,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"cortex {__version__}")
         return 0
-    from cortex.cli.app import run
+    try:
+        from cortex.cli.app import run
 
-    return run(arguments)
+        return run(arguments)
+    except KeyboardInterrupt:  # while it still imports; commands answer for themselves
+        return 130
 
 
 if __name__ == "__main__":
