@@ -38,7 +38,7 @@ class InputFile(msgspec.Struct, frozen=True):
     """True: a split's start state is known only by scanning what lies before it (quoted newlines)."""
 
 
-class Split(msgspec.Struct, frozen=True):
+class Split(msgspec.Struct, frozen=True, gc=False):  # a plan may have a million: no cycles to look for
     """A part of one file. For text and CSV: the records that *start* in [offset, offset + length).
 
     For Parquet and Arrow IPC: row groups or record batches [first_unit, first_unit + units), and

@@ -93,6 +93,5 @@ class MapOutputs:
         if not self._in_order[partition]:
             writers = self._writers[partition] = array("L", sorted(writers))
             self._in_order[partition] = True
-        return tuple(
-            MapOutputRef(i, attempt_id(task_id(self._job, "m", i), self._numbers[i])) for i in writers
-        )
+        job, numbers = self._job, self._numbers
+        return tuple([MapOutputRef(i, attempt_id(task_id(job, "m", i), numbers[i])) for i in writers])

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from operator import attrgetter
 
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, SCAN, Running
 from cortex.scheduling.task_state import TaskTable
 from cortex.wire.messages import Counters, StageProgress, TaskStats, TaskSummary
 
 FIELDS = ("rows_in", "bytes_in", "rows_out", "bytes_out", "spilled_bytes", "shuffled_bytes", "groups")
+_in_order = attrgetter(*FIELDS)
 ROWS_IN, BYTES_IN, ROWS_OUT, BYTES_OUT, SPILLED, SHUFFLED, GROUPS = range(7)
 
 
 def stats_tuple(stats: TaskStats) -> tuple[int, ...]:
-    return tuple(getattr(stats, name) for name in FIELDS)
+    return _in_order(stats)
 
 
 class StageTotals:
@@ -42,6 +44,8 @@ class StageTotals:
             self.sums[i] += sign * value
 
     def change_live(self, running: Running, stats: TaskStats) -> None:
+        if stats is running.stats:
+            return
         for i, name in enumerate(FIELDS):
             self.live[i] += getattr(stats, name) - getattr(running.stats, name)
         running.stats = stats

@@ -26,6 +26,9 @@ class TaskState(enum.IntEnum):
     DONE = 3  # one attempt was accepted
 
 
+_STATES = tuple(TaskState)  # by number: the enum's own look-up is ten times slower
+
+
 class TaskEvent(enum.Enum):
     NEEDS_MET = "needs met"
     LEASE = "lease"
@@ -79,11 +82,11 @@ class TaskTable:
         return self.done == self.total
 
     def state(self, index: int) -> TaskState:
-        return TaskState(self.states[index])
+        return _STATES[self.states[index]]
 
     def apply(self, index: int, event: TaskEvent) -> None:
         """Move one task by the table, and keep the counts and the heap true to it."""
-        before = TaskState(self.states[index])
+        before = _STATES[self.states[index]]
         after = next_task_state(before, event)
         self.states[index] = after
         self.leased += (after is TaskState.LEASED) - (before is TaskState.LEASED)

@@ -46,7 +46,7 @@ class MapTask(Message, frozen=True):
     splits: tuple[Split, ...]
 
 
-class MapOutputRef(Message, frozen=True):
+class MapOutputRef(Message, frozen=True, gc=False):  # a reduce may name a million: no cycles to look for
     """The committed run file of one map, held by the node that made it."""
 
     map_index: int
@@ -86,7 +86,7 @@ class OutputPart(Message, frozen=True):
     """(name, Arrow type name)."""
 
 
-class TaskStats(Message, frozen=True):
+class TaskStats(Message, frozen=True, gc=False):
     rows_in: int = 0
     bytes_in: int = 0
     rows_out: int = 0
