@@ -90,6 +90,7 @@ class Machine:
         self._node: Node | None = None
         self._server: Server | None = None
         self._reactor: Any = None
+        self._port: Any = None
         self._stopping = False
         self._status = 0
 
@@ -105,11 +106,19 @@ class Machine:
             self._remove_folders()
             return error.exit_code
         from twisted.internet import reactor
-        from twisted.logger import globalLogPublisher, textFileLogObserver
+        from twisted.logger import (
+            FilteringLogObserver,
+            LogLevel,
+            LogLevelFilterPredicate,
+            globalLogPublisher,
+            textFileLogObserver,
+        )
 
         self._reactor = reactor
         use_monotonic_clock(reactor)
-        globalLogPublisher.addObserver(cast(Any, textFileLogObserver(sys.stderr)))
+        log = cast(Any, textFileLogObserver(sys.stderr))
+        wanted = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
+        globalLogPublisher.addObserver(FilteringLogObserver(log, [wanted]))
         try:
             self._build(plan, runtime, work, template_link)
         except CortexError as error:
@@ -131,6 +140,8 @@ class Machine:
         deadline = self._reactor.callLater(EMBEDDED_EXIT_S_MAX, self._end)
         if self._server is not None:
             self._server.stop()
+        if self._port is not None:
+            self._port.stopListening()
 
         def executors_gone() -> None:
             if deadline.active():
@@ -186,7 +197,7 @@ class Machine:
             task_silence_s_max=self._task_silence_s_max,
         )
         path = os.path.join(runtime, "client.sock")
-        listen_unix(self._reactor, path, self._server.client_factory())
+        self._port = listen_unix(self._reactor, path, self._server.client_factory())
         self._say(EmbeddedReady(path, runtime, work, plan.slots, plan.cap_bytes))
         sweep = threading.Thread(target=self._sweep, name="sweep", daemon=True)
         self._reactor.callLater(2.0, sweep.start)  # after the start, which is to be quick

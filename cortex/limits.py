@@ -64,8 +64,8 @@ PROGRESS_S: Final = 0.25
 # Processes and memory of one machine (measured anonymous bytes, Python 3.11, pyarrow 26)
 CLIENT_BYTES: Final = 40 * MIB  # command line with pyarrow loaded; a user's own process is charged no more
 EMBEDDED_BYTES: Final = 40 * MIB  # server and node with Twisted: 27 at rest, the rest for plans and frames
-TEMPLATE_BYTES: Final = 32 * MIB  # pyarrow, NumPy and cortex's tasks: shared by every executor
-EXECUTOR_UNSHARED_BYTES: Final = 12 * MIB  # of those, what an executor writes to and so has of its own
+TEMPLATE_BYTES: Final = 36 * MIB  # pyarrow, NumPy and cortex's tasks: shared by every executor
+EXECUTOR_UNSHARED_BYTES: Final = 20 * MIB  # of those, what an executor writes to and so has of its own
 EXECUTOR_WORKING_BYTES_MIN: Final = 48 * MIB  # a decoded block, its parse, and a spill buffer that is of use
 MEMORY_RESERVE_FRACTION: Final = 0.05  # of the cap: allocators' slack and what lies between two samples
 DATA_SLACK_BYTES: Final = 8 * MIB  # RLIMIT_DATA counts address space, allocators reserve some unused

@@ -44,6 +44,7 @@ from cortex.tasks.memory_limits import (
     limit_memory,
     no_core_files,
 )
+from cortex.tasks.pandas_on_demand import defer_pandas
 from cortex.units import format_bytes
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
@@ -172,7 +173,7 @@ class Executor:
         self._context: Context | None = None
         self._open_error: BaseException | None = None
         self._memory_bytes = 0
-        self._after_first_bytes = 0
+        self._after_first_bytes: dict[type, int] = {}
         self._parent = os.getppid()
         self._progress_due = 0.0
 
@@ -184,7 +185,7 @@ class Executor:
                 if message is None or isinstance(message, Stop):
                     return 0
                 self._handle(message)
-                if isinstance(message, RunTask) and self._memory_does_not_come_back():
+                if isinstance(message, RunTask) and self._memory_does_not_come_back(type(message.task)):
                     return EXIT_RETIRED
         finally:
             if self._context is not None:
@@ -199,17 +200,16 @@ class Executor:
         elif isinstance(message, RunTask):
             self._run(message)
 
-    def _memory_does_not_come_back(self) -> bool:
+    def _memory_does_not_come_back(self, kind: type) -> bool:
         """After a task: what stays is over half of the limit and a quarter more than after the first.
 
-        What the job's own setup holds is there after the first task; a leak, or a heap in shreds, grows.
+        What the job's own setup holds is there after its first task (of each kind: a plan calls no user
+        code); a leak, or a heap in shreds, grows.
         """
         if self._memory_bytes <= 0:
             return False
         left_bytes = own_anonymous_bytes()
-        if self._after_first_bytes == 0:
-            self._after_first_bytes = left_bytes
-        grown_bytes = left_bytes - self._after_first_bytes
+        grown_bytes = left_bytes - self._after_first_bytes.setdefault(kind, left_bytes)
         return left_bytes > self._memory_bytes // 2 and grown_bytes > self._memory_bytes // 4
 
     def _open(self, job: OpenJob) -> None:
@@ -321,6 +321,7 @@ def run_spawned() -> int:
     options = parser.parse_args()
     die_with_parent(signal.SIGKILL)
     redirect_output(options.stderr)
+    defer_pandas()
     factory = load_context_factory(options.context)
     with contextlib.suppress(ImportError, AttributeError):
         import pyarrow

@@ -32,6 +32,7 @@ from cortex.limits import FRAME_BYTES_MAX, KIB
 from cortex.tasks import executor
 from cortex.tasks.executor import DEFAULT_CONTEXT, ContextFactory, load_context_factory, redirect_output
 from cortex.tasks.memory_limits import die_with_parent
+from cortex.tasks.pandas_on_demand import defer_pandas
 from cortex.wire.framing import FrameDecoder, encode_frame
 from cortex.wire.messages import (
     ExecutorExited,
@@ -193,6 +194,7 @@ def main() -> int:
     import numpy  # noqa: F401
     import pyarrow
 
+    defer_pandas()
     factory = load_context_factory(options.context)
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
