@@ -116,9 +116,10 @@ class Machine:
 
         self._reactor = reactor
         use_monotonic_clock(reactor)
+        # zope's interfaces say nothing to mypy, hence the casts
         log = cast(Any, textFileLogObserver(sys.stderr))
-        wanted = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
-        globalLogPublisher.addObserver(FilteringLogObserver(log, [wanted]))
+        wanted = cast(Any, LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn))
+        globalLogPublisher.addObserver(cast(Any, FilteringLogObserver(log, [wanted])))
         try:
             self._build(plan, runtime, work, template_link)
         except CortexError as error:

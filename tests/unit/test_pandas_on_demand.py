@@ -57,7 +57,8 @@ def test_pandas_is_imported_on_demand_only(then: str) -> None:
     first = "import pandas as pd" if then is AT_THE_TOP else ""
     if then is not NOT_INSTALLED:
         pytest.importorskip("pandas")
+    script = SCRIPT % (first, then)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT % (first, then)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
