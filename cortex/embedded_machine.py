@@ -20,7 +20,7 @@ import time
 from typing import Any, cast
 
 from cortex.errors import CortexError, SpillFull
-from cortex.executor_pool import signal_name
+from cortex.executor_deaths import signal_name
 from cortex.limits import EMBEDDED_EXIT_S_MAX, PARENT_CHECK_S, UNIX_PATH_BYTES_MAX
 from cortex.memory_plan import MemoryPlan, plan_memory
 from cortex.node import Node

@@ -19,24 +19,22 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from twisted.internet.protocol import Factory
 
-from cortex.errors import CortexError, ErrorReport, ExecutorDied, ServerDied, TaskTimeout
+from cortex.errors import CortexError, ServerDied, TaskTimeout
+from cortex.executor_deaths import Executor, circumstances, died, exit_text, tail
 from cortex.limits import (
     EXECUTOR_EXIT_S_MAX,
     EXECUTOR_START_S_MAX,
     STACK_DUMP_S,
     STDERR_FILE_BYTES_MAX,
-    STDERR_TAIL_BYTES,
     TASK_SILENCE_S_MAX,
 )
-from cortex.tasks.executor import EXIT_RETIRED, describe_task
-from cortex.units import format_bytes, format_seconds
+from cortex.tasks.executor import EXIT_RETIRED
+from cortex.units import format_seconds
 from cortex.wire.messages import (
-    ExecutorExited,
     ExecutorForked,
     ExecutorHello,
     ForkExecutor,
@@ -56,37 +54,6 @@ from cortex.wire.messages import (
 )
 from cortex.wire.transports import MessageProtocol, listen_unix
 
-_SIGNAL_HINTS = {
-    signal.SIGKILL: "the kernel's out-of-memory killer, a hard memory limit of a container, or an operator",
-    signal.SIGSEGV: "a bug in native code that the job (or a library it uses) called",
-    signal.SIGBUS: "a mapped file was cut short, or the disk failed",
-    signal.SIGABRT: "native code gave up, often for lack of memory",
-    signal.SIGXCPU: "a limit on processor time",
-    signal.SIGTERM: "an operator, or the system shutting down",
-}
-
-
-def tail(path: str, bytes_max: int = STDERR_TAIL_BYTES) -> str:
-    """The last lines of a text file, at most `bytes_max` bytes; "" if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - bytes_max))
-            text = file.read(bytes_max).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    if size > bytes_max:
-        text = text.partition("\n")[2] or text
-    return text.strip()
-
-
-def signal_name(number: int) -> str:
-    """``SIGKILL`` for 9."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
 
 class PoolOwner(Protocol):
     """What the pool tells its owner (the node)."""
@@ -101,33 +68,6 @@ class PoolOwner(Protocol):
 
     def pool_lost(self, error: CortexError) -> None:
         """The template is gone: no executor can be started any more."""
-
-
-@dataclass(slots=True)
-class Executor:
-    index: int
-    stderr_path: str
-    started_at: float
-    pid: int = 0
-    link: MessageProtocol[FromExecutor] | None = None
-    job: str = ""
-    run: RunTask | None = None
-    run_started_at: float = 0.0
-    heard_at: float = 0.0
-    stats: TaskStats = field(default_factory=TaskStats)
-    peak_bytes: int = 0
-    """The most seen in samples while it worked for this attempt."""
-    ending: bool = False
-    revoked: bool = False
-    cause: CortexError | None = None
-    """Why it is being killed, if the node decided it."""
-    exited: ExecutorExited | None = None
-    link_closed: bool = False
-    dumped_at: float = 0.0
-
-    @property
-    def idle(self) -> bool:
-        return self.link is not None and self.run is None and not self.ending
 
 
 class ExecutorPool:
@@ -335,7 +275,7 @@ class ExecutorPool:
             executor.dumped_at = now
             self._signal(executor, signal.SIGUSR1)  # faulthandler writes its stacks to the stderr file
         elif now - executor.dumped_at >= STACK_DUMP_S and executor.run is not None:
-            details = self._circumstances(executor, executor.run)
+            details = circumstances(executor, executor.run, self._jobs.get(executor.job))
             details["stack"] = details.pop("last output", "")
             where = next((line for line in details["stack"].splitlines() if line.startswith("  File")), "")
             cause = TaskTimeout(
@@ -480,7 +420,7 @@ class ExecutorPool:
             self._finish_stop()
             return
         assert executor.exited is not None
-        details = {"exit": self._exit_text(executor.exited), "last output": tail(executor.stderr_path)}
+        details = {"exit": exit_text(executor.exited), "last output": tail(executor.stderr_path)}
         error = ServerDied("an executor ended before it could be used", details=details)
         self._owner.pool_lost(error)
 
@@ -490,45 +430,8 @@ class ExecutorPool:
         if executor.cause is not None:
             report = executor.cause.report()
         else:
-            report = self._died(executor, run)
+            report = died(executor, run, self._jobs.get(executor.job)).report()
         return TaskFailed(run.attempt, report, seconds, executor.peak_bytes)
-
-    def _died(self, executor: Executor, run: RunTask) -> ErrorReport:
-        exited = executor.exited
-        assert exited is not None
-        hint = _SIGNAL_HINTS.get(signal.Signals(exited.signal), "") if exited.signal else ""
-        details = self._circumstances(executor, run)
-        output = details.pop("last output", "")
-        if hint:
-            details["likely"] = hint
-        details["last output"] = output
-        cures = {
-            signal.SIGKILL: "if memory ran out: raise --memory where the machine has more, or lower --slots",
-            signal.SIGABRT: "if memory ran out: raise --memory where the machine has more, or lower --slots",
-        }
-        return ExecutorDied(
-            f"the executor (pid {exited.pid}) ended while it ran a task: {self._exit_text(exited)}",
-            cure=cures.get(signal.Signals(exited.signal), "") if exited.signal else "",
-            details=details,
-        ).report()
-
-    def _exit_text(self, exited: ExecutorExited) -> str:
-        return f"killed by {signal_name(exited.signal)}" if exited.signal else f"exit status {exited.status}"
-
-    def _circumstances(self, executor: Executor, run: RunTask) -> dict[str, Any]:
-        job = self._jobs.get(executor.job)
-        details = {"task": describe_task(run.task), "attempt": run.attempt}
-        if executor.peak_bytes:
-            details["peak memory"] = format_bytes(executor.peak_bytes)
-        if executor.exited is not None:
-            details["peak resident memory, file pages included"] = format_bytes(
-                executor.exited.max_rss_bytes
-            )
-        if job is not None and job.memory_bytes:
-            details["memory of the slot"] = format_bytes(job.memory_bytes)
-        details["rows read"] = str(executor.stats.rows_in)
-        details["last output"] = tail(executor.stderr_path)
-        return details
 
     def _remove_log(self, executor: Executor) -> None:
         try:

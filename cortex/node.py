@@ -27,7 +27,8 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, UserMemoryError
-from cortex.executor_pool import Executor, ExecutorPool
+from cortex.executor_deaths import Executor
+from cortex.executor_pool import ExecutorPool
 from cortex.ids import new_job_id
 from cortex.limits import (
     CLIENT_BYTES,
