@@ -26,9 +26,15 @@ from typing import Any
 _CORTEX = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
+def _pyarrow() -> str:
+    file = getattr(sys.modules.get("pyarrow"), "__file__", None)
+    return os.path.dirname(file) + os.sep if file else "<frozen importlib"
+
+
 def _asked_by_cortex(frame: FrameType | None) -> bool:
     """Whether the import comes out of a C call made in cortex's own code, and is not unpickling's."""
-    while frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+    # pyarrow.compute's functions are Python too: it is their caller that asks
+    while frame is not None and frame.f_code.co_filename.startswith(("<frozen importlib", _pyarrow())):
         frame = frame.f_back
     if frame is None or not frame.f_code.co_filename.startswith(_CORTEX):
         return False
