@@ -26,6 +26,7 @@ _MISSING_WORDS: Final = frozenset(
     ("na", "n/a", "#n/a", "nan", "null", "none", "nil", "-", "--", ".", "?", "\\n")
 )
 _COUNTS = re.compile(r"Expected (\d+) columns?, got (\d+)")
+_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?")
 _VALUE = re.compile(r"invalid value '(.*)'\s*$", re.DOTALL)
 
 
@@ -176,4 +177,6 @@ def _wider(value: str, data_type: pa.DataType) -> str:
         if -(2**63) <= number < 2**63:
             return "int64"
         return "uint64" if 0 <= number < 2**64 else "string"
+    if pa.types.is_temporal(data_type) and _DATE_AND_TIME.fullmatch(value.strip()):
+        return "timestamp[ns]" if len(value.rpartition(".")[2]) > 6 and "." in value else "timestamp[us]"
     return "string"

@@ -18,6 +18,7 @@ from cortex.job.plan import InputFile, Split
 from cortex.limits import BATCH_ROWS_MAX
 
 from .blocks import Block, record_blocks
+from .csv_records import positions_of
 from .sources import Source, line_text, open_source
 
 
@@ -134,22 +135,19 @@ class TextReader:
         return lines
 
     def _batches(self, block: Block) -> Iterator[pa.RecordBatch]:
-        if not self._raw:
+        if not self._raw and not block.data.isascii():
             self._decode(block)
         data_type = pa.binary() if self._raw else pa.string()
         if block.unfinished or block.data.find(b"\r", 0, block.size) >= 0:
             column = pa.array(self._lines(block), data_type)
         else:
             # Lines as they stand, newlines included, then one byte off each: no list of lines is made.
-            # The copy is what the column refers to, as the block's buffer is used again.
-            data = bytes(memoryview(block.data)[: block.size])
-            ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == 10)
+            ends = positions_of(np.frombuffer(block.data, dtype=np.uint8, count=block.size), 10)
             offsets = np.zeros(len(ends) + 1, dtype=np.int32)
             offsets[1:] = ends + 1
-            whole = pa.Array.from_buffers(
-                pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-            )
-            column = pc.binary_slice(whole, 0, -1)
+            data = pa.py_buffer(memoryview(block.data)[: block.size])
+            whole = pa.Array.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), data])
+            column = pc.binary_slice(whole, 0, -1)  # a copy: the block's buffer is used again
             if not self._raw:
                 column = column.view(pa.string())  # checked by _decode
         for at in range(0, len(column), BATCH_ROWS_MAX):

@@ -90,6 +90,36 @@ def _replanned(plan: InputPlan) -> InputPlan:
     return msgspec.structs.replace(plan, files=(file,), splits=(split,))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "cure"),
+    [
+        ("2024-01-02", "2024-01-02 03:04:05", "timestamp[us]"),
+        ("2024-01-02 03:04:05", "2024-01-02T03:04:05.123", "timestamp[us]"),
+        ("2024-01-02 03:04:05", "2024-01-02T03:04:05.123456789", "timestamp[ns]"),
+        ("2024-01-02", "soon", "string"),
+        ("true", "perhaps", "string"),
+    ],
+)
+def test_the_cure_for_a_misfit_is_a_type_that_takes_both(
+    make: Make, first: str, second: str, cure: str
+) -> None:
+    plan = make(f"a\n{first}\n".encode())
+    with open(plan.files[0].path, "wb") as file:
+        file.write(f"a\n{first}\n{second}\n".encode())
+    assert _error(_replanned(plan)).cure == f"columns: {{a: {cure}}}"
+    declared = make(f"a\n{first}\n{second}\n".encode(), columns={"a": cure})
+    assert len(_rows(declared)) == 2
+
+
+def test_without_a_quote_character_quotes_are_text(make: Make) -> None:
+    data = b'"a",b\n"x,1\r"y"z,2\r\n"",3\n'
+    plan = make(data, dialect=CsvDialect(quote=""))
+    assert plan.columns == (('"a"', "string"), ("b", "int64"))
+    want = [('"x', 1), ('"y"z', 2), ('""', 3)]
+    for block_bytes in (1, 1 << 20):
+        assert [tuple(row.values()) for row in _rows(plan, block_bytes=block_bytes)] == want
+
+
 def test_a_bad_value_in_an_unread_column_is_not_looked_at(make: Make) -> None:
     plan = make(b"a,b\n1,x\nNA,y\n", used=["b"], columns=_TYPES)
     assert _rows(plan) == [{"b": "x"}, {"b": "y"}]
