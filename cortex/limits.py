@@ -31,8 +31,9 @@ PARTITIONS_MAX: Final = 4096  # reducers a user may ask for: every map keeps a c
 REDUCER_INPUT_BYTES: Final = 256 * MIB  # reducers: auto gives one for each of these in the input
 REDUCERS_AUTO_MAX: Final = 256
 MERGE_FAN_IN_MIN: Final = 8  # below it passes multiply: refuse the cap instead
-FOLD_ROWS: Final = 65_536  # rows gathered at once when a buffer is written: their copies exist together
-FOLD_BYTES: Final = 8 * MIB  # or fewer rows, when they are long
+FOLD_ROWS: Final = 32_768  # sorted rows gathered at once: their copies, or Python objects, exist together
+FOLD_BYTES: Final = 4 * MIB  # or fewer rows, when they are long
+ORDER_BYTES_PER_ROW: Final = 48  # what ordering rows needs beside them (`order_by_hash` says 40) and a hash
 GROUP_TABLE_KEYS_MAX: Final = 50_000  # groups whose states are held in a table: beyond, caches miss
 FOLD_KEYS_MAX: Final = 300_000  # keys folded in a dict before it goes to the collector
 

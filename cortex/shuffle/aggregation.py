@@ -132,7 +132,7 @@ class AggregateCollector:
         if self.place is not None:
             hashes = self.place(layout, keys, hashes)
         self._buffer.add(hashes, keys, arguments)
-        if self._buffer.nbytes >= self.budget_bytes:
+        if self._buffer.cost_bytes >= self.budget_bytes:
             self._flush_buffer()
 
     def flush(self) -> None:

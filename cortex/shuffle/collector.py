@@ -1,9 +1,8 @@
 """The map side's buffer: rows wait here until it is full, then become one sorted run.
 
 One packed sort of (hash, row number) orders, partitions and groups the buffer at once; rows are then
-gathered batch by batch as they are written, so the buffer is never copied whole. The peak beside the
-buffer is its hashes and row order (about 24 bytes a row) and the largest single column, which is why
-callers give the buffer about a quarter of what the task may use.
+gathered slice by slice as they are written, so the buffer is never copied whole. The budget is for the
+rows and their sort together; a slice comes on top.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cortex.kernels.hashing import hash_columns
-from cortex.limits import BATCH_ROWS_MAX, FOLD_BYTES, FOLD_ROWS, RUN_BATCH_BYTES
+from cortex.limits import BATCH_ROWS_MAX, FOLD_BYTES, FOLD_ROWS, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.partitioner import Partitioner
 from cortex.shuffle.run_schema import Layout, hashes_of
 
@@ -77,18 +76,28 @@ class SortBuffer:
         self.layout = layout
         self.rows = 0
         self.nbytes = 0
+        """Of the rows alone."""
         self._hashes: list[Hashes] = []
         self._columns: list[list[pa.Array]] = [
             [] for _ in range(len(layout.key_types) + len(layout.payload_fields))
         ]
 
+        self._column_bytes = [0] * len(self._columns)
+
     def add(self, hashes: Hashes, keys: Sequence[pa.Array], payload: Sequence[pa.Array]) -> None:
         self.rows += len(hashes)
         self.nbytes += hashes.nbytes
         self._hashes.append(hashes)
-        for column, array in zip(self._columns, [*keys, *payload]):
-            column.append(array)
+        for index, array in enumerate((*keys, *payload)):
+            self._columns[index].append(array)
+            self._column_bytes[index] += array.nbytes
             self.nbytes += array.nbytes
+
+    @property
+    def cost_bytes(self) -> int:
+        """What the rows and their sort will take together: for narrow rows mostly the sort, for wide
+        ones the largest column's second copy while it is joined."""
+        return self.nbytes + max(self._column_bytes, default=0) + self.rows * ORDER_BYTES_PER_ROW
 
     def take_all(self) -> tuple[Hashes, list[pa.Array], list[pa.Array]]:
         """(hashes, key columns, payload columns), each in one piece; the buffer is empty afterwards."""
@@ -134,7 +143,7 @@ class RowCollector:
             self._buffer = SortBuffer(layout)
         self._buffer.add(hashes, keys, payload)
         self.rows_added += len(hashes)
-        if self._buffer.nbytes >= self.budget_bytes:
+        if self._buffer.cost_bytes >= self.budget_bytes:
             self.flush()
 
     def flush(self) -> None:

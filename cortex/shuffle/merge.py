@@ -3,10 +3,11 @@
 A run's index tells the first hash of every batch on disk, so each round is planned before it is read:
 the largest hash bound T such that every batch that begins below T fits the budget. The rows below T of
 all runs are joined and sorted at once (faster in NumPy than any row-by-row heap), and because a bound
-never splits equal hashes, a round holds complete groups. What a run has left of a batch stays for the
-next round: at most one batch a run, which is why `fan_in` bounds the runs merged at once.
+never splits equal hashes, a round holds complete groups. They are handed out slice by slice. What a run
+has left of a batch stays for the next round: at most one batch a run, which is why `fan_in` bounds the
+runs merged at once.
 
-A hash whose rows alone exceed the budget comes as a `GiantGroup`, streamed from disk run by run.
+A group larger than a slice comes as a `GiantGroup`; one larger than the budget is streamed from disk.
 
 Order: rows of one key come in the order of the sources given, then in their order in the run. Sources
 are given in map order and only neighbours are ever merged early, so this is input order.
@@ -22,12 +23,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cortex.errors import ColumnError
-from cortex.limits import MERGE_FAN_IN_MIN, RUN_BATCH_BYTES
+from cortex.limits import FOLD_BYTES, FOLD_ROWS, MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.keys import merge_key_types
 from cortex.shuffle.run_schema import VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
 
-Bytes = NDArray[np.int64]
+Counts = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
 
@@ -35,20 +36,21 @@ Hashes = NDArray[np.uint64]
 class RunSource:
     """The batches of one run that belong to one partition, in hash order.
 
-    `read(i)` reads batch i; `first_hashes`, `last_hashes` and `sizes_bytes` (in memory) have an item a batch.
+    `read(i)` reads batch i; `first_hashes`, `last_hashes`, `sizes_bytes` (in memory) and `rows` have an item
+    a batch.
     """
 
     layout: Layout
     first_hashes: Hashes
     last_hashes: Hashes
-    sizes_bytes: Bytes
-    rows: int
+    sizes_bytes: Counts
+    rows: Counts
     read: Callable[[int], pa.RecordBatch]
 
 
 @dataclass(frozen=True)
-class Round:
-    """Complete groups, sorted. Group g is rows starts[g]:starts[g + 1] of `batch`."""
+class SortedGroups:
+    """Complete groups, sorted, of bounded size. Group g is rows starts[g]:starts[g + 1] of `batch`."""
 
     layout: Layout
     batch: pa.RecordBatch
@@ -57,7 +59,7 @@ class Round:
 
 @dataclass(frozen=True)
 class GiantGroup:
-    """One key with more rows than a round holds. `batches()` reads them anew at each call, in order."""
+    """One key with more rows than a slice. `batches()` gives them anew at each call, in order."""
 
     layout: Layout
     keys: tuple[pa.Array, ...]
@@ -66,12 +68,13 @@ class GiantGroup:
 
 
 def fan_in(budget_bytes: int) -> int:
-    """How many runs may be merged at once: half the budget for what they leave over between rounds."""
-    return max(MERGE_FAN_IN_MIN, budget_bytes // 2 // RUN_BATCH_BYTES)
+    """How many runs may be merged at once: a quarter of the budget for what they leave between rounds."""
+    return max(MERGE_FAN_IN_MIN, budget_bytes // 4 // RUN_BATCH_BYTES)
 
 
-def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[Round | GiantGroup]:
-    """Every row of `sources`, in (hash, key, source, row) order, as rounds of about `budget_bytes`.
+def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[SortedGroups | GiantGroup]:
+    """Every row of `sources`, in (hash, key, source, row) order. `budget_bytes` is for the rows of a round
+    and their sort; what is yielded is much smaller.
 
     The sources' layouts are made one first (`common_layout`). A GiantGroup must be used before the next
     item is asked for. Reading raises CorruptRun.
@@ -81,7 +84,7 @@ def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[Ro
     layout = common_layout([source.layout for source in sources])
     cursors = [_Cursor(source, layout) for source in sources]
     first = np.concatenate([source.first_hashes for source in sources])
-    sizes = np.concatenate([source.sizes_bytes for source in sources])
+    sizes = np.concatenate([2 * s.sizes_bytes + ORDER_BYTES_PER_ROW * s.rows for s in sources])
     order = np.argsort(first, kind="stable")
     first = first[order]
     total = np.concatenate(([0], np.cumsum(sizes[order])))
@@ -98,7 +101,7 @@ def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[Ro
         parts = [part for cursor in cursors for part in cursor.rows_below(bound)]
         position = max(position, reach)
         if parts:
-            yield _sorted_round(layout, parts)
+            yield from _sorted_groups(layout, parts)
         elif bound is not None:
             yield from _giant_groups(layout, cursors, bound)
             position = max(position, int(np.searchsorted(first, np.uint64(bound), side="right")))
@@ -242,11 +245,33 @@ def conform(batch: pa.RecordBatch, have: Layout, want: Layout) -> pa.RecordBatch
     return pa.RecordBatch.from_arrays(columns, schema=want.schema())
 
 
-def _sorted_round(layout: Layout, parts: list[pa.RecordBatch]) -> Round:
+def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[SortedGroups | GiantGroup]:
+    """A round's groups, gathered slice by slice, so that the round is never copied whole. A group that
+    is more than a slice comes as a GiantGroup."""
     batch = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
     parts.clear()
     ordering = layout.order_batch(batch)
-    return Round(layout, batch.take(pa.array(ordering.permutation)), ordering.starts)
+    order, rows = ordering.permutation, batch.num_rows
+    step = max(1, min(FOLD_ROWS, int(FOLD_BYTES * rows / max(1, batch.nbytes))))
+    bounds = np.append(ordering.starts, rows)
+    first = 0
+    while first < len(bounds) - 1:
+        last = int(np.searchsorted(bounds, bounds[first] + step, side="right")) - 1
+        if last > first:
+            begin, end = int(bounds[first]), int(bounds[last])
+            taken = batch.take(pa.array(order[begin:end]))
+            yield SortedGroups(layout, taken, ordering.starts[first:last] - begin)
+            first = last
+            continue
+        begin, end = int(bounds[first]), int(bounds[first + 1])
+        key = batch.slice(int(order[begin]), 1).columns[1 : 1 + layout.keys]
+
+        def batches(begin: int = begin, end: int = end) -> Iterator[pa.RecordBatch]:
+            for low in range(begin, end, step):
+                yield batch.take(pa.array(order[low : min(low + step, end)]))
+
+        yield GiantGroup(layout, tuple(key), batches)
+        first += 1
 
 
 def _giant_groups(layout: Layout, cursors: Sequence[_Cursor], value: int) -> Iterator[GiantGroup]:

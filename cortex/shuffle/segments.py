@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from cortex.shuffle.collector import Combiner, RunSink
-from cortex.shuffle.merge import GiantGroup, Round, RunSource, merge_rounds
+from cortex.shuffle.merge import GiantGroup, RunSource, merge_rounds
 from cortex.shuffle.partitioner import Partitioner
 from cortex.shuffle.run_schema import Layout, layout_of
 from cortex.storage.run_reader import RunFileReader
@@ -33,7 +33,7 @@ def sources_of(reader: RunFileReader, partition: int) -> list[RunSource]:
                 first_hashes=entries["first_hash"].astype(np.uint64),
                 last_hashes=entries["last_hash"].astype(np.uint64),
                 sizes_bytes=entries["raw_bytes"].astype(np.int64),
-                rows=int(entries["rows"].sum()),
+                rows=entries["rows"].astype(np.int64),
                 read=lambda index, run=run, entries=entries: run.read(entries[index]),  # type: ignore[misc]
             )
         )
@@ -92,7 +92,7 @@ def _merged_batches(
         if isinstance(item, GiantGroup):
             for batch in item.batches():
                 yield item.layout, batch
-        elif isinstance(item, Round):
+        else:
             yield (
                 (item.layout, item.batch)
                 if combine is None

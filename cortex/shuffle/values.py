@@ -55,9 +55,7 @@ def encode_values(values: Sequence[Any]) -> tuple[str, pa.Array]:
 
 def _pickled(values: Sequence[Any]) -> pa.Array:
     try:
-        return pa.array([pickle.dumps(v, protocol=5) for v in values], type=pa.large_binary()).cast(
-            pa.binary()
-        )
+        return pa.array([pickle.dumps(v, protocol=5) for v in values], type=pa.binary())
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         for value in values:
             try:

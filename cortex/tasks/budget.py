@@ -8,7 +8,7 @@ from cortex.limits import BLOCK_BYTES, KIB, MIB
 from cortex.process_memory import own_anonymous_bytes
 
 _DATA_BYTES_MIN = 16 * MIB  # what is always planned with, so that a tight cap gives small chunks, not none
-_BUFFER_BYTES_MAX = 512 * MIB  # a larger buffer sorts no faster: it has long left the caches
+_BUFFER_BYTES_MAX = 1024 * MIB  # a larger buffer sorts no faster: it has long left the caches
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Budget:
 
     * ``block``: input decoded at once. pyarrow's CSV parse holds three to four times as much.
     * ``lines_block``: the same for lines as Python strings, which take several times their bytes.
-    * ``buffer``: what a collector holds before it spills: sorting and writing it need as much again.
-    * ``merge``: what a merge round reads; joined and sorted it is there three times.
+    * ``buffer``: what a collector's rows and their sort take before they are spilled.
+    * ``merge``: what a merge round's rows and their sort take.
     """
 
     block: int
@@ -31,5 +31,6 @@ class Budget:
         """For an executor whose whole anonymous memory may be `memory_bytes`; 0: as if it had 1 GB."""
         data = max(_DATA_BYTES_MIN, (memory_bytes or 1024 * MIB) - own_anonymous_bytes())
         block = min(BLOCK_BYTES, max(256 * KIB, data // 24))
-        quarter = min(_BUFFER_BYTES_MAX, data // 4)
-        return cls(block=block, lines_block=max(256 * KIB, block // 4), buffer=quarter, merge=quarter)
+        # The rest is for decoded blocks, slices, Python objects, and what allocators keep of them.
+        rows = min(_BUFFER_BYTES_MAX, data * 2 // 5)
+        return cls(block=block, lines_block=max(256 * KIB, block // 4), buffer=rows, merge=rows)

@@ -265,9 +265,7 @@ class Executor:
             give_back_memory()
             limit_memory(self._memory_bytes)
         else:
-            answer = TaskFinished(
-                message.attempt, result, time.monotonic() - started, peak_anonymous_bytes()
-            )
+            answer = TaskFinished(message.attempt, result, time.monotonic() - started, peak_anonymous_bytes())
             if own_anonymous_bytes() > self._memory_bytes // 2 > 0:
                 give_back_memory()
         sys.stdout.flush()

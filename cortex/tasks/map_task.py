@@ -16,7 +16,7 @@ from cortex.errors import CortexError, UserCodeError, ValueTypeError
 from cortex.formats.readers import Reader, open_reader
 from cortex.job.plan import InputFile, Split
 from cortex.job.row import row_maker
-from cortex.kernels.expressions import Compiled, compile_expression
+from cortex.kernels.expressions import Compiled, compile_expression, compile_filter
 from cortex.shuffle.collector import Place, RowCollector
 from cortex.shuffle.keys import to_python
 from cortex.tasks.pair_emitters import (
@@ -292,7 +292,7 @@ class Declared:
     def __init__(self, program: Program) -> None:
         schema = program.empty_batch().schema
         self._where: Compiled | None = (
-            compile_expression(program.where, schema) if program.where is not None else None
+            compile_filter(program.where, schema) if program.where is not None else None
         )
         self._select = [(name, compile_expression(e, schema)) for name, e in program.selected]
         self._all = not program.spec.select

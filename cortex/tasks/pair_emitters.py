@@ -7,6 +7,7 @@ leaving the record it was given in `at`; the caller makes the user's error of it
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -27,7 +28,9 @@ from cortex.tasks.part_output import PairWriter, check_pairs
 from cortex.tasks.shuffle_output import ShuffleOutput
 
 PAIRS_AT_ONCE = 65_536  # pairs held as Python objects before they become columns
-_BYTES_AT_ONCE = 8 * 1024 * 1024  # or fewer, when their text is long
+_BYTES_AT_ONCE = 12 * 1024 * 1024  # or fewer, when they are large
+_PAIR_BYTES = 180  # of a tuple and two small objects
+_SMALL = frozenset((bool, int, float, type(None)))
 _SAMPLE_RECORDS = 64  # mapped one by one to see what kind of keys and values there are
 
 MapRecord = Callable[[Any], Any]
@@ -67,10 +70,22 @@ def value_layout(key_type: str, keys: Sequence[pa.Array], tag: str, placed: bool
 
 def weight(sample: Sequence[Any]) -> int:
     """About how many pairs to hold at once, from what some of them weigh."""
-    step = max(1, len(sample) // 64)
-    some = sample[::step]
-    total = sum(len(part) if isinstance(part, (str, bytes)) else 32 for pair in some for part in pair)
-    return max(256, min(PAIRS_AT_ONCE, int(_BYTES_AT_ONCE / max(1.0, total / max(1, len(some))))))
+    some = sample[:: max(1, len(sample) // 32)]
+    total = sum(_PAIR_BYTES + _bytes_of(key) + _bytes_of(value) for key, value in some)
+    return max(256, min(PAIRS_AT_ONCE, _BYTES_AT_ONCE * len(some) // total))
+
+
+def _bytes_of(part: Any) -> int:
+    """About what a key or a value takes: as an object, and once more as what is sent."""
+    kind = type(part)
+    if kind is str or kind is bytes:
+        return 2 * len(part)
+    if kind in _SMALL:
+        return 16
+    try:
+        return 4 * len(pickle.dumps(part, protocol=5))
+    except Exception:  # encode_values says what cannot be sent, and why
+        return 1024
 
 
 class PairsToShuffle:
@@ -221,9 +236,9 @@ class FoldedPairs:
 
     def _vector_for(self, tag: str) -> AggregateCollector:
         if tag not in self._vector:
-            if self._vector:
+            for other in self._vector:
                 raise ValueTypeError(
-                    f"combine = {self._combine} of values of different types: {[*self._vector][0]}, {tag}",
+                    f"combine = {self._combine} of values of different types: {other}, {tag}",
                     cure=f"yield values of one type from map, for example always {tag}(value)",
                 )
             aggregation = Aggregation([(self._combine, 0)], [ARROW_TYPES[tag]])

@@ -17,7 +17,7 @@ from cortex.job.protocol import JobCode
 from cortex.job.spec import JobSpec
 from cortex.job.types import arrow_type
 from cortex.kernels.aggregates import result_type
-from cortex.kernels.expressions import compile_expression
+from cortex.kernels.expressions import compile_expression, compile_filter
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
 from cortex.tasks.user_errors import user_error, user_frames
@@ -103,7 +103,7 @@ class Program:
         if self.spec.map_form != "declared":
             return
         if self.where is not None:
-            compile_expression(self.where, self.empty_batch().schema)
+            compile_filter(self.where, self.empty_batch().schema)
         mapped = self.mapped_schema()
         for name in self.spec.group_by:
             if mapped.get_field_index(name) < 0:

@@ -18,7 +18,7 @@ from cortex.job.types import arrow_type
 from cortex.shuffle.aggregation import Aggregation
 from cortex.shuffle.collector import Combiner
 from cortex.shuffle.keys import decode_keys, key_array
-from cortex.shuffle.merge import GiantGroup, Round, RunSource, fan_in, merge_rounds
+from cortex.shuffle.merge import GiantGroup, RunSource, SortedGroups, fan_in, merge_rounds
 from cortex.shuffle.run_schema import STATES, VALUES, Layout
 from cortex.shuffle.segments import reduce_fan_in, sources_of
 from cortex.shuffle.values import decode_values, tag_of
@@ -107,7 +107,7 @@ class ReduceAttempt:
 
     def _counted(self, source: RunSource, attempt: str) -> RunSource:
         """The source with its rows counted as they are first read, and its faults named by attempt."""
-        self._rows_in += source.rows
+        self._rows_in += int(source.rows.sum())
         self._bytes_in += int(source.sizes_bytes.sum())
         read = source.read
 
@@ -149,7 +149,7 @@ class ReduceAttempt:
             return python_fold(PYTHON_FOLDS[spec.combine])
         return None
 
-    def _rounds(self, sources: Sequence[RunSource]) -> Iterator[Round | GiantGroup]:
+    def _rounds(self, sources: Sequence[RunSource]) -> Iterator[SortedGroups | GiantGroup]:
         for item in merge_rounds(sources, self._program.budget.merge):
             yield item
             self._progress(TaskStats(rows_in=self._rows_in, rows_out=self._part.rows, groups=self._groups))
@@ -285,7 +285,7 @@ class ReduceAttempt:
                 call=reduce_call(state.key, state.values) if name == "reduce" and state.whole else "",
             ) from error
 
-    def _pre_folded(self, sources: Sequence[RunSource]) -> Iterator[Round | GiantGroup]:
+    def _pre_folded(self, sources: Sequence[RunSource]) -> Iterator[SortedGroups | GiantGroup]:
         """Rounds for a Python reduce. With combine = sum, min or max the runs hold partial states:
         they are finished first, so that reduce sees one combined value a key."""
         if not sources[0].layout.payload.startswith(STATES):
@@ -305,9 +305,11 @@ class ReduceAttempt:
             )
             rows = len(values)
             batch = finished.batch(np.zeros(rows, np.uint64), keys, [values])
-            yield Round(finished, batch, np.arange(rows, dtype=np.int64))
+            yield SortedGroups(finished, batch, np.arange(rows, dtype=np.int64))
 
-    def _groups_of(self, item: Round, reduce: Callable[[Any, Any], Any], state: _InHand) -> Iterator[Any]:
+    def _groups_of(
+        self, item: SortedGroups, reduce: Callable[[Any, Any], Any], state: _InHand
+    ) -> Iterator[Any]:
         layout, starts = item.layout, item.starts
         firsts = item.batch.take(pa.array(starts))
         keys = self._keys(layout, firsts)
@@ -433,7 +435,7 @@ def same_states(layouts: Sequence[Layout]) -> Layout:
 
 
 def merged_groups(
-    rounds: Iterator[Round | GiantGroup], aggregation: Aggregation
+    rounds: Iterator[SortedGroups | GiantGroup], aggregation: Aggregation
 ) -> Iterator[tuple[Layout, list[pa.Array], Any]]:
     """(layout, key columns, states), a row a group, in order."""
     for item in rounds:
