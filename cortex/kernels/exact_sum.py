@@ -111,9 +111,10 @@ class ExactSums:
     def add_floats(self, piece: Piece, values: Floats, largest: float) -> None:
         """Add each row's finite value, in units of 2**FLOAT_UNIT; `largest` is the largest absolute one.
 
-        From the highest bin down: the value rounded to the bin's unit goes there, the rest - at most
-        half a unit, and exact - goes on. Products with powers of two are exact, or so small that they
-        round to 0 in this bin.
+        From the highest bin down: the whole units of the value go there, the rest - less than a unit,
+        and exact - goes on. Cut towards zero: rounded, the largest floats would become 2**1024, which is
+        none. Products with powers of two are exact, or so small that they are cut to 0 in this bin. Bin
+        -27 counts in less than the smallest float, so nothing is left after it.
         """
         if largest == 0:
             return
@@ -121,7 +122,7 @@ class ExactSums:
         rest = values
         while True:
             exponent = BIN_BITS * index + FLOAT_UNIT
-            whole = np.rint(_scaled(rest, -exponent))
+            whole = np.trunc(_scaled(rest, -exponent))
             self.add(index, piece, whole.astype(np.int64), 1 << BIN_BITS)
             taken = _scaled(whole, exponent)
             if bool((taken == rest).all()):

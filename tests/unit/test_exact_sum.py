@@ -49,18 +49,19 @@ def near_a_tie(rng, exponent):
     return rng.choice([1, -1]) * 2.0 ** max(-1074, min(1000, place))
 
 
-@pytest.mark.parametrize("seed", range(600))
-def test_extreme_magnitudes_are_rounded_once(seed):
-    rng = random.Random(seed)
-    count, rows = rng.randint(1, 4), rng.randint(1, 30)
-    if seed % 2:
-        values = [hard_float(rng) for _ in range(rows)]
-    else:
-        exponent = rng.randint(-1000, 1000)
-        values = [near_a_tie(rng, exponent) for _ in range(rows)]
-    codes = np.array([rng.randrange(count) for _ in range(rows)])
-    found = float_sums(np.array(values), codes, count).floats(FLOAT_UNIT).tolist()
-    assert found == [rounded(v for v, c in zip(values, codes) if c == g) for g in range(count)]
+@pytest.mark.parametrize("batch", range(12))
+def test_extreme_magnitudes_are_rounded_once(batch):
+    for seed in range(50 * batch, 50 * batch + 50):
+        rng = random.Random(seed)
+        count, rows = rng.randint(1, 4), rng.randint(1, 30)
+        if seed % 2:
+            values = [hard_float(rng) for _ in range(rows)]
+        else:
+            exponent = rng.randint(-1000, 1000)
+            values = [near_a_tie(rng, exponent) for _ in range(rows)]
+        codes = np.array([rng.randrange(count) for _ in range(rows)])
+        found = float_sums(np.array(values), codes, count).floats(FLOAT_UNIT).tolist()
+        assert found == [rounded(v for v, c in zip(values, codes) if c == g) for g in range(count)], seed
 
 
 def test_many_rows_equal_fsum_in_every_group():
@@ -69,6 +70,21 @@ def test_many_rows_equal_fsum_in_every_group():
     codes = rng.integers(0, 413, 100_000)
     found = float_sums(values, codes, 413).floats(FLOAT_UNIT).tolist()
     assert found == [math.fsum(values[codes == g]) for g in range(413)]
+
+
+def test_the_largest_and_smallest_floats_beside_each_other():
+    largest, smallest = 1.7976931348623157e308, 5e-324
+    for values in ([largest, smallest], [largest, smallest, -largest], [-largest, 2.2e-308], [largest] * 2):
+        found = float_sums(np.array(values), np.zeros(len(values), np.int64), 1).floats(FLOAT_UNIT).tolist()
+        assert found == [rounded(values)]
+
+
+def test_every_exponent_beside_the_smallest_floats():
+    for exponent in (*range(-1074, 1024, 11), 1023):
+        for value in (2.0**exponent, -1.9999999999999998 * 2.0**exponent):
+            values = [value, 5e-324, 1e-310]
+            found = float_sums(np.array(values), np.array([0, 0, 1]), 2).floats(FLOAT_UNIT).tolist()
+            assert found == [rounded(values[:2]), 1e-310]
 
 
 def test_cancellation_leaves_the_small_rest():
