@@ -5,7 +5,7 @@ batches: `finish` gives the same bits. Nulls are ignored; a group without a valu
 null otherwise. New groups start empty.
 
 A partial state travels as `columns`: named Arrow arrays of one row a group. Some names are always there
-(`always`), others only when a group needs them, and a missing one, or null in one, means that the group does not.
+(`always`), others only when a group needs them; one that is missing, or null, adds nothing.
 
     n      rows that count (int64)
     s0 ..  bins of an exact sum, see `cortex.kernels.exact_sum` (int64; s-1, s-2 ... for floats)

@@ -60,7 +60,7 @@ def order_by_hash(
     """The rows in (hash, key, row number) order. Null equals null, NaN equals NaN, -0.0 equals 0.0.
 
     `hashes` are those of `cortex.kernels.hashing.hash_columns` for `keys`; `other_hash` says that they
-    are not, so that even values of eight bytes are compared. Needs about 40 bytes a row beyond its input.
+    are not, so that even values of eight bytes are compared. Needs about 24 bytes a row beyond its input.
     """
     rows = len(hashes)
     if rows == 0:
