@@ -10,6 +10,8 @@ GIB: Final = 1024 * MIB
 
 # Input
 SPLIT_BYTES: Final = 64 * MIB  # a map of well under a second to a few seconds: cheap to repeat
+SPLIT_BYTES_MIN: Final = 8 * MIB  # of the default for smaller inputs: a tenth of a second of work
+SPLITS_WANTED: Final = 32  # enough for the processors of one machine to end at about the same time
 SPLIT_SLOP: Final = 1.1  # a last split up to 10 % larger rather than a sliver (Hadoop's rule)
 SMALL_FILES_PER_TASK_MAX: Final = 1000  # packing bound, so that one map's failure names few files
 BLOCK_BYTES: Final = 4 * MIB  # text and CSV are decoded in blocks: pyarrow's parse needs 3-4 times this
@@ -29,6 +31,7 @@ EXPRESSION_DEPTH_MAX: Final = 200  # of the tree, such as a chain of `or`: 2 fra
 RUN_BATCH_BYTES: Final = 128 * KIB  # one batch a run is in memory while merging: fan-in x this is its cost
 PARTITIONS_MAX: Final = 4096  # reducers a user may ask for: every map keeps a count for each
 REDUCER_INPUT_BYTES: Final = 256 * MIB  # reducers: auto gives one for each of these in the input
+REDUCERS_FEW: Final = 4  # for inputs of 64 MB and more, so that a few processors reduce
 REDUCERS_AUTO_MAX: Final = 256
 MERGE_FAN_IN_MIN: Final = 8  # below it passes multiply: refuse the cap instead
 FOLD_ROWS: Final = 32_768  # sorted rows gathered at once: their copies, or Python objects, exist together

@@ -21,10 +21,13 @@ from cortex.limits import (
     INFER_FILES_MAX,
     REDUCER_INPUT_BYTES,
     REDUCERS_AUTO_MAX,
+    REDUCERS_FEW,
     SMALL_FILES_PER_TASK_MAX,
     SPLIT_BYTES,
+    SPLIT_BYTES_MIN,
     SPLIT_SLOP,
     SPLITS_MAX,
+    SPLITS_WANTED,
 )
 
 from . import arrow_file, parquet_file
@@ -63,7 +66,7 @@ def plan_inputs(
     """The plan of a job's input.
 
     `used_columns` None means all; an empty sequence (a job that only counts) gives one column that is
-    cheap to read. `split_bytes` 0 is the default size; `reducers` -1 derives their number from the input.
+    cheap to read. `split_bytes` 0 is `default_split_bytes`; `reducers` -1 derives their number from the input.
 
     Raises InputError for input that does not exist or cannot be read, ColumnError for a column that a
     file does not have, UsageError for a type or a split size that cannot be.
@@ -75,19 +78,31 @@ def plan_inputs(
     counting = used_columns is not None and not used_columns
     columns = _columns(found, spec, names, notes, counting=counting)
     files = [_with_columns(f, dict(columns)) for f in found]
-    splits, files = _splits(files, [f.units for f in found], split_bytes or SPLIT_BYTES)
     total = sum(f.size_bytes for f in files)
+    split_bytes = split_bytes or default_split_bytes(total)
+    splits, files = _splits(files, [f.units for f in found], split_bytes)
     if reducers < 0:
-        reducers = max(1, min(REDUCERS_AUTO_MAX, -(-total // REDUCER_INPUT_BYTES)))
+        reducers = default_reducers(total)
     return InputPlan(
         files=tuple(files),
         splits=tuple(splits),
-        tasks=_tasks(splits, split_bytes or SPLIT_BYTES),
+        tasks=_tasks(splits, split_bytes),
         columns=tuple((name, type_name(data_type)) for name, data_type in columns),
         total_bytes=total,
         reducers=reducers,
         notes=tuple(notes),
     )
+
+
+def default_split_bytes(total_bytes: int) -> int:
+    """`SPLIT_BYTES`, or less where that would leave the processors of one machine without a split."""
+    return min(SPLIT_BYTES, max(SPLIT_BYTES_MIN, total_bytes // SPLITS_WANTED))
+
+
+def default_reducers(total_bytes: int) -> int:
+    """One for each `REDUCER_INPUT_BYTES`; a few for smaller inputs, one where there is little to do."""
+    few = min(REDUCERS_FEW, total_bytes // SPLIT_BYTES_MIN // 2)
+    return max(1, few, min(REDUCERS_AUTO_MAX, -(-total_bytes // REDUCER_INPUT_BYTES)))
 
 
 # --- files and what they say of themselves ---------------------------------------------------------------

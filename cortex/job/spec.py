@@ -62,7 +62,7 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reducers: int = -1
     """-1: from the input's bytes; 0: map-only."""
     split_bytes: int = 0
-    """0: `limits.SPLIT_BYTES`."""
+    """0: 64 MB, less for inputs under 2 GB (`cortex.formats.planning.default_split_bytes`)."""
 
 
 class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
