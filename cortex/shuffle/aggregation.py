@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cortex.errors import OverflowedSum
 from cortex.job.types import type_name
 from cortex.kernels.aggregates import AggregateSet
+from cortex.kernels.columns import fixed_words, is_fixed, valid_mask
 from cortex.kernels.groups import Groups, groups_of
 from cortex.kernels.hashing import hash_columns
 from cortex.limits import GROUP_TABLE_KEYS_MAX
@@ -210,9 +211,9 @@ class _GroupTable:
         known = self._codes
         numbers = np.empty(len(firsts), np.int64)
         new: list[int] = []
-        for position, key in enumerate(zip(*[column.to_pylist() for column in taken]) if keys else ((),)):
+        for position, key in enumerate(zip(*[_cells(column) for column in taken]) if keys else ((),)):
             number = known.get(key)
-            if number is None:  # NaN is never found again: its states are merged after the sort
+            if number is None:
                 number = known[key] = len(known)
                 new.append(position)
             numbers[position] = number
@@ -229,3 +230,13 @@ class _GroupTable:
         keys = [pa.concat_arrays(list(parts)) for parts in zip(*self._keys)]
         self._codes, self._keys, self._states = {}, [], self._aggregation.new(0)
         return keys, states, groups
+
+
+def _cells(column: pa.Array) -> list[Any]:
+    """The column's values as Python objects that are equal just when the keys are (NaN too)."""
+    if not is_fixed(column.type):
+        cells: list[Any] = column.to_pylist()
+        return cells
+    words = fixed_words(column).tolist()
+    valid = valid_mask(column)
+    return words if valid is None else [w if v else None for w, v in zip(words, valid.tolist())]
