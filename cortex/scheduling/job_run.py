@@ -278,7 +278,7 @@ class JobRun:
         """An attempt has ended badly: retry it, redo what it lacked, or end the job."""
         self._forget(running)
         self.progress.failed_attempts += 1
-        error = failed.error
+        error = self._with_file(running, failed.error)
         table = self._tables[running.stage]
         table.apply(running.index, TaskEvent.RETRY)
         if error.fault == Fault.FATAL.value:
@@ -400,6 +400,19 @@ class JobRun:
         first = task.splits[0]
         more = f" and {len(task.splits) - 1} more splits" if len(task.splits) > 1 else ""
         return f"{self._file_name(first.file)} from byte {first.offset}, {format_bytes(first.length)}{more}"
+
+    def _with_file(self, running: Running, error: ErrorReport) -> ErrorReport:
+        """A node knows files by number alone: an error that tells its task gets the path as well."""
+        task = running.task
+        if isinstance(task, MapTask) and task.splits:
+            file = task.splits[0].file
+        elif isinstance(task, ScanTask):
+            file = task.file
+        else:
+            return error
+        if "task" not in error.details or "file" in error.details or self.plan is None:
+            return error
+        return msgspec.structs.replace(error, details={"file": self.plan.files[file].path, **error.details})
 
     def _file_name(self, file: int) -> str:
         assert self.plan is not None
