@@ -12,7 +12,7 @@ from typing import Any
 
 from cortex.errors import CortexError, ExecutorDied
 from cortex.limits import STDERR_TAIL_BYTES
-from cortex.tasks.executor import describe_task
+from cortex.tasks.words import describe_task
 from cortex.units import format_bytes
 from cortex.wire.messages import ExecutorExited, FromExecutor, OpenJob, RunTask, TaskStats
 from cortex.wire.transports import MessageProtocol

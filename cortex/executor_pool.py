@@ -32,7 +32,7 @@ from cortex.limits import (
     STDERR_FILE_BYTES_MAX,
     TASK_SILENCE_S_MAX,
 )
-from cortex.tasks.executor import EXIT_RETIRED
+from cortex.tasks.words import EXIT_RETIRED
 from cortex.units import format_seconds
 from cortex.wire.messages import (
     ExecutorForked,

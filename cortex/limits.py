@@ -64,6 +64,7 @@ SERVER_STALL_S: Final = 5.0  # a tick this late means the server itself stood st
 TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill, retry
 LEASES_AHEAD_PER_SLOT: Final = 1  # queued at a node beyond its slots, so that no slot waits a round trip
 PROGRESS_S: Final = 0.25
+PULSE_S: Final = 2.0  # how often an executor looks whether user code went on: far below the silence allowed
 
 # Processes and memory of one machine (measured anonymous bytes, Python 3.11, pyarrow 26)
 CLIENT_BYTES: Final = 40 * MIB  # command line with pyarrow loaded; a user's own process is charged no more

@@ -179,7 +179,7 @@ class MapAttempt:
         begin: int,
     ) -> None:
         try:
-            emitter.records(records, map_record, at)
+            emitter.records(self._program.position.over(records), map_record, at)
         except (CortexError, MemoryError):
             raise
         except Exception as error:

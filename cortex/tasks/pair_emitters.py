@@ -8,8 +8,9 @@ leaving the record it was given in `at`; the caller makes the user's error of it
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, pairwise
+from operator import length_hint
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,7 +41,9 @@ class PairEmitter(Protocol):
     rows_out: int
     """Pairs emitted so far, before any fold."""
 
-    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None: ...
+    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
+        """`records` is a list's iterator, used up at the end."""
+
     def flush(self) -> None:
         """All that is held goes where it belongs: after the last record."""
 
@@ -52,7 +55,7 @@ class PairsToPart:
         self.rows_out = 0
         self._writer = writer
 
-    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None:
+    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
         pairs: list[Any] = []
         folding.collect(pairs, records, map_record, at)
         self.rows_out += self._writer.write_all(pairs, "map()")
@@ -97,9 +100,9 @@ class PairsToShuffle:
         self._placed = placed
         self._pairs: list[Any] = []
 
-    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None:
-        for begin in range(0, len(records), 1024):
-            folding.collect(self._pairs, records[begin : begin + 1024], map_record, at)
+    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
+        while length_hint(records):
+            folding.collect(self._pairs, islice(records, 1024), map_record, at)
             if len(self._pairs) >= 4096 and len(self._pairs) >= weight(self._pairs[-4096:]):
                 self._send()
 
@@ -148,20 +151,18 @@ class FoldedPairs:
         self._vector: dict[str, AggregateCollector] = {}
         self._objects: RowCollector | None = None
 
-    def records(self, records: Sequence[Any], map_record: MapRecord, at: list[Any]) -> None:
-        begin = 0
-        while not self._chosen and begin < len(records):
-            folding.collect(self._pairs, records[begin : begin + _SAMPLE_RECORDS], map_record, at)
-            begin += _SAMPLE_RECORDS
+    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
+        while not self._chosen and length_hint(records):
+            folding.collect(self._pairs, islice(records, _SAMPLE_RECORDS), map_record, at)
             self._choose()
         if self._fold is None:
-            for start in range(begin, len(records), 1024):
-                folding.collect(self._pairs, records[start : start + 1024], map_record, at)
+            while length_hint(records):
+                folding.collect(self._pairs, islice(records, 1024), map_record, at)
                 if len(self._pairs) >= 4096 and len(self._pairs) >= weight(self._pairs[-4096:]):
                     self._send_pairs()
             return
-        for start in range(begin, len(records), 4096):
-            self._fold(self._table, records[start : start + 4096], map_record, at)
+        while length_hint(records):
+            self._fold(self._table, islice(records, 4096), map_record, at)
             if len(self._table) >= FOLD_KEYS_MAX:
                 self._send_table()
 

@@ -14,14 +14,13 @@ function, after cortex has converted something, cannot make an array from a *lis
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 _CORTEX = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -42,7 +41,10 @@ def _asked_by_cortex(frame: FrameType | None) -> bool:
     return not any("load" in name for name in (*code.co_names, *code.co_varnames, *code.co_freevars))
 
 
-class _TellingLoader(importlib.abc.Loader):
+# A loader and a finder by what they do: their base classes (importlib.abc) import tempfile and more.
+
+
+class _TellingLoader:
     """Loads pandas by its own loader, then has pyarrow take notice and steps aside."""
 
     def __init__(self, own: Any) -> None:
@@ -61,7 +63,7 @@ class _TellingLoader(importlib.abc.Loader):
         _ = pyarrow.lib._pandas_api.pd  # looks again, and this time it finds it
 
 
-class _PandasWatch(importlib.abc.MetaPathFinder):
+class _PandasWatch:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
@@ -74,7 +76,7 @@ class _PandasWatch(importlib.abc.MetaPathFinder):
         if spec is None or spec.loader is None:
             sys.meta_path.insert(0, self)  # not there; the job's sys.path may have it later
             return None
-        spec.loader = _TellingLoader(spec.loader)
+        spec.loader = cast(Any, _TellingLoader(spec.loader))
         return spec
 
 

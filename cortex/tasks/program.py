@@ -20,6 +20,7 @@ from cortex.kernels.aggregates import result_type
 from cortex.kernels.expressions import compile_expression, compile_filter
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
+from cortex.tasks.position import Position
 from cortex.tasks.user_errors import user_error, user_frames
 from cortex.wire.messages import Counters
 
@@ -34,6 +35,7 @@ class Program:
         self.store = store
         self.staging_dir = staging_dir
         self.budget = budget
+        self.position = Position()
         self.plan = InputPlan((), (), (), (), 0, 1)
         self.where: Expression | None = parse_expression(spec.where) if spec.where else None
         self.calls: list[AggregateCall] = [parse_aggregate(text) for text in spec.aggregate.values()]

@@ -319,7 +319,7 @@ class ReduceAttempt:
         for position, key in enumerate(keys):
             group = values[bounds[position] : bounds[position + 1]]
             state.begin(key, group, whole=True)
-            made = reduce(key, iter(group))
+            made = reduce(key, self._program.position.over(group))
             if made is not None:
                 yield from made
             state.busy = False
@@ -336,7 +336,7 @@ class ReduceAttempt:
                 )
                 chunk = self._values(item.layout, batch)
                 state.values = chunk
-                yield from chunk
+                yield from self._program.position.over(chunk)
 
         made = reduce(key, values())
         if made is not None:
@@ -385,6 +385,7 @@ class ReduceAttempt:
                 batches = iter((item.batch,))
             for batch in batches:
                 state.rows = batch.num_rows
+                self._program.position.step()
                 yield self._named(item.layout, batch)
 
     def _named(self, layout: Layout, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -77,5 +77,9 @@ class JobContext:
         self._program.check(plan)
         return PlanResult(plan)
 
+    def position(self) -> tuple[int, int]:
+        """Changes when the task in hand goes on, record by record. May be asked from another thread."""
+        return self._program.position()
+
     def close(self) -> None:
         self._store.close()

@@ -41,6 +41,9 @@ class Context:
     def planned(self, plan: InputPlan) -> None:
         self.plan = plan
 
+    def position(self) -> tuple[int, int]:
+        return 0, 0
+
     def close(self) -> None:
         self.plan = None
 
