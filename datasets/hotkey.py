@@ -20,14 +20,15 @@ class HotKey(Dataset):
     header = b"key,value,text\n"
     row_bytes = 98.0
 
-    def __init__(self, rows: int, seed: int = 0, hot_percent: int = 90) -> None:
+    def __init__(self, rows: int, seed: int = 0, hot_percent: int = 90, text_chars: int = 88) -> None:
         super().__init__(rows, seed)
         self.hot_percent = hot_percent
         self._keys = [HOT, *(f"k{i}" for i in range(COLD_KEYS))]
         self._counts = np.zeros(len(self._keys), np.int64)
         self._sums = np.zeros(len(self._keys), np.int64)
         alphabet = "abcdefghijklmnopqrstuvwxyz "
-        letters = below(random_bits(seed, 20, 0, _TEXTS * 88), len(alphabet)).reshape(_TEXTS, 88)
+        letters = below(random_bits(seed, 20, 0, _TEXTS * text_chars), len(alphabet))
+        letters = letters.reshape(_TEXTS, text_chars)
         self._texts = ["," + "".join(alphabet[i] for i in row) + "\n" for row in letters]
 
     def block(self, first: int, count: int) -> memoryview:

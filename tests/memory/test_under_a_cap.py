@@ -1,0 +1,195 @@
+"""Whole jobs with ``--memory 384MB``, most over 1 GB of input, in a hard control group of 480 MB.
+
+Each gives the right answer, its whole tree stays below the memory it was given (counted here, not by cortex),
+and the kernel kills nothing. Where the machine allows no control group, memory is only watched. The same
+jobs at full size are ``python -m benchmarks memory``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.cases import check_stations, check_sums, check_words, result_files, result_rows
+from benchmarks.cgroup import unavailable
+from benchmarks.contest import environment
+from benchmarks.measure import run
+from datasets import Dataset, Distinct, HotKey, Stations, Text
+
+MIB = 1 << 20
+MEMORY_MB = 384
+HARD_CAP_BYTES = 480 * MIB
+TEXT_CHARS = 500
+JOBS = Path(__file__).parents[2] / "benchmarks" / "jobs"
+BATCHES = """
+import pyarrow as pa
+import pyarrow.compute as pc
+import cortex
+
+class Batches(cortex.MapReduceJob):
+    key = "key"
+
+    def map_batch(self, batch):
+        return batch
+
+    def reduce_batch(self, batches):
+        key, found = None, [0, 0, 0]
+        for batch in batches:
+            runs = pc.run_end_encode(batch["key"])
+            first = 0
+            for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist()):
+                if name != key:
+                    if key is not None:
+                        yield row(key, found)
+                    key, found = name, [0, 0, 0]
+                part = batch.slice(first, end - first)
+                found[0] += len(part)
+                found[1] += pc.sum(part["value"]).as_py()
+                found[2] += pc.sum(pc.utf8_length(part["text"])).as_py()
+                first = end
+        if key is not None:
+            yield row(key, found)
+
+def row(key, found):
+    return pa.RecordBatch.from_pydict({"key": [key], "value": [" ".join(map(str, found))]})
+"""
+
+pytestmark = [
+    pytest.mark.memory,
+    pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux's /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Not pytest's own, which stays for three runs: these are gigabytes."""
+    with tempfile.TemporaryDirectory(prefix="cortex-memory-") as name:
+        yield Path(name)
+
+
+def write(path: Path, made: Dataset, copies: int = 1) -> dict[str, Any]:
+    """The rows `copies` times over; the answer is that of one copy."""
+    with open(path, "wb", buffering=0) as file:
+        file.write(made.header)
+        for first in range(0, made.rows, 1 << 17):
+            block = made.block(first, min(1 << 17, made.rows - first))
+            for _ in range(copies):
+                file.write(block)
+    return made.answer()
+
+
+def hold(folder: Path, target: object, path: Path, check: Callable[[Path], str], *more: str) -> None:
+    out = folder / "out"
+    state = {"CORTEX_HOME": os.fspath(folder / "state")}
+    measured = run(
+        [
+            *(sys.executable, "-m", "cortex", "mapreduce", str(target), "--input", str(path)),
+            *("--output", str(out), "--overwrite", "--memory", f"{MEMORY_MB}MB", "--quiet", *more),
+        ],
+        env=environment() | state,
+        cap_bytes=None if unavailable() else HARD_CAP_BYTES,
+        watch_memory=True,
+        timeout_s=300,
+    )
+    assert measured.exit_code == 0, measured.error
+    assert measured.oom_kills == 0
+    assert check(out) == ""
+    assert 50 * MIB < measured.peak_tree_bytes <= MEMORY_MB * MIB
+    assert not any((folder / "state" / "spill").iterdir())
+
+
+def test_a_declared_aggregation_of_csv(folder: Path) -> None:
+    path = folder / "stations.csv"
+    answer = write(path, Stations(15_000_000), copies=4)
+    assert path.stat().st_size > 1_000_000_000
+    for station in answer["stations"].values():  # four times a float is exact, and the mean is the same
+        station["count"] *= 4
+        station["sum"] *= 4
+    hold(folder, JOBS / "stations.yaml", path, check_stations(answer, exact=True))
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def hot(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """1 GB, of which nine tenths are one group's."""
+    path = folder / "hot.csv"
+    answer = write(path, HotKey(2_000_000, text_chars=TEXT_CHARS))
+    assert path.stat().st_size > 1_000_000_000
+    yield path, answer
+    path.unlink()
+
+
+def check_groups(answer: dict[str, Any]) -> Callable[[Path], str]:
+    wanted = {
+        key: f"{want['count']} {want['sum']} {want['count'] * TEXT_CHARS}"
+        for key, want in answer["keys"].items()
+    }
+
+    def check(out: Path) -> str:
+        rows = [(row["key"], row["value"]) for row in result_rows(out)]
+        return "" if len(rows) == len(wanted) and dict(rows) == wanted else f"{rows[:9]}"
+
+    return check
+
+
+def test_one_group_larger_than_memory_value_by_value(folder: Path, hot: tuple[Path, dict[str, Any]]) -> None:
+    hold(folder, JOBS / "hotkey.py:HotKey", hot[0], check_groups(hot[1]))
+
+
+def test_one_group_larger_than_memory_in_batches(folder: Path, hot: tuple[Path, dict[str, Any]]) -> None:
+    (folder / "batches.py").write_text(BATCHES)
+    hold(folder, folder / "batches.py:Batches", hot[0], check_groups(hot[1]))
+
+
+def test_a_map_only_job_writes_what_it_read(folder: Path, hot: tuple[Path, dict[str, Any]]) -> None:
+    job = folder / "same.yaml"
+    job.write_text("name: same\ninput: {path: x.csv}\nmap: {where: value >= 0}\n")
+
+    def check(out: Path) -> str:
+        with open(hot[0], "rb") as wanted:
+            header = wanted.readline()
+            for part in result_files(out):
+                with open(part, "rb") as found:
+                    if found.readline() != header:
+                        return f"{part} has no header"
+                    while block := found.read(1 << 20):
+                        if wanted.read(len(block)) != block:
+                            return f"{part} differs before byte {found.tell()}"
+            return "" if wanted.read(1) == b"" else "rows are missing at the end"
+
+    hold(folder, job, hot[0], check)
+
+
+def test_word_count_row_by_row_with_a_folded_combine(folder: Path) -> None:
+    path = folder / "text.txt"
+    made = Text(2_000_000, octaves=20)
+    answer = write(path, made, copies=2)
+    answer["words"] *= 2
+    answer["counts"] = {word: 2 * count for word, count in answer["counts"].items()}
+    hold(folder, JOBS / "wordcount.py:WordCount", path, check_words(answer))
+    path.unlink()
+
+
+def test_more_groups_than_memory_holds(folder: Path) -> None:
+    path = folder / "distinct.csv"
+    answer = write(path, Distinct(9_000_000, keys=8_000_000))
+    hold(folder, JOBS / "distinct.yaml", path, check_sums(answer, "key", "total"))
+    path.unlink()
+
+
+def test_the_peak_that_cortex_tells_is_the_one_counted_from_outside(folder: Path) -> None:
+    path, told = folder / "stations.csv", folder / "told.json"
+    write(path, Stations(2_000_000))
+    job = f"{JOBS / 'stations.yaml'} --input {path} --memory {MEMORY_MB}MB --json --quiet"
+    command = f"exec {sys.executable} -m cortex mapreduce {job} > {told}"
+    measured = run(["bash", "-c", command], env=environment(), watch_memory=True)
+    assert measured.exit_code == 0, measured.error
+    peak_bytes = json.loads(told.read_text())["report"]["memory_peak_bytes"]
+    assert abs(peak_bytes - measured.peak_tree_bytes) < 0.25 * measured.peak_tree_bytes
