@@ -33,7 +33,7 @@ from cortex.job.spec import (
     ReduceForm,
     Resources,
 )
-from cortex.job.types import arrow_type
+from cortex.job.types import check_type
 from cortex.units import parse_bytes
 
 _FOLDS: dict[Any, Combine] = {sum: "sum", min: "min", max: "max"}
@@ -253,7 +253,7 @@ class SpecBuilder:
             return
         for name, type_text in columns.items():
             try:
-                arrow_type(type_text)
+                check_type(type_text)
             except UsageError as error:
                 self._problem(
                     f"columns: {name}: {error.message}" + (f" ({error.cure})" if error.cure else "")

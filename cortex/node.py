@@ -39,7 +39,7 @@ from cortex.limits import (
 )
 from cortex.memory_plan import MemoryPlan
 from cortex.process_memory import descendant_pids, own_anonymous_bytes, proportional_bytes
-from cortex.tasks.executor import describe_task
+from cortex.tasks.words import describe_task
 from cortex.units import format_bytes
 from cortex.wire.messages import (
     AttemptFailed,

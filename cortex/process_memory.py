@@ -16,9 +16,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-_PROC = Path("/proc")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PROC = "/proc"
+_CGROUPS = "/sys/fs/cgroup"
 _CGROUP_UNLIMITED_BYTES = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
 
 
@@ -33,9 +37,10 @@ def _fields_bytes(text: str) -> dict[str, int]:
     return found
 
 
-def _read(path: Path) -> str:
+def _read(*path: str) -> str:
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        with open(os.path.join(*path), encoding="ascii", errors="replace") as file:
+            return file.read()
     except OSError:
         return ""
 
@@ -53,10 +58,10 @@ def _ps_rss_bytes(pid: int) -> int:
 
 def proportional_bytes(pid: int) -> int:
     """Anonymous and shared-memory bytes of one process, each page divided by those who map it."""
-    fields = _fields_bytes(_read(_PROC / str(pid) / "smaps_rollup"))
+    fields = _fields_bytes(_read(_PROC, str(pid), "smaps_rollup"))
     if "Pss_Anon" in fields:
         return fields["Pss_Anon"] + fields.get("Pss_Shmem", 0)
-    fields = _fields_bytes(_read(_PROC / str(pid) / "status"))
+    fields = _fields_bytes(_read(_PROC, str(pid), "status"))
     if "RssAnon" in fields:
         return fields["RssAnon"] + fields.get("RssShmem", 0)
     return 0 if sys.platform == "linux" else _ps_rss_bytes(pid)
@@ -64,7 +69,7 @@ def proportional_bytes(pid: int) -> int:
 
 def own_anonymous_bytes(pid: int | str = "self") -> int:
     """Anonymous and shared-memory resident bytes, pages shared with a parent included. 30 µs."""
-    fields = _fields_bytes(_read(_PROC / str(pid) / "status"))
+    fields = _fields_bytes(_read(_PROC, str(pid), "status"))
     if "RssAnon" in fields:
         return fields["RssAnon"] + fields.get("RssShmem", 0)
     if sys.platform == "linux":
@@ -74,13 +79,14 @@ def own_anonymous_bytes(pid: int | str = "self") -> int:
 
 def own_data_bytes() -> int:
     """Virtual size of this process's writable private mappings: what RLIMIT_DATA counts. 0: unknown."""
-    return _fields_bytes(_read(_PROC / "self" / "status")).get("VmData", 0)
+    return _fields_bytes(_read(_PROC, "self", "status")).get("VmData", 0)
 
 
 def reset_peak() -> None:
     """Start a new high-water mark for `peak_anonymous_bytes` (without it the mark is of all time)."""
     try:
-        (_PROC / "self" / "clear_refs").write_text("5", encoding="ascii")
+        with open(f"{_PROC}/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
     except OSError:
         return  # an older kernel or a sandbox: peaks are then those since the process began
 
@@ -91,7 +97,7 @@ def peak_anonymous_bytes() -> int:
     The kernel's high-water mark counts file pages; those mapped now are taken off. File pages that
     were mapped at the peak and are gone by now make it too high; it is never below the present use.
     """
-    fields = _fields_bytes(_read(_PROC / "self" / "status"))
+    fields = _fields_bytes(_read(_PROC, "self", "status"))
     if "VmHWM" in fields and "RssAnon" in fields:
         now = fields["RssAnon"] + fields.get("RssShmem", 0)
         return max(now, fields["VmHWM"] - fields.get("RssFile", 0))
@@ -103,14 +109,14 @@ def peak_anonymous_bytes() -> int:
 
 def child_pids(pid: int) -> list[int]:
     """Direct children of a process, whichever of its threads made them."""
-    tasks = _PROC / str(pid) / "task"
+    tasks = f"{_PROC}/{pid}/task"
     found: list[int] = []
     try:
         threads = os.listdir(tasks)
     except OSError:
         return _ps_child_pids(pid) if sys.platform != "linux" else []
     for thread in threads:
-        found.extend(int(word) for word in _read(tasks / thread / "children").split())
+        found.extend(int(word) for word in _read(tasks, thread, "children").split())
     return found
 
 
@@ -144,47 +150,47 @@ def tree_bytes(roots: Iterable[int]) -> int:
 # --- what the machine gives ----------------------------------------------------------------------
 
 
-def _cgroup_folders(controller: str, root: Path, own: str) -> list[Path]:
+def _cgroup_folders(controller: str, root: str | Path, own: str) -> list[str]:
     """This process's cgroup of `controller` and every one above it (v1 and v2), innermost first."""
-    folders: list[Path] = []
+    folders: list[str] = []
     for line in own.splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            bases = [root, root / "unified"]
+            bases = [os.fspath(root), os.path.join(root, "unified")]
         elif controller in controllers.split(","):
-            bases = [root / controllers, root / controller]
+            bases = [os.path.join(root, controllers), os.path.join(root, controller)]
         else:
             continue
         parts = [part for part in path.split("/") if part and part != ".."]
         for base in bases:
             # a container sees its own group as the root: paths that do not exist read as nothing
-            folders.extend(base.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+            folders.extend(os.path.join(base, *parts[:depth]) for depth in range(len(parts), -1, -1))
     return folders
 
 
-def cgroup_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> int:
+def cgroup_memory_bytes(root: str | Path = _CGROUPS, own: str | None = None) -> int:
     """The smallest memory limit of the cgroups this process is in; 0: none."""
-    own = _read(_PROC / "self" / "cgroup") if own is None else own
+    own = _read(_PROC, "self", "cgroup") if own is None else own
     limits = []
     for folder in _cgroup_folders("memory", root, own):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
-            text = _read(folder / name).strip()
+            text = _read(folder, name).strip()
             if text.isdigit() and 0 < int(text) < _CGROUP_UNLIMITED_BYTES:
                 limits.append(int(text))
     return min(limits, default=0)
 
 
-def cgroup_processors(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> float:
+def cgroup_processors(root: str | Path = _CGROUPS, own: str | None = None) -> float:
     """Processors' worth of time the cgroups of this process may use; 0: no quota."""
-    own = _read(_PROC / "self" / "cgroup") if own is None else own
+    own = _read(_PROC, "self", "cgroup") if own is None else own
     quotas = []
     for folder in _cgroup_folders("cpu", root, own):
-        words = _read(folder / "cpu.max").split()
+        words = _read(folder, "cpu.max").split()
         if not words:
             words = [
-                _read(folder / "cpu.cfs_quota_us").strip(),
-                _read(folder / "cpu.cfs_period_us").strip(),
+                _read(folder, "cpu.cfs_quota_us").strip(),
+                _read(folder, "cpu.cfs_period_us").strip(),
             ]
         if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
             quotas.append(int(words[0]) / int(words[1]))

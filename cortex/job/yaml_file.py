@@ -39,7 +39,7 @@ from cortex.job.spec import (
     ReduceForm,
     Resources,
 )
-from cortex.job.types import arrow_type
+from cortex.job.types import check_type
 from cortex.job.yaml_nodes import Document, Mapping, Scalar
 from cortex.units import parse_bytes
 
@@ -165,7 +165,7 @@ class _Reader:
         columns = {}
         for name, item in source.pairs("columns", "{station: string, temp: float64}"):
             columns[name] = item.text
-            self._try(item, partial(arrow_type, item.text))
+            self._try(item, partial(check_type, item.text))
         dialect = self._dialect(source, text_format, paths)
         encoding = source.choice("encoding", ("utf-8", "bytes")) or "utf-8"
         source.finish(_HOMES)

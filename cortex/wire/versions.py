@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from importlib import metadata
+import sys
 
 from cortex.errors import VersionMismatch
 
@@ -14,13 +15,29 @@ _PARTS = {"protocol": 1, "python": 2, "cloudpickle": 2, "pyarrow": 1}
 cloudpickle's format with its own; Arrow's format is stable within a major version."""
 
 
+def _installed_version(package: str) -> str:
+    """The version of an installed package, by the name of its ``.dist-info`` folder (PEP 376)."""
+    prefix, suffix = f"{package}-", ".dist-info"
+    for folder in sys.path:
+        try:
+            names = os.listdir(folder or os.curdir)
+        except OSError:  # an archive, or not there
+            continue
+        for name in names:
+            if name.startswith(prefix) and name.endswith(suffix):
+                return name[len(prefix) : -len(suffix)]
+    from importlib import metadata  # other ways to be installed; slow to import (email, zipfile)
+
+    return metadata.version(package)
+
+
 def local_versions() -> dict[str, str]:
     """The versions of this process. Imports none of the packages."""
     return {
         "protocol": PROTOCOL_VERSION,
         "python": platform.python_version(),
-        "cloudpickle": metadata.version("cloudpickle"),
-        "pyarrow": metadata.version("pyarrow"),
+        "cloudpickle": _installed_version("cloudpickle"),
+        "pyarrow": _installed_version("pyarrow"),
     }
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from cortex.errors import UsageError
-from cortex.job.types import KNOWN_NAMES, arrow_type, type_class, type_name
+from cortex.job.types import KNOWN_NAMES, arrow_type, check_type, type_class, type_name
 
 TYPES = [
     pa.null(), pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(),
@@ -30,6 +30,8 @@ def test_what_is_written_reads_back(arrow: pa.DataType) -> None:
 @pytest.mark.parametrize("name", KNOWN_NAMES)
 def test_every_known_name_is_a_type(name: str) -> None:
     assert type_class(arrow_type(name)) != "other"
+    check_type(name)
+    check_type(f" {name.upper()} " if "[" not in name else name)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +72,10 @@ def test_short_forms(name: str, arrow: pa.DataType) -> None:
     ],
 )
 def test_what_is_no_type(name: str, said: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        arrow_type(name)
-    assert said in str(caught.value)
+    for read in (arrow_type, check_type):
+        with pytest.raises(UsageError) as caught:
+            read(name)
+        assert said in str(caught.value)
 
 
 def test_a_type_no_job_can_use_still_has_a_name() -> None:
