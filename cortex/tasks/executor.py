@@ -28,13 +28,14 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError, from_report
-from cortex.limits import PROGRESS_S
+from cortex.limits import PROGRESS_S, PULSE_S
 from cortex.process_memory import own_anonymous_bytes, peak_anonymous_bytes, reset_peak
 from cortex.tasks.memory_limits import (
     be_first_to_die,
@@ -64,6 +65,8 @@ from cortex.wire.messages import (
 )
 
 DEFAULT_CONTEXT = "cortex.tasks.runner:JobContext"
+_PULSE_STACK_BYTES = 256 * 1024  # it calls little; the default of 8 MB counts against RLIMIT_DATA
+_PULSE_STACK_BYTES = 256 * 1024  # it calls little; the default of 8 MB counts against RLIMIT_DATA
 _MEMORY_ERROR_NAMES = ("MemoryError", "ArrowMemoryError", "_ArrayMemoryError")
 
 
@@ -72,6 +75,7 @@ class Context(Protocol):
 
     def planned(self, plan: Any) -> None: ...
     def run(self, attempt: str, task: Task, progress: Callable[[TaskStats], None]) -> Result: ...
+    def position(self) -> tuple[int, int]: ...
     def close(self) -> None: ...
 
 
@@ -153,8 +157,12 @@ class Executor:
         self._after_first_bytes: dict[type, int] = {}
         self._parent = os.getppid()
         self._progress_due = 0.0
+        self._in_hand = TaskProgress("", TaskStats())
 
     def serve(self) -> int:
+        threading.stack_size(_PULSE_STACK_BYTES)
+        threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
+        threading.stack_size(0)
         self._connection.send(ExecutorHello(executor=self._index, pid=os.getpid()))
         try:
             while True:
@@ -212,12 +220,31 @@ class Executor:
         self._progress_due = now + PROGRESS_S
         if os.getppid() != self._parent:  # where the kernel does not tell (no PR_SET_PDEATHSIG)
             os._exit(1)
-        self._connection.send(TaskProgress(attempt, stats))
+        self._in_hand = TaskProgress(attempt, stats)
+        self._connection.send(self._in_hand)
+
+    def _pulse(self) -> None:
+        """Report for a task that goes on record by record and has nothing else to report. A thread:
+        the task's own is inside the user's code. It stands still when that code holds the interpreter."""
+        seen: object = None
+        while True:
+            time.sleep(PULSE_S)
+            context, in_hand = self._context, self._in_hand
+            if context is None or not in_hand.attempt:
+                continue
+            position = (in_hand.attempt, context.position())
+            if position != seen:
+                seen = position
+                try:
+                    self._connection.send(in_hand)
+                except OSError:
+                    return  # the node is gone, as the main thread will find
 
     def _run(self, message: RunTask) -> None:
         started = time.monotonic()
         self._progress_due = started + PROGRESS_S
         reset_peak()
+        self._in_hand = TaskProgress(message.attempt, TaskStats())
         try:
             if self._open_error is not None:
                 raise self._open_error
@@ -245,6 +272,7 @@ class Executor:
             answer = TaskFinished(message.attempt, result, time.monotonic() - started, peak_anonymous_bytes())
             if own_anonymous_bytes() > self._memory_bytes // 2 > 0:
                 give_back_memory()
+        self._in_hand = TaskProgress("", TaskStats())
         sys.stdout.flush()
         sys.stderr.flush()
         self._connection.send(answer)
