@@ -71,7 +71,7 @@ def run_options(function: _F) -> _F:
             "--output", "-o", metavar="FOLDER",
             help="Folder to write; without it the result is shown (on a terminal) or printed as CSV.",
         ),
-        click.option("--overwrite", is_flag=True, help="Replace the output folder if it exists."),
+        click.option("--overwrite", is_flag=True, help="Replace the output folder of an earlier job."),
         click.option(
             "--memory", "memory_bytes", type=SIZE,
             help="Cap of all processes together, such as 512MB (default: half of the machine's).",

@@ -31,6 +31,7 @@ from cortex.storage.filesystem import Filesystem, FolderLock, is_disk_full
 MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
 STAGED, ASIDE = ".partial", ".old"
+PART = "part-"
 
 
 class Part(Protocol):
@@ -67,7 +68,7 @@ def stage_output(fs: Filesystem, output_path: str, nonce: str, overwrite: bool =
     """A new staging folder for `output_path`; `nonce` (a job id) tells it from other jobs'.
 
     Raises OutputExistsError when the output exists, unless it is an empty folder or `overwrite` is
-    given; with it, when the output is no folder of files (see `check_output`).
+    given; with it, when the output is none of cortex (see `check_output`).
     """
     if not nonce or "/" in nonce or "." in nonce:
         raise InternalError(f"{nonce!r} cannot be part of a file name")
@@ -90,8 +91,8 @@ def stage_output(fs: Filesystem, output_path: str, nonce: str, overwrite: bool =
 def check_output(fs: Filesystem, output: str, overwrite: bool) -> None:
     """Raise OutputExistsError if a job may not put its output at `output` (a real path).
 
-    `overwrite` replaces a folder of files. It does not replace a file, nor a folder with folders in
-    it: that is no output of cortex, and its owner may have meant another one.
+    `overwrite` replaces an output of cortex (a folder with a manifest, and nothing of the user's in
+    it). It replaces no other folder, and no file: its owner may have meant another one, or its input.
     """
     if not fs.exists(output):
         return
@@ -106,11 +107,11 @@ def check_output(fs: Filesystem, output: str, overwrite: bool) -> None:
         raise OutputExistsError(
             f"output {output} exists already", cure="add --overwrite to replace it, or name another folder"
         )
-    folders = [name for name in names if fs.is_folder(os.path.join(output, name))]
-    if folders and MANIFEST not in names:
+    foreign = _foreign(names)
+    if foreign:
         raise OutputExistsError(
-            f"output {output} has folders in it, such as {folders[0]}: it is no output of cortex, and "
-            "--overwrite does not remove it",
+            f"output {output} holds what no job of cortex wrote, such as {foreign[0]}: --overwrite does not "
+            "remove it",
             cure="remove it yourself, or name another folder with --output",
         )
     here = os.path.realpath(os.getcwd())
@@ -119,6 +120,17 @@ def check_output(fs: Filesystem, output: str, overwrite: bool) -> None:
             f"output {output} holds the folder you are in, and --overwrite would remove it",
             cure="name another folder with --output",
         )
+
+
+def _foreign(names: Sequence[str]) -> list[str]:
+    """The names in a folder that say it is no output of cortex, or holds more than one.
+
+    Hidden files may have come since (a file manager's, checksums); parts are known by their names.
+    """
+    if MANIFEST not in names:
+        return sorted(names)
+    ours = (MANIFEST, SUCCESS)
+    return sorted(n for n in names if n not in ours and not n.startswith((PART, ".")))
 
 
 def commit_output(

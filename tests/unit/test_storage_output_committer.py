@@ -163,8 +163,18 @@ def test_overwrite_does_not_remove_what_is_no_output(tmp_path: Path, monkeypatch
     (tmp_path / "home" / "photos").mkdir(parents=True)
     with pytest.raises(OutputExistsError, match="photos"):
         stage_output(fs, str(tmp_path / "home"), "j1", overwrite=True)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "novel.txt").write_text("x")
+    with pytest.raises(OutputExistsError, match=r"novel\.txt"):
+        stage_output(fs, str(tmp_path / "texts"), "j1", overwrite=True)
+    run(fs, tmp_path / "out", "a\nb\n")
+    (tmp_path / "out" / "notes.md").write_text("x")
+    with pytest.raises(OutputExistsError, match=r"notes\.md"):
+        stage_output(fs, str(tmp_path / "out"), "j1", overwrite=True)
+    (tmp_path / "out" / "notes.md").rename(tmp_path / "out" / ".DS_Store")
+    run(fs, tmp_path / "out", "a\nb\n", overwrite=True)
     (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "f").write_text("x")
+    run(fs, tmp_path / "here", "a\nb\n")
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(OutputExistsError, match="you are in"):
         stage_output(fs, ".", "j1", overwrite=True)
