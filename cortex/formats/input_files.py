@@ -1,7 +1,8 @@
 """From what the user names (files, folders, globs) to a list of input files, each with its format.
 
 The order is that of the names given, sorted within a folder or glob; a file reached twice is read once.
-Below a folder, and behind a glob, names that begin with ``_`` or ``.`` are skipped (``_SUCCESS``, ``.git``).
+Below a folder names that begin with ``_`` or ``.`` are skipped (``_SUCCESS``, ``.git``), as by a glob
+for all of a folder (``out/*``). Any other glob takes what a shell would: ``*.py`` is ``_private.py`` as well.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def _files_of(path: str) -> Iterator[str]:
     elif os.path.lexists(path):
         yield path
     elif glob.has_magic(path):
-        hidden_named = os.path.basename(path).startswith(("_", "."))
+        # All of a folder, said another way: without _SUCCESS. But *.py is _private.py, too, as in a shell.
+        whole_folder = os.path.basename(path) in ("*", "**")
         for name in sorted(glob.glob(path, recursive=True)):
-            if not hidden_named and os.path.basename(name).startswith("_"):
+            if whole_folder and os.path.basename(name).startswith("_"):
                 continue
             if os.path.isdir(name):
                 # With ** every file below is matched by itself.

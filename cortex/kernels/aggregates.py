@@ -17,7 +17,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.types as pt
 
-from cortex.errors import ColumnError
+from cortex.errors import ColumnError, OverflowedSum
 from cortex.kernels.aggregate_states import AggregateState, CountState, SumState
 from cortex.kernels.columns import is_bytes, is_fixed, plain_type
 from cortex.kernels.extremes import new_extremes
@@ -184,5 +184,12 @@ class AggregateSet:
         return self._states[int(index)].column_type(column)
 
     def finish(self) -> list[pa.Array]:
-        """The result of each call, one row a group. Raises OverflowedSum."""
-        return [self._states[index].finish(name) for (name, _), index in zip(self.calls, self._state_of)]
+        """The result of each call, one row a group. Raises OverflowedSum with the call's number."""
+        results = []
+        for call, ((name, _), index) in enumerate(zip(self.calls, self._state_of)):
+            try:
+                results.append(self._states[index].finish(name))
+            except OverflowedSum as error:
+                error.details["call"] = str(call)
+                raise
+        return results

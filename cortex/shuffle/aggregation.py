@@ -72,11 +72,17 @@ class Aggregation:
         arrays = [firsts.column(0), *keys, *columns.values()]
         return made, pa.RecordBatch.from_arrays(arrays, schema=made.schema())
 
-    def finish(self, states: AggregateSet, key_type: str, keys: Sequence[pa.Array]) -> list[pa.Array]:
-        """The result of each call, a row a group. Raises OverflowedSum naming the group's key."""
+    def finish(
+        self, states: AggregateSet, key_type: str, keys: Sequence[pa.Array], names: Sequence[str] = ()
+    ) -> list[pa.Array]:
+        """The result of each call, a row a group. Raises OverflowedSum naming the group's key, and the
+        call if there are `names` of the calls."""
         try:
             return states.finish()
         except OverflowedSum as error:
+            call = error.details.pop("call", None)
+            if names and call is not None:
+                error.details = {"column": names[int(call)], **error.details}
             group = error.details.get("group")
             if group is not None and keys:
                 row = [key.slice(int(group), 1) for key in keys]

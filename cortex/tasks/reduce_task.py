@@ -28,7 +28,14 @@ from cortex.tasks.pair_emitters import PYTHON_FOLDS, method_fold, python_fold
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
 from cortex.tasks.table_emitters import aggregation_of, batches_from, plain_batch
-from cortex.tasks.user_errors import reduce_call, shorten, user_error, user_frames
+from cortex.tasks.user_errors import (
+    USER_EXCEPTIONS,
+    raise_fold_error,
+    reduce_arguments,
+    shorten,
+    user_error,
+    user_frames,
+)
 from cortex.wire.messages import OutputPart, ReduceResult, ReduceTask, TaskStats
 
 _TEMPORARY_FROM = 1000  # far above limits.TASK_ATTEMPTS_MAX
@@ -183,7 +190,8 @@ class ReduceAttempt:
         layout = same_states([source.layout for source in sources])
         aggregation = self._aggregation(layout)
         for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
-            columns = [*keys, *aggregation.finish(states, layout.key_type, keys)]
+            results = aggregation.finish(states, layout.key_type, keys, tuple(spec.aggregate))
+            columns = [*keys, *results]
             batch = pa.RecordBatch.from_arrays(columns, names=names)
             self._groups += batch.num_rows
             self._part.write(batch)
@@ -237,9 +245,13 @@ class ReduceAttempt:
         )
 
         def folded(key: Any, values: Iterator[Any]) -> Any:
-            total = next(values)
-            for value in values:
-                total = function(total, value)
+            value = total = next(values)
+            try:
+                for value in values:
+                    total = function(total, value)
+            except Exception as error:
+                raise_fold_error(error, "combine", total, value)
+                raise
             return ((key, total),)
 
         self._reduce_each(sources, writer, folded, "combine")
@@ -267,7 +279,7 @@ class ReduceAttempt:
                 writer.write_all(pairs, f"{name}()")
         except (CortexError, MemoryError):
             raise
-        except Exception as error:
+        except USER_EXCEPTIONS as error:
             if not user_frames(error):
                 if isinstance(error, TypeError | ValueError) and state.busy:
                     raise ValueTypeError(
@@ -279,10 +291,16 @@ class ReduceAttempt:
             raise user_error(
                 error,
                 function=name,
+                code=self._program.code,
                 code_name=self._program.spec.code_name,
-                record=state.key,
-                where={"partition": self._task.partition, "values": state.shown()},
-                call=reduce_call(state.key, state.values) if name == "reduce" and state.whole else "",
+                where={
+                    "key": shorten(repr(state.key)),
+                    "values": state.shown(),
+                    "partition": self._task.partition,
+                },
+                arguments=reduce_arguments(state.key, state.values)
+                if name == "reduce" and state.whole
+                else None,
             ) from error
 
     def _pre_folded(self, sources: Sequence[RunSource]) -> Iterator[SortedGroups | GiantGroup]:
@@ -362,12 +380,13 @@ class ReduceAttempt:
                     self._part.write(plain_batch(made))
         except (CortexError, MemoryError):
             raise
-        except Exception as error:
+        except USER_EXCEPTIONS as error:
             if not user_frames(error):
                 raise
             raise user_error(
                 error,
                 function="reduce_batch",
+                code=self._program.code,
                 code_name=self._program.spec.code_name,
                 record=f"a batch of {state.rows} rows",
                 where={"partition": self._task.partition},

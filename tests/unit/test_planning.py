@@ -58,6 +58,14 @@ def test_globs_are_sorted_and_a_file_reached_twice_is_read_once(put: Put, tmp_pa
     assert _names(_plan(first, str(tmp_path / "*"))) == ["b.txt", "a.txt"]
 
 
+def test_a_glob_for_some_names_takes_what_a_shell_would(put: Put, tmp_path: Path) -> None:
+    for name in ("a.txt", "_b.txt", ".c.txt", "d/_e.txt"):
+        put(name, b"x\n")
+    assert _names(_plan(str(tmp_path / "*.txt"))) == ["_b.txt", "a.txt"]
+    assert _names(_plan(str(tmp_path / "**" / "*.txt"))) == ["_b.txt", "a.txt", "_e.txt"]
+    assert _names(_plan(str(tmp_path / "**"))) == ["a.txt"]
+
+
 def test_a_name_with_glob_characters_is_that_file_when_it_exists(put: Put) -> None:
     assert _names(_plan(put("a[1].txt", b"x\n"))) == ["a[1].txt"]
 
