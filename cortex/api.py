@@ -170,9 +170,13 @@ class MapReduceJob:
         """The command line of a script: ``python wordcount.py 'docs/*.txt' -o counts/``, then exit."""
         import sys
 
+        from cortex.embedded_start import start_early
+
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        start_early(arguments)
         from cortex.cli.mapreduce import class_main
 
-        sys.exit(class_main(cls, list(sys.argv[1:] if argv is None else argv)))
+        sys.exit(class_main(cls, arguments))
 
     # --- what executors call besides (see cortex.job.protocol) ------------------------------------
 

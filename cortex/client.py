@@ -18,10 +18,8 @@ import os
 import select
 import shutil
 import signal
-import site
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,21 +27,26 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
+from cortex.embedded_start import take
 from cortex.errors import CortexError, ProtocolError, ServerDied, from_report
 from cortex.job.spec import JobSpec
 from cortex.limits import (
     CANCEL_S_MAX,
     EMBEDDED_EXIT_S_MAX,
     EMBEDDED_START_S_MAX,
+    EXECUTOR_EXIT_S_MAX,
     KIB,
     STDERR_TAIL_BYTES,
     TASK_SILENCE_S_MAX,
+    UNIX_PATH_BYTES_MAX,
 )
-from cortex.wire.framing import BlockingConnection, FrameDecoder
+from cortex.private_folders import new_name, runtime_parent
+from cortex.wire.framing import BlockingConnection, FrameDecoder, encode_frame
 from cortex.wire.messages import (
     CancelJob,
     ClientHello,
     EmbeddedReady,
+    EmbeddedSetup,
     FromEmbedded,
     FromServer,
     JobAccepted,
@@ -59,6 +62,7 @@ from cortex.wire.messages import (
 from cortex.wire.versions import check_versions, local_versions
 
 _GRACEFUL = b"q"
+_REAP_S = 0.1  # from the end of its pipe to the end of the child
 _WAKE_S = 1.0  # a wait is cut into these, so that a signal that lands between two calls is seen
 
 
@@ -85,20 +89,16 @@ class LocalSession:
         self._open: dict[str, BlockingConnection[FromServer]] = {}
         self._ready: EmbeddedReady | None = None
         self._failed: CortexError | None = None
-        self._log = tempfile.TemporaryFile(prefix="cortex-log-")  # noqa: SIM115 (closed by _take_down)
-        arguments = [sys.executable, "-P", "-m", "cortex.embedded", str(os.getpid())]
-        arguments += [str(memory_bytes), str(slots), spill_dir or tempfile.gettempdir(), context]
-        self._process = subprocess.Popen(
-            [*arguments, str(task_silence_s_max)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=_child_environment(),
-        )
-        assert self._process.stdout is not None
-        self._says = FrameDecoder[FromEmbedded](FromEmbedded)
+        runtime_dir = new_name(runtime_parent(UNIX_PATH_BYTES_MAX))
+        work_dir = new_name(os.path.abspath(spill_dir or tempfile.gettempdir()))
+        self._process, self._log = take(context)
         # also at the interpreter's end: a session that nobody closed ends in order
-        self._finalizer = weakref.finalize(self, _take_down, self._process, self._log)
+        self._finalizer = weakref.finalize(
+            self, _take_down, self._process, self._log, (runtime_dir, work_dir)
+        )
+        self._says = FrameDecoder[FromEmbedded](FromEmbedded)
+        setup = EmbeddedSetup(memory_bytes, slots, runtime_dir, work_dir, task_silence_s_max)
+        _write(self._process, encode_frame(setup))
 
     def __enter__(self) -> LocalSession:
         return self
@@ -168,16 +168,17 @@ class LocalSession:
             connection.send(JobReceived(job))
         connection.close()
 
-    def close(self) -> None:
-        """Stop everything and remove all temporary files; within about 2 s."""
+    def finish(self) -> None:
+        """No more jobs: the processes begin to end while the caller goes on. `close` waits for them."""
         for connection in list(self._open.values()):
             connection.close()
         self._open.clear()
+        _say_done(self._process)
+
+    def close(self) -> None:
+        """Stop everything and remove all temporary files; within about 2 s."""
+        self.finish()
         self._finalizer()
-        ready = self._ready
-        if ready is not None:  # gone already, unless the child was killed
-            for folder in (ready.runtime_dir, ready.work_dir):
-                shutil.rmtree(folder, ignore_errors=True)
 
     # --- inside ---
 
@@ -307,16 +308,6 @@ def _job_error(failed: JobFailed) -> CortexError:
     return error
 
 
-def _child_environment() -> dict[str, str]:
-    """This environment, in which the child finds the same cortex as this process did."""
-    environment = dict(os.environ)
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    installed = [*site.getsitepackages(), site.getusersitepackages()]
-    if root not in map(os.path.abspath, installed):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    return environment
-
-
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
@@ -332,19 +323,48 @@ def _tail(log: IO[Any]) -> str:
     return os.pread(log.fileno(), STDERR_TAIL_BYTES, start).decode("utf-8", "replace").strip()
 
 
-def _take_down(process: subprocess.Popen[bytes], log: IO[Any]) -> None:
-    """End the child in order; kill it if it does not come to an end."""
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
     assert process.stdin is not None
-    assert process.stdout is not None
-    with contextlib.suppress(OSError):  # it is gone already
-        process.stdin.write(_GRACEFUL)
+    with contextlib.suppress(OSError):  # it has died: who waits for its answer will say why
+        process.stdin.write(data)
         process.stdin.flush()
-    with contextlib.suppress(OSError):
-        process.stdin.close()
+
+
+def _say_done(process: subprocess.Popen[bytes]) -> None:
+    """Have the child end in order; a second call does nothing."""
+    assert process.stdin is not None
+    if not process.stdin.closed:
+        _write(process, _GRACEFUL)
+        with contextlib.suppress(OSError):  # what it did not take is lost with it
+            process.stdin.close()
+
+
+def _take_down(process: subprocess.Popen[bytes], log: IO[Any], folders: Sequence[str]) -> None:
+    """End the child in order, kill it if it does not come to an end, see that its folders are gone."""
+    _say_done(process)
+    assert process.stdout is not None
+    # Its end closes the pipe and wakes us at once; Popen.wait with a timeout looks every 50 ms.
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    deadline = time.monotonic() + EMBEDDED_EXIT_S_MAX
+    while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        if not os.read(process.stdout.fileno(), 64 * KIB):
+            break
     try:
-        process.wait(EMBEDDED_EXIT_S_MAX)
+        process.wait(max(0.0, deadline - time.monotonic()) + _REAP_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
     process.stdout.close()
     log.close()
+    for folder in folders:
+        _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    """Remove what a child that was killed has left; its executors may be writing for a moment yet."""
+    deadline = time.monotonic() + EXECUTOR_EXIT_S_MAX
+    while os.path.lexists(folder) and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.path.lexists(folder):
+            time.sleep(_WAKE_S / 100)

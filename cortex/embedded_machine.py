@@ -21,19 +21,38 @@ from typing import Any, cast
 
 from cortex.errors import CortexError, SpillFull
 from cortex.executor_deaths import signal_name
-from cortex.limits import EMBEDDED_EXIT_S_MAX, PARENT_CHECK_S, UNIX_PATH_BYTES_MAX
+from cortex.limits import EMBEDDED_EXIT_S_MAX, FRAME_BYTES_MAX, PARENT_CHECK_S
 from cortex.memory_plan import MemoryPlan, plan_memory
 from cortex.node import Node
-from cortex.private_folders import PrivateFolder, remove_left_over, runtime_parent
+from cortex.private_folders import PrivateFolder, remove_left_over
 from cortex.server import LocalLink, Server
-from cortex.wire.framing import encode_frame
-from cortex.wire.messages import EmbeddedReady, Message, Refused, ToNode
+from cortex.wire.framing import HEADER, FrameDecoder, encode_frame
+from cortex.wire.messages import EmbeddedReady, EmbeddedSetup, Message, Refused, ToNode
 from cortex.wire.transports import listen_unix, use_monotonic_clock
 from cortex.wire.versions import local_versions
 
 _TEMPLATE_EXIT_S_MAX = 0.3
 GRACEFUL = b"q"
 """Written to the life pipe by a client that ends in order."""
+
+
+def read_setup(life: int) -> EmbeddedSetup | None:
+    """Wait for the client's EmbeddedSetup and read no byte more; None if its pipe ends before."""
+    head = _read_exactly(life, HEADER.size)
+    body = _read_exactly(life, min(HEADER.unpack(head)[0], FRAME_BYTES_MAX)) if head else b""
+    if not body:
+        return None
+    return next(FrameDecoder[EmbeddedSetup](EmbeddedSetup).feed(head + body))
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = os.read(fd, size - len(data))
+        if not more:
+            return b""
+        data += more
+    return data
 
 
 class _Life:
@@ -66,23 +85,17 @@ class Machine:
 
     def __init__(
         self,
+        setup: EmbeddedSetup,
         *,
         parent: int,
         client_pid: int,
-        memory_bytes: int,
-        slots: int,
-        spill_dir: str,
-        task_silence_s_max: float,
         life: int,
         say: int,
         template: subprocess.Popen[bytes],
     ) -> None:
+        self._setup = setup
         self._parent = parent
         self._client_pid = client_pid
-        self._memory_bytes = memory_bytes
-        self._slots = slots
-        self._spill_dir = spill_dir
-        self._task_silence_s_max = task_silence_s_max
         self._life = life
         self._say_fd = say
         self._template = template
@@ -96,15 +109,6 @@ class Machine:
 
     def run(self, template_link: socket.socket) -> int:
         """Serve until the client is gone; gives the exit status."""
-        try:
-            plan = plan_memory(self._memory_bytes, self._slots)
-            runtime, work = self._make_folders()
-        except CortexError as error:
-            self._say(Refused(error.report()))
-            self._template.kill()
-            self._template.wait()
-            self._remove_folders()
-            return error.exit_code
         from twisted.internet import reactor
         from twisted.logger import (
             FilteringLogObserver,
@@ -120,14 +124,16 @@ class Machine:
         log = cast(Any, textFileLogObserver(sys.stderr))
         wanted = cast(Any, LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn))
         globalLogPublisher.addObserver(cast(Any, FilteringLogObserver(log, [wanted])))
+        for number in (signal.SIGTERM, signal.SIGHUP):  # before there is a folder to remove
+            signal.signal(number, self._signalled)
         try:
+            plan = plan_memory(self._setup.memory_bytes, self._setup.slots)
+            runtime, work = self._make_folders()
             self._build(plan, runtime, work, template_link)
         except CortexError as error:
             self._say(Refused(error.report()))
             self._status = error.exit_code
             self._reactor.callWhenRunning(self.shut_down, True)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._signalled)
         self._reactor.addReader(_Life(self._life, self.shut_down))
         self._check_parent()
         self._reactor.run(installSignalHandlers=False)
@@ -158,21 +164,20 @@ class Machine:
     # --- inside ---
 
     def _make_folders(self) -> tuple[str, str]:
-        parent = runtime_parent(UNIX_PATH_BYTES_MAX)
         try:
-            runtime = PrivateFolder(parent)
+            runtime = PrivateFolder(self._setup.runtime_dir)
             self._folders.append(runtime)
         except OSError as error:
             raise SpillFull(
-                f"cannot make a folder for sockets in {parent}: {error.strerror}",
+                f"cannot make a folder for sockets, {self._setup.runtime_dir}: {error.strerror}",
                 cure="set TMPDIR to a folder that can be written to",
             ) from error
         try:
-            work = PrivateFolder(self._spill_dir)
+            work = PrivateFolder(self._setup.work_dir)
             self._folders.append(work)
         except OSError as error:
             raise SpillFull(
-                f"cannot make a folder for spilled data in {self._spill_dir}: {error.strerror}",
+                f"cannot make a folder for spilled data, {self._setup.work_dir}: {error.strerror}",
                 cure="name another folder for spilled data, with room for about the size of the input",
             ) from error
         return runtime.path, work.path
@@ -195,7 +200,7 @@ class Machine:
         self._node.start(
             template_link,
             socket_path=os.path.join(runtime, "executors.sock"),
-            task_silence_s_max=self._task_silence_s_max,
+            task_silence_s_max=self._setup.task_silence_s_max,
         )
         path = os.path.join(runtime, "client.sock")
         self._port = listen_unix(self._reactor, path, self._server.client_factory())

@@ -27,6 +27,7 @@ from cortex.errors import CortexError, ServerDied, TaskTimeout
 from cortex.executor_deaths import Executor, circumstances, died, exit_text, tail
 from cortex.limits import (
     EXECUTOR_EXIT_S_MAX,
+    EXECUTOR_REFILL_S,
     EXECUTOR_START_S_MAX,
     STACK_DUMP_S,
     STDERR_FILE_BYTES_MAX,
@@ -115,14 +116,15 @@ class ExecutorPool:
         doors.buildProtocol = self._build_link  # type: ignore[method-assign,assignment]
         doors.noisy = False
         self._port = listen_unix(reactor, socket_path, doors)
-        for _ in range(size):
-            self._fork()
+        self._refill: Any = None
+        self._fill()
 
     # --- jobs ---
 
     def open_job(self, job: OpenJob) -> None:
         """From now on executors may serve it; those without a job are bound to it at once."""
         self._jobs[job.job] = job
+        self._fill()
         for executor in self._executors.values():
             if not executor.job and not executor.ending:
                 self._bind(executor, job.job)
@@ -204,6 +206,8 @@ class ExecutorPool:
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill every executor, close the door, end the template; `gone()` when no executor is left."""
         self._stopped = gone
+        if self._refill is not None and self._refill.active():
+            self._refill.cancel()
         self._port.stopListening()
         if self._template_gone:
             self._executors.clear()  # killed when it went, and no one is left to report their ends
@@ -217,11 +221,20 @@ class ExecutorPool:
     def _late(self, executor: Executor, now: float) -> bool:
         return self.template_pid != 0 and now - executor.started_at > EXECUTOR_START_S_MAX
 
-    def _fork(self) -> None:
+    def _fill(self) -> None:
+        """Have executors ready for a job to come."""
+        if self._refill is not None and self._refill.active():
+            self._refill.cancel()
+        self._refill = None
+        while len(self._executors) < self._size and self._stopped is None and not self._template_gone:
+            self._fork()
+
+    def _fork(self) -> Executor:
         index, self._next_index = self._next_index, self._next_index + 1
         path = os.path.join(self._log_dir, f"executor-{index}.log")
-        self._executors[index] = Executor(index, path, self._clock())
+        executor = self._executors[index] = Executor(index, path, self._clock())
         self._template.send(ForkExecutor(index, self._socket_path, path))
+        return executor
 
     def _bind(self, executor: Executor, job: str) -> None:
         executor.job = job
@@ -407,11 +420,11 @@ class ExecutorPool:
         if self._stopped is not None:
             self._finish_stop()
             return
-        if len(self._executors) < self._size:
-            self._fork()
-            replacement = self._executors[self._next_index - 1]
-            if job in self._jobs:
-                self._bind(replacement, job)
+        if job in self._jobs:
+            if len(self._executors) < self._size:
+                self._bind(self._fork(), job)
+        elif self._refill is None:
+            self._refill = self._reactor.callLater(EXECUTOR_REFILL_S, self._fill)
         self._owner.room()
 
     def _never_came_up(self, executor: Executor) -> None:

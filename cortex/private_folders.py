@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -18,12 +19,18 @@ _LOCK = "owner.lock"
 _SETTLED_S = 60.0  # between making a folder and locking it nobody may take it for a left-over one
 
 
-class PrivateFolder:
-    """A new folder of mode 0700 in `parent` (made if missing). Raises OSError."""
+def new_name(parent: str) -> str:
+    """A path in `parent` that nothing has yet and nobody can guess."""
+    return os.path.join(parent, f"{PREFIX}{secrets.token_hex(4)}")
 
-    def __init__(self, parent: str) -> None:
-        os.makedirs(parent, mode=0o700, exist_ok=True)
-        self.path = tempfile.mkdtemp(prefix=PREFIX, dir=parent)
+
+class PrivateFolder:
+    """A new folder of mode 0700 at `path`, a `new_name`; its parent is made if missing. Raises OSError."""
+
+    def __init__(self, path: str) -> None:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
+        self.path = path
         self._lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -69,7 +76,7 @@ def runtime_parent(path_bytes_max: int) -> str:
     """Where a folder for unix sockets goes: short enough a path, of this user alone if there is one."""
     candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()]
     for parent in candidates:
-        # mkdtemp adds PREFIX and 8 letters; a socket's name has at most 20
+        # a new name is PREFIX and 8 letters; a socket's name has at most 20
         short = len(os.fsencode(parent)) + len(PREFIX) + 8 + 22 <= path_bytes_max
         if parent and short and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
             return parent

@@ -14,6 +14,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cortex {__version__}")
         return 0
     try:
+        if argv is None and arguments[:1] == ["mapreduce"]:
+            from cortex.embedded_start import start_early
+
+            start_early(arguments[1:])
         from cortex.cli.app import run
 
         return run(arguments)

@@ -103,16 +103,17 @@ def _run(load: Callable[[], LoadedJob], options: RunOptions) -> int:
             result = run_job(
                 session, loaded.spec, code, executor_sys_path(), on_progress, spill_folder(config)
             )
-    showing.join()
-    with result:
-        as_table = shows_table(result, options)
-        if as_table:
-            show(result, options)
-        if not options.quiet:
-            for line in summary(result):
-                say(line)
-        if not as_table:  # a reader such as head may end this: the summary comes before
-            show(result, options)
+        session.finish()  # the processes end while the result is shown
+        showing.join()
+        with result:
+            as_table = shows_table(result, options)
+            if as_table:
+                show(result, options)
+            if not options.quiet:
+                for line in summary(result):
+                    say(line)
+            if not as_table:  # a reader such as head may end this: the summary comes before
+                show(result, options)
     return EXIT_DONE
 
 

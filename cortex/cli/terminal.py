@@ -39,6 +39,7 @@ def guarded(command: Callable[[], int], as_json: bool = False) -> int:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # what is removed now is not to be interrupted
     raise SystemExit(128 + number)
 
 

@@ -12,7 +12,6 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cortex.limits import MIB
 
@@ -118,6 +117,8 @@ def _cleared(column: pa.ChunkedArray) -> pa.Array:
 
 class ParquetEncoder:
     def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
+        import pyarrow.parquet as pq  # 20 ms (file systems, TLS): not in the start of every job
+
         self._writer = pq.ParquetWriter(file, schema, compression="snappy", version="2.6")
 
     def write(self, group: pa.RecordBatch) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cortex.job.plan import InputFile, Split
 from cortex.limits import BATCH_ROWS_MAX, KIB
@@ -19,10 +18,15 @@ from cortex.limits import BATCH_ROWS_MAX, KIB
 from .columnar import Projection, Unit, damage_reported
 from .sources import check_identity, open_checked
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 _READ_BUFFER_BYTES: Final = 256 * KIB  # a column: enough to make reads sequential
 
 
 def _open(path: str) -> pq.ParquetFile:
+    import pyarrow.parquet as pq  # 20 ms (file systems, TLS): not in the start of every job
+
     return pq.ParquetFile(path, memory_map=False, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
 
 
