@@ -65,8 +65,8 @@ def plan_inputs(
 ) -> InputPlan:
     """The plan of a job's input.
 
-    `used_columns` None means all; an empty sequence (a job that only counts) gives one column that is
-    cheap to read. `split_bytes` 0 is `default_split_bytes`; `reducers` -1 derives their number from the input.
+    `used_columns` None means all; an empty sequence (a job that only counts) gives one column that is cheap
+    to read. `split_bytes` 0 is `default_split_bytes`; `reducers` -1 derives their number from the input.
 
     Raises InputError for input that does not exist or cannot be read, ColumnError for a column that a
     file does not have, UsageError for a type or a split size that cannot be.

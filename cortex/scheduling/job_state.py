@@ -1,7 +1,7 @@
 """A job's life: one table of transitions and one function that applies it.
 
-    PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
-    MAPPING, REDUCING --OUTPUT_DONE--> DONE       any of the three --FAIL--> FAILED, --CANCEL--> CANCELLED
+PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
+MAPPING, REDUCING --OUTPUT_DONE--> DONE       any of the three --FAIL--> FAILED, --CANCEL--> CANCELLED
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ class StageTotals:
             self.seconds(now),
         )
 
+
 class MapStats:
     """What each accepted map added, kept so that its redo can replace it: 57 bytes a map.
 

@@ -46,9 +46,7 @@ _SOL_LOCAL, _LOCAL_PEERCRED = 0, 1
 def peer_uid(sock: socket.socket) -> int:
     """The user that the other end of a connected unix socket runs as, as the kernel knows it."""
     if sys.platform.startswith("linux"):
-        _pid, uid, _gid = _UCRED.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        )
+        _pid, uid, _gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return int(uid)
     version, uid, *_ = _XUCRED.unpack(sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED.size))
     if version != 0:

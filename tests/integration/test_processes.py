@@ -63,9 +63,7 @@ class Side:
             peer, _ = door.accept()
         self.executor = BlockingConnection[FromExecutor](peer, FromExecutor)
         assert self.executor.receive(30) == ExecutorHello(7, forked.pid)
-        self.job = OpenJob(
-            "j0", JobSpec("t", InputSpec(paths)), b"", (), str(folder), str(folder), 400 * MIB
-        )
+        self.job = OpenJob("j0", JobSpec("t", InputSpec(paths)), b"", (), str(folder), str(folder), 400 * MIB)
         self.executor.send(self.job)
 
     def ask(self, message: Message) -> FromExecutor | None:
@@ -92,9 +90,7 @@ class Side:
 
 
 @pytest.fixture(params=["fork", "spawn"])
-def side(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Side]:
+def side(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Side]:
     monkeypatch.setenv("PYTHONPATH", ROOT)
     found = Side(tmp_path, request.param == "spawn", ("ok", "kill:SIGABRT", "memory:3000", "ok"))
     yield found

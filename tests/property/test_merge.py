@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def groups(items: Iterator[Any]) -> Iterator[tuple[Any, list[Any]]]:
         keys = decode_keys(layout.key_type, item.batch.columns[1 : 1 + layout.keys])
         values = decode_values(layout.value_tag, item.batch.column(1 + layout.keys))
         bounds = [*item.starts.tolist(), len(values)]
-        for begin, end in zip(bounds[:-1], bounds[1:]):
+        for begin, end in pairwise(bounds):
             assert len({repr(k) for k in keys[begin:end]}) == 1
             yield keys[begin], values[begin:end]
 

@@ -32,8 +32,17 @@ def test_the_dependencies_are_those_of_the_design() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {d.split(">")[0].split("[")[0] for d in project["dependencies"]}
     assert names == {
-        "twisted", "cryptography", "cloudpickle", "pyarrow", "numpy", "pyyaml", "python-dotenv", "xxhash",
-        "msgspec", "click", "rich",
+        "twisted",
+        "cryptography",
+        "cloudpickle",
+        "pyarrow",
+        "numpy",
+        "pyyaml",
+        "python-dotenv",
+        "xxhash",
+        "msgspec",
+        "click",
+        "rich",
     }
     text = (ROOT / "ARCHITECTURE.md").read_text()
     assert not [name for name in names if f"`{name}`" not in text and f"`{name}[tls]`" not in text]
