@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
 
     def give_up(*_: Any) -> NoReturn:
         template.kill()  # it has no children yet
+        template.wait()
         os._exit(0)
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # until there is something to take down in order

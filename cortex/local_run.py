@@ -23,6 +23,7 @@ from cortex.errors import OutputFailed
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec, Resources
 from cortex.result import Result
+from cortex.storage.filesystem import LocalFilesystem, refuse_memory_backed
 from cortex.user_code import dump_code, executor_sys_path
 from cortex.wire.messages import JobDone, JobProgress
 
@@ -35,11 +36,13 @@ OnProgress = Callable[[JobProgress], None]
 def open_session(resources: Resources, config: Config | None = None) -> LocalSession:
     """Start the processes of this machine; they get ready while the caller goes on.
 
-    What the job says comes before `CORTEX_*` variables and ``.env``.
+    What the job says comes before `CORTEX_*` variables and ``.env``. Raises OutputFailed or UsageError for a
+    spill folder that cannot be used, or that lies in memory.
     """
     config = config or load_config()
     try:
         os.makedirs(spill_folder(config), mode=0o700, exist_ok=True)
+        refuse_memory_backed(spill_folder(config))
     except OSError as error:
         raise _no_spill_folder(spill_folder(config), error) from error
     return LocalSession(
@@ -96,7 +99,6 @@ def run_job(
 def _run_to_output(
     session: LocalSession, spec: JobSpec, code: bytes, sys_path: Sequence[str], on_progress: OnProgress | None
 ) -> Result:
-    from cortex.storage.filesystem import LocalFilesystem
     from cortex.storage.output_committer import abort_output, commit_output, stage_output
 
     fs = LocalFilesystem()

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from cortex.config import load_config
-from cortex.errors import OutputExistsError, OutputFailed, UserCodeError
+from cortex.errors import OutputExistsError, OutputFailed, UsageError, UserCodeError
 from cortex.job.spec import InputSpec, JobSpec, OutputSpec
 from cortex.local_run import _temporary_folder, needs_code, open_session, run_job
+from cortex.storage import filesystem
 from cortex.wire.messages import JobDone, JobReport, OutputPart
 
 
@@ -118,6 +119,14 @@ def test_a_spill_folder_that_cannot_be(tmp_path: Path) -> None:
         {"CORTEX_SPILL_DIRS": str(tmp_path / "file" / "x"), "HOME": str(tmp_path)}, str(tmp_path)
     )
     with pytest.raises(OutputFailed, match="temporary files") as caught:
+        open_session(job().resources, config)
+    assert "CORTEX_SPILL_DIRS" in caught.value.cure
+
+
+def test_a_spill_folder_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "is_memory_backed", lambda path: path == str(tmp_path / "spill"))
+    config = load_config({"CORTEX_SPILL_DIRS": str(tmp_path / "spill"), "HOME": str(tmp_path)}, str(tmp_path))
+    with pytest.raises(UsageError, match=r"tmpfs.*memory cap") as caught:
         open_session(job().resources, config)
     assert "CORTEX_SPILL_DIRS" in caught.value.cure
 
