@@ -9,10 +9,10 @@ import msgspec
 
 from cortex.api import FunctionJob, MapReduceJob
 from cortex.class_spec import build_spec
-from cortex.errors import CortexError, UsageError
+from cortex.errors import CortexError, UsageError, UserCodeError
 from cortex.job.overrides import Overrides
 from cortex.job.spec import CsvDialect, JobSpec
-from cortex.user_code import load_object
+from cortex.user_code import load_object, user_traceback
 
 if TYPE_CHECKING:
     from cortex.job.yaml_file import JobFile
@@ -124,10 +124,16 @@ def _instance(job_class: type[MapReduceJob], target: str) -> MapReduceJob:
         return job_class()
     except CortexError:
         raise
-    except TypeError as error:
-        raise UsageError(
-            f"{target} cannot be made without arguments: {error}",
-            cure="give the parameters of __init__ defaults, or make them class attributes",
+    except Exception as error:
+        if isinstance(error, TypeError) and error.__traceback__ and error.__traceback__.tb_next is None:
+            raise UsageError(
+                f"{target} cannot be made without arguments: {error}",
+                cure="give the parameters of __init__ defaults, or make them class attributes",
+            ) from error
+        raise UserCodeError(
+            f"{target} cannot be made: {type(error).__name__}: {error}".rstrip(": "),
+            cure="its __init__ runs here, without arguments, before the job is sent to the executors",
+            details={"traceback": user_traceback(error)},
         ) from error
 
 

@@ -74,10 +74,11 @@ class CsvReader:
             if block.unfinished:
                 self._check_closed(block)
             table = self._parser.parse(block.data, 0, block.size, position=block.position)
+            next_row = 0
             for batch in table.to_batches(max_chunksize=BATCH_ROWS_MAX):
                 if batch.num_rows:
+                    self._row, next_row = next_row, next_row + batch.num_rows
                     yield batch.cast(self._schema) if batch.schema != self._schema else batch
-                    self._row += batch.num_rows
         source.finish()
 
     def _check_closed(self, block: Block) -> None:

@@ -95,9 +95,10 @@ class TextReader:
             if self._as_lines:
                 yield self._lines(block)
             else:
+                next_row = 0
                 for batch in self._batches(block):
+                    self._row, next_row = next_row, next_row + batch.num_rows
                     yield batch
-                    self._row += batch.num_rows
         source.finish()
 
     def _decode(self, block: Block) -> str:

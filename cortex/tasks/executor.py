@@ -34,7 +34,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError, from_report
+from cortex.errors import CortexError, InternalError, UserMemoryError, from_report
 from cortex.limits import PROGRESS_S, PULSE_S
 from cortex.process_memory import own_anonymous_bytes, peak_anonymous_bytes, reset_peak
 from cortex.tasks.memory_limits import (
@@ -46,6 +46,7 @@ from cortex.tasks.memory_limits import (
     no_core_files,
 )
 from cortex.tasks.pandas_on_demand import defer_pandas
+from cortex.tasks.user_errors import user_frames
 from cortex.tasks.words import EXIT_RETIRED, describe_task
 from cortex.units import format_bytes
 from cortex.wire.framing import BlockingConnection
@@ -65,7 +66,6 @@ from cortex.wire.messages import (
 )
 
 DEFAULT_CONTEXT = "cortex.tasks.runner:JobContext"
-_PULSE_STACK_BYTES = 256 * 1024  # it calls little; the default of 8 MB counts against RLIMIT_DATA
 _PULSE_STACK_BYTES = 256 * 1024  # it calls little; the default of 8 MB counts against RLIMIT_DATA
 _MEMORY_ERROR_NAMES = ("MemoryError", "ArrowMemoryError", "_ArrayMemoryError")
 
@@ -104,7 +104,7 @@ def memory_error(task: Task, memory_bytes: int, peak_bytes: int, error: BaseExce
             "peak memory": format_bytes(peak_bytes),
             "cause": f"{type(error).__name__}: {error}".rstrip(": "),
             **(error.details if isinstance(error, CortexError) else {}),
-            "traceback": "".join(traceback.format_tb(error.__traceback__)[-8:]),
+            "traceback": "".join(traceback.format_list(user_frames(error) or frames)[-8:]),
         },
     )
 
@@ -127,13 +127,6 @@ def task_error(task: Task, memory_bytes: int, peak_bytes: int, error: BaseExcept
         return error
     text = "".join(traceback.format_exception(error))
     signature = re.sub(r"0x[0-9a-f]+", "", traceback.format_exc(limit=-1))[-300:]
-    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
-        return UserCodeError(
-            f"the job's code raised {type(error).__name__} ({error})",
-            cure="return from map or reduce; a job's code cannot end its executor",
-            signature=signature,
-            details={"task": describe_task(task), "traceback": text},
-        )
     return InternalError(
         f"a bug in cortex: {type(error).__name__}: {error}",
         cure="please report it with the traceback",

@@ -6,13 +6,15 @@ form makes pairs or batches of them, an emitter takes those. An attempt that fai
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cortex.errors import CortexError, UserCodeError, ValueTypeError
+from cortex.errors import CortexError, KeyTypeError, ValueTypeError
 from cortex.formats.readers import Reader, open_reader
 from cortex.job.plan import InputFile, Split
 from cortex.job.row import row_maker
@@ -25,6 +27,7 @@ from cortex.tasks.pair_emitters import (
     PairsToPart,
     PairsToShuffle,
     method_fold,
+    pairs_error,
 )
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
@@ -36,9 +39,10 @@ from cortex.tasks.table_emitters import (
     TableToShuffle,
     batches_from,
 )
-from cortex.tasks.user_errors import user_error, user_frames
+from cortex.tasks.user_errors import USER_EXCEPTIONS, shorten, user_error, user_frames
 from cortex.wire.messages import MapResult, MapTask, TaskStats
 
+_BLAME_S_MAX = 2.0  # to find the record whose pairs are at fault, by mapping again
 _ROWS_AT_ONCE = 4096  # table rows made into Python objects at once
 
 
@@ -57,6 +61,8 @@ class MapAttempt:
         self._reader: Reader | None = None
         self._split: Split | None = None
         self._file: InputFile | None = None
+        self._in_hand: tuple[Sequence[Any], int] = ((), 0)
+        """Records that were given to the emitter last, and which of its block the first is."""
         self._shuffle: ShuffleOutput | None = None
         self._part: PartWriter | None = None
         self._pairs: PairWriter | None = None
@@ -72,12 +78,11 @@ class MapAttempt:
                 else:
                     self._run_batches(self._table_emitter())
             return self._commit()
-        except CortexError:
+        except (CortexError, MemoryError):
             raise
-        except MemoryError:
+        except USER_EXCEPTIONS as error:
+            self._raise_of(error, None, -1)
             raise
-        except Exception as error:
-            raise self._error_of(error, "map", None, -1) from error
         finally:
             self._close()
 
@@ -146,8 +151,7 @@ class MapAttempt:
                     self._report(reader)
             finally:
                 self._bytes_done += reader.bytes_read
-                self._reader = None
-                reader.close()
+                reader.close()  # it still describes what it gave last
 
     def _report(self, reader: Reader | None) -> None:
         self._progress(self._stats(self._bytes_done + (reader.bytes_read if reader else 0)))
@@ -168,7 +172,11 @@ class MapAttempt:
             for begin in range(0, block.num_rows, _ROWS_AT_ONCE):
                 rows = rows_of(block.slice(begin, _ROWS_AT_ONCE))
                 self._map_records(emitter, rows, map_record, at, begin)
-        emitter.flush()
+        try:
+            emitter.flush()
+        except (KeyTypeError, ValueTypeError) as error:
+            self._raise_of_record(error)
+            raise
 
     def _map_records(
         self,
@@ -178,15 +186,37 @@ class MapAttempt:
         at: list[Any],
         begin: int,
     ) -> None:
+        self._in_hand = (records, begin)
         try:
             emitter.records(self._program.position.over(records), map_record, at)
+        except (KeyTypeError, ValueTypeError) as error:
+            self._raise_of_record(error)
+            raise
         except (CortexError, MemoryError):
             raise
-        except Exception as error:
+        except USER_EXCEPTIONS as error:
             record = at[-1] if at else None
             position = next((i for i, r in enumerate(records) if r is record), -1)
-            raise self._error_of(error, "map", record, begin + position if position >= 0 else -1) from error
+            self._raise_of(error, record, begin + position if position >= 0 else -1)
+            raise
         self._rows_in += len(records)
+
+    def _raise_of_record(self, error: CortexError) -> None:
+        """Raise the error of the record in hand whose pairs alone are at fault, if there is one.
+
+        Pairs are checked a few thousand at once, and their types by column.
+        """
+        records, begin = self._in_hand
+        until = time.monotonic() + _BLAME_S_MAX
+        for position, record in enumerate(records):
+            found = pairs_error(self._program.code.map, record)
+            if found is not None:
+                found.details = {"record": shorten(repr(record)), **self._place(begin + position)}
+                raise found from error
+            if time.monotonic() > until:
+                break
+        if len({split.file for split in self._task.splits}) == 1:  # else an earlier one may be to blame
+            error.details = {**self._place(-1), **error.details}
 
     def _run_batches(self, emitter: TableEmitter) -> None:
         declared = Declared(self._program) if self._program.spec.map_form == "declared" else None
@@ -208,8 +238,10 @@ class MapAttempt:
         try:
             emitter.batch(declared.apply(batch))
         except CortexError as error:
-            if self._file is not None and "file" not in error.details:
-                error.details["file"] = self._file.path
+            if "file" not in error.details and self._file is not None:
+                row = None if error.batch_row is None else declared.row_read(error.batch_row)
+                place = {"file": self._file.path} if row is None else self._place(row, text=True)
+                error.details = {**place, **error.details}
             raise
 
     def _mapped(self, map_batch: Callable[[Any], Any], batch: pa.RecordBatch, emitter: TableEmitter) -> None:
@@ -218,8 +250,9 @@ class MapAttempt:
                 emitter.batch(made)
         except (CortexError, MemoryError):
             raise
-        except Exception as error:
-            raise self._error_of(error, "map_batch", batch, 0) from error
+        except USER_EXCEPTIONS as error:
+            self._raise_of(error, batch, -1)
+            raise
 
     # --- ends -------------------------------------------------------------------------------------
 
@@ -253,37 +286,51 @@ class MapAttempt:
         if self._part is not None:
             self._part.abort()
 
-    def _error_of(self, error: Exception, function: str, record: Any, position: int) -> CortexError:
-        """The user's error with where the record stands; a bug of ours stays what it is."""
-        if not user_frames(error) and not isinstance(error, TypeError | ValueError):
-            raise error
-        where: dict[str, Any] = {}
+    def _place(self, position: int, text: bool = False) -> dict[str, str]:
+        """Where a record of the block in hand stands (-1: which one is not known)."""
+        place: dict[str, str] = {}
         if self._file is not None:
-            where["file"] = self._file.path
-        if position >= 0 and self._reader is not None and function == "map":
-            offset, _ = self._reader.describe(position)
-            if offset >= 0:
-                where["offset"] = offset
+            place["file"] = self._file.path
+        if position >= 0 and self._reader is not None:
+            offset, said = self._reader.describe(position)
+            if offset < 0:
+                place["row"] = said
+            else:
+                place["offset"] = str(offset)
+                if text:
+                    place["line"] = said
         elif self._split is not None:
-            where["split"] = f"{self._split.index} (offset {self._split.offset}, {self._split.length} bytes)"
+            place["split"] = f"{self._split.index} (offset {self._split.offset}, {self._split.length} bytes)"
+        return place
+
+    def _raise_of(self, error: BaseException, record: Any, position: int) -> None:
+        """Raise the user's error with where the record stands; return for a bug of ours."""
+        spec, code = self._program.spec, self._program.code
+        rows = spec.map_form == "rows"
         if not user_frames(error):
-            if record is None or function != "map":
-                raise error
-            return ValueTypeError(
-                f"map() must give (key, value) pairs: {error}",
-                cure="yield pairs from map(): yield key, value",
-                details={"record": repr(record), **where},
-            )
-        shown = record if function == "map" else f"a batch of {getattr(record, 'num_rows', 0)} rows"
-        made: UserCodeError = user_error(
+            found = pairs_error(code.map, record) if rows and position >= 0 else None
+            if found is None and rows and position >= 0 and isinstance(error, TypeError):
+                found = ValueTypeError(
+                    f"combine cannot take what map() yielded for this record: {error}",
+                    cure="yield values that it takes, or write combine as a function of two values",
+                )
+            if found is None:
+                return
+            found.details = {"record": shorten(repr(record)), **self._place(position)}
+            raise found from error
+        if not rows:
+            shown = None if record is None else f"a batch of {getattr(record, 'num_rows', 0)} rows"
+        else:
+            shown = shorten(repr(record)) if position >= 0 else None
+        raise user_error(
             error,
-            function=function,
-            code_name=self._program.spec.code_name,
+            function="map" if rows else "map_batch",
+            code=code,
+            code_name=spec.code_name,
+            where=self._place(position),
             record=shown,
-            where=where,
-            call=f"map({record!r})" if function == "map" and position >= 0 else "",
-        )
-        return made
+            arguments=repr(record) if rows and position >= 0 else None,
+        ) from error
 
 
 class Declared:
@@ -296,12 +343,21 @@ class Declared:
         )
         self._select = [(name, compile_expression(e, schema)) for name, e in program.selected]
         self._all = not program.spec.select
+        self._kept: pa.BooleanArray | None = None
+
+    def row_read(self, row: int) -> int:
+        """The row of the batch that was read, for a row of what is left of it."""
+        if self._kept is None:
+            return row
+        return int(np.flatnonzero(pc.fill_null(self._kept, False).to_numpy(zero_copy_only=False))[row])
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        self._kept = None
         if self._where is not None:
             kept = self._where.evaluate(batch)
             if kept.null_count or pc.min(kept).as_py() is not True:
                 batch = batch.filter(kept)
+                self._kept = kept
         if self._all:
             return batch
         columns = [compiled.evaluate(batch) for _, compiled in self._select]

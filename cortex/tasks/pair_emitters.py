@@ -7,6 +7,7 @@ leaving the record it was given in `at`; the caller makes the user's error of it
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cortex.errors import OverflowedSum, ValueTypeError
+from cortex.errors import CortexError, OverflowedSum, ValueTypeError
 from cortex.limits import FOLD_KEYS_MAX
 from cortex.shuffle.aggregation import AggregateCollector, Aggregation
 from cortex.shuffle.collector import Place, RowCollector
@@ -27,6 +28,7 @@ from cortex.shuffle.values import ARROW_TYPES, NONE, PICKLE, decode_values, enco
 from cortex.tasks import folding
 from cortex.tasks.part_output import PairWriter, check_pairs
 from cortex.tasks.shuffle_output import ShuffleOutput
+from cortex.tasks.user_errors import raise_fold_error, shorten
 
 PAIRS_AT_ONCE = 65_536  # pairs held as Python objects before they become columns
 _BYTES_AT_ONCE = 12 * 1024 * 1024  # or fewer, when they are large
@@ -174,12 +176,22 @@ class FoldedPairs:
         self._chosen = True
         keys = {type(key) for key, _ in self._pairs}
         values = {type(value) for _, value in self._pairs}
+        if self._combine != "binary":
+            self._check(values, [value for _, value in self._pairs])
         if keys not in ({str}, {bytes}) or (self._combine != "binary" and float in values):
             return
-        self._fold = folding.BUILTIN.get(self._combine) or folding.fold_binary(self._function)
+        # The builtin sum starts at 0, which a list or a timedelta cannot be added to.
+        plain = self._combine != "sum" or values <= {int, bool}
+        builtin = folding.BUILTIN.get(self._combine) if plain else None
+        self._fold = builtin or folding.fold_binary(self._function)
         self._table = self._new_table()
         pairs, self._pairs = self._pairs, []
-        self._fold(self._table, [pairs], lambda some: some, [])
+        for key, value in pairs:
+            try:
+                self._fold(self._table, (((key, value),),), lambda some: some, [])
+            except Exception as error:
+                raise_fold_error(error, "combine", self._table.get(key), value)
+                raise
 
     def _new_table(self) -> folding.Table:
         return folding.sum_table() if self._combine == "sum" else {}
@@ -226,6 +238,12 @@ class FoldedPairs:
         )
 
     def _check(self, kinds: set[type], values: Sequence[Any]) -> None:
+        if self._combine == "sum" and kinds & {str, bytes}:
+            text = next(value for value in values if type(value) in (str, bytes))
+            raise ValueTypeError(
+                f"combine = sum adds numbers, and map() yielded the value {shorten(repr(text))}",
+                cure="yield numbers, such as 1 to count; or write combine as a function of two values",
+            )
         if len(kinds) > 1 and not (self._combine == "sum" and kinds == {int, bool}):
             names = sorted(kind.__name__ for kind in kinds)
             raise ValueTypeError(
@@ -267,6 +285,47 @@ class FoldedPairs:
             self._objects.flush()
 
 
+def pairs_error(map_record: MapRecord, record: Any) -> CortexError | None:
+    """What is wrong with the pairs that `map_record` gives for this record by itself, if anything is."""
+    try:
+        inspect.signature(map_record).bind(record)
+    except TypeError as error:
+        return ValueTypeError(
+            f"map cannot be called with a record: {error}",
+            cure="define it as map(self, record), or as function(record) for a job file",
+        )
+    except ValueError:  # a builtin without a signature
+        pass
+    try:
+        made = map_record(record)
+    except Exception:  # not of the pairs
+        return None
+    if made is None:
+        return None
+    if isinstance(made, tuple) and len(made) == 2 and not isinstance(made[0], tuple):
+        return ValueTypeError(
+            f"map() returned one pair, {shorten(repr(made))}, where any number of pairs is expected",
+            cure="yield it instead of returning it: yield key, value",
+        )
+    try:
+        pairs = list(made)
+        if pairs:
+            check_pairs(pairs, "map()")
+            keys, values = zip(*pairs)
+            encode_keys(keys)
+            encode_values(values)
+    except CortexError as error:
+        return error
+    except TypeError:
+        return ValueTypeError(
+            f"map() returned {shorten(repr(made))}, where pairs are expected",
+            cure="yield pairs from map(): yield key, value",
+        )
+    except Exception:
+        return None
+    return None
+
+
 PYTHON_FOLDS: dict[str, Callable[[Any, Any], Any]] = {
     "sum": lambda a, b: a + b,
     "min": min,
@@ -285,11 +344,16 @@ def python_fold(
         values = decode_values(layout.value_tag, batch.column(1 + layout.keys))
         bounds = [*starts.tolist(), len(values)]
         folded = []
-        for begin, end in pairwise(bounds):
-            value = values[begin]
-            for position in range(begin + 1, end):
-                value = function(value, values[position])
-            folded.append(value)
+        value, position = None, 0
+        try:
+            for begin, end in pairwise(bounds):
+                value = values[begin]
+                for position in range(begin + 1, end):
+                    value = function(value, values[position])
+                folded.append(value)
+        except Exception as error:
+            raise_fold_error(error, "combine", value, values[position])
+            raise
         return folded_pairs(layout, batch, starts, folded)
 
     return combine

@@ -21,7 +21,7 @@ from cortex.kernels.expressions import compile_expression, compile_filter
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
 from cortex.tasks.position import Position
-from cortex.tasks.user_errors import user_error, user_frames
+from cortex.tasks.user_errors import USER_EXCEPTIONS, user_error, user_frames
 from cortex.wire.messages import Counters
 
 
@@ -141,9 +141,9 @@ class Program:
             getattr(self._code, name)()
         except (CortexError, MemoryError):
             raise
-        except Exception as error:
+        except USER_EXCEPTIONS as error:
             raise user_error(
-                error, function=name, code_name=self.spec.code_name, record=None, where={}, call=f"{name}()"
+                error, function=name, code=self._code, code_name=self.spec.code_name, where={}, arguments=""
             ) from error
 
     def take_counters(self) -> Counters:

@@ -2,53 +2,105 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import traceback
+import types
 from collections.abc import Sequence
 from typing import Any
 
-from cortex.errors import UserCodeError
+from cortex.errors import CortexError, UserCodeError, ValueTypeError
 from cortex.limits import LINE_TEXT_CHARS_MAX
+
+USER_EXCEPTIONS = (Exception, SystemExit, KeyboardInterrupt)
+"""What may come out of user code. (An executor ignores SIGINT: the last is raised by the code itself.)"""
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _VALUES_SHOWN = 20  # values of a group in the line that repeats a reduce
+_CALLED_BY_US = ("map", "map_batch", "combine", "combine_function", "partition", "reduce", "reduce_batch")
 
 
 def user_error(
-    error: Exception,
+    error: BaseException,
     *,
     function: str,
+    code: Any,
     code_name: str,
-    record: Any,
     where: dict[str, Any],
-    call: str = "",
+    record: str | None = None,
+    arguments: str | None = None,
 ) -> UserCodeError:
-    """The error to raise from `error`, which the user's `function` raised.
+    """The error to raise from `error`, which the user's code raised while `function` was at work.
 
-    `where` are details that locate the record (file, offset, partition ...); `call` is the Python
-    expression that repeats the failing call on an instance ("" if the record is too large to write).
+    `code` is the job object. `where` are details that locate the record (file, offset, partition ...).
+    `arguments` are Python text, of the call that repeats the failing one (None: it cannot be written).
+    A combine or partition that was called meanwhile is told from `function`, and its arguments shown.
     """
-    frames = user_frames(error)
-    only = "".join(traceback.format_exception_only(error)).strip()
-    shown = "".join(traceback.format_list(frames)) if frames else ""
+    inner = _raised(error)
+    called, frame = _called(inner, code)
+    shown: dict[str, Any] = {"record": record}
+    if called and called != function:
+        function, arguments = called.removesuffix("_function"), None
+        shown = {"arguments": _arguments(frame)}
+    frames = user_frames(inner)
+    only = "".join(traceback.format_exception_only(inner)).strip()
     last = frames[-1] if frames else None
     place = f"{os.path.basename(last.filename)}:{last.lineno}" if last else "its caller"
-    details: dict[str, Any] = {"record": shorten(repr(record)), **where, "traceback": shown + only}
-    if call and len(call) <= 2 * LINE_TEXT_CHARS_MAX:
-        details["repeat"] = repeat_command(code_name, call)
+    details: dict[str, Any] = {
+        **shown,
+        **where,
+        "traceback": "".join(traceback.format_list(frames)) + only,
+    }
+    if arguments is not None and len(arguments) <= 2 * LINE_TEXT_CHARS_MAX:
+        details["repeat"] = repeat_command(code, code_name, function, arguments)
+    cure = "run the line after 'repeat' to see it again by itself" if "repeat" in details else ""
+    if isinstance(inner, SystemExit | KeyboardInterrupt):
+        cure = "to leave out a record return from map or reduce; to stop the job raise an error"
     return UserCodeError(
-        f"{function} raised {type(error).__name__} at {place}: {shorten(str(error))}",
+        f"{function} raised {type(inner).__name__} at {place}: {shorten(str(inner))}".rstrip(": "),
         details=details,
-        signature=f"{type(error).__module__}.{type(error).__qualname__}@"
+        signature=f"{type(inner).__module__}.{type(inner).__qualname__}@"
         + (f"{last.filename}:{last.lineno}" if last else function),
-        cure="run the line after 'repeat' to see it again by itself" if "repeat" in details else "",
+        cure=cure,
     )
+
+
+def _raised(error: BaseException) -> BaseException:
+    """What the user's code raised: a StopIteration comes out of our generators as a RuntimeError."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
+        return error.__cause__
+    return error
 
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """The frames of a traceback that are not cortex's own."""
-    return [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_PACKAGE)]
+    stack = traceback.extract_tb(_raised(error).__traceback__)
+    return [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
+
+
+def _called(error: BaseException, code: Any) -> tuple[str, types.FrameType | None]:
+    """Which of the job's functions `error` came out of, and its frame."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        trace = trace.tb_next
+    if trace is None:
+        return "", None
+    for name in _CALLED_BY_US:
+        if getattr(getattr(code, name, None), "__code__", None) is trace.tb_frame.f_code:
+            return name, trace.tb_frame
+    return "", None
+
+
+def _arguments(frame: types.FrameType | None) -> str:
+    if frame is None:
+        return ""
+    names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    held = frame.f_locals  # values is an iterator, which says nothing
+    shown = []
+    with contextlib.suppress(Exception):  # a __repr__ of the user's
+        shown = [f"{n}={shorten(repr(held[n]))}" for n in names if n in held and n not in ("self", "values")]
+    return ", ".join(shown)
 
 
 def shorten(text: str) -> str:
@@ -58,17 +110,36 @@ def shorten(text: str) -> str:
     return f"{text[:LINE_TEXT_CHARS_MAX]}... ({len(text) - LINE_TEXT_CHARS_MAX} more characters)"
 
 
-def repeat_command(code_name: str, call: str) -> str:
+def repeat_command(code: Any, code_name: str, function: str, arguments: str) -> str:
     """A shell line that makes the same call: ``python -c "from wordcount import WordCount; ..."``."""
-    file, _, name = code_name.rpartition(":")
-    if file.endswith(".py") and name.isidentifier():
-        module = os.path.splitext(os.path.basename(file))[0]
-        script = f"from {module} import {name}; from cortex.job.row import Row; print(list({name}().{call}))"
-        folder = os.path.dirname(file)
-        return (f"cd {shlex.quote(folder)} && " if folder else "") + f"python -c {shlex.quote(script)}"
-    return f"list({name or 'job'}().{call})"
+    found = getattr(code, function, None)
+    if isinstance(found, types.FunctionType) and not isinstance(code, type):  # of a job file: no method
+        file, name = found.__code__.co_filename, found.__name__
+        call = f"{name}({arguments})"
+    else:
+        file, _, name = code_name.rpartition(":")
+        call = f"{name or 'job'}().{function}({arguments})"
+    if function in ("map", "reduce"):
+        call = f"print(list({call} or ()))"
+    if not file.endswith(".py") or not name.isidentifier():
+        return call
+    row = "from cortex.job.row import Row; " if "Row(" in arguments else ""
+    script = f"from {os.path.splitext(os.path.basename(file))[0]} import {name}; {row}{call}"
+    folder = os.path.dirname(file)
+    here = folder in ("", os.getcwd())
+    return ("" if here else f"cd {shlex.quote(folder)} && ") + f"python -c {shlex.quote(script)}"
 
 
-def reduce_call(key: Any, values: Sequence[Any]) -> str:
-    """The call that repeats a reduce; "" when its values are too many to write down."""
-    return f"reduce({key!r}, iter({list(values)!r}))" if len(values) <= _VALUES_SHOWN else ""
+def reduce_arguments(key: Any, values: Sequence[Any]) -> str | None:
+    """The arguments that repeat a reduce; None when its values are too many to write down."""
+    return f"{key!r}, iter({list(values)!r})" if len(values) <= _VALUES_SHOWN else None
+
+
+def raise_fold_error(error: Exception, function: str, first: Any, second: Any) -> None:
+    """Called where folding two values raised: raises the values' error, unless user code is in it."""
+    if isinstance(error, CortexError | MemoryError) or user_frames(error):
+        return
+    raise ValueTypeError(
+        f"{function} cannot take {shorten(repr(first))} and {shorten(repr(second))}: {error}",
+        cure="yield values that it takes from map, or write another combine",
+    ) from error

@@ -1,0 +1,263 @@
+"""What a person reads when their own code is wrong: their frames, the record, its place, how to repeat."""
+
+from __future__ import annotations
+
+import operator
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cortex
+from cortex.api import FunctionJob
+from cortex.class_spec import build_spec
+from cortex.errors import CortexError, DivisionByZero, KeyTypeError, UserCodeError, ValueTypeError
+from cortex.tasks.executor import task_error
+from cortex.wire.messages import PlanTask
+from tests.one_process import run_tasks
+
+LINES = "one\ntwo\nthree\nfour\n"
+
+
+class Lines(cortex.MapReduceJob):
+    input_format = "text"
+    combine: Any = sum
+
+    def map(self, record: str) -> Any:
+        yield record, 1
+
+
+def failure(job: cortex.MapReduceJob, folder: Path, name: str = "in.txt", text: str = LINES) -> CortexError:
+    (folder / name).write_text(text)
+    job.input = str(folder / name)
+    job.output = job.output or str(folder / "out")
+    with pytest.raises(CortexError) as caught:
+        run_tasks(build_spec(job, "jobs.py:Job"), job)
+    return caught.value
+
+
+class ReturnsOnePair(Lines):
+    def map(self, record: str) -> Any:
+        return record, 1
+
+
+class ReturnsANumber(Lines):
+    def map(self, record: str) -> Any:
+        return 5 if record == "three" else None
+
+
+class YieldsNoPairs(Lines):
+    def map(self, record: str) -> Any:
+        yield (record, 1) if record != "three" else record
+
+
+class DictKey(Lines):
+    def map(self, record: str) -> Any:
+        yield ({} if record == "three" else record), 1
+
+
+class TwoParameters(Lines):
+    def map(self, record: str, more: int) -> Any:  # type: ignore[override]
+        yield record, more
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("job", "kind", "message", "offset"),
+    [
+        (ReturnsOnePair, ValueTypeError, "returned one pair, ('one', 1)", "0"),
+        (ReturnsANumber, ValueTypeError, "returned 5, where pairs", "8"),
+        (YieldsNoPairs, ValueTypeError, "yielded 'three', which is no", "8"),
+        (DictKey, KeyTypeError, "type dict", "8"),
+        (TwoParameters, ValueTypeError, "missing a required argument: 'more'", "0"),
+    ],
+)
+def test_bad_pairs_are_placed(
+    tmp_path: Path, job: type[Lines], kind: type[CortexError], message: str, offset: str, grouped: bool
+) -> None:
+    made = job()
+    if grouped:
+        made.combine = None
+    error = failure(made, tmp_path)
+    assert type(error) is kind
+    assert message in error.message
+    assert error.details["offset"] == offset
+    assert error.details["record"] in ("'one'", "'three'")
+    assert error.cure
+
+
+class Text(Lines):
+    def map(self, record: str) -> Any:
+        yield record, "x"
+
+
+class LateText(Lines):
+    def map(self, record: str) -> Any:
+        yield ("many" if record.isdigit() else record), (1 if record != "700" else "x")
+
+
+@pytest.mark.parametrize("job", [Text, LateText])
+def test_sum_of_text_is_not_a_bug(tmp_path: Path, job: type[Lines]) -> None:
+    error = failure(job(), tmp_path, text=LINES + "\n".join(map(str, range(1000))))
+    assert isinstance(error, ValueTypeError)
+    assert "combine" in error.message
+    assert error.details["file"].endswith("in.txt")
+    assert "yield" in error.cure
+
+
+def test_an_operator_that_cannot_fold(tmp_path: Path) -> None:
+    for key in ("k", 1):
+
+        class Adds(Lines):
+            combine = operator.add
+
+            def map(self, record: str, key: Any = key) -> Any:
+                yield key, (record if record == "three" else 1)
+
+        error = failure(Adds(), tmp_path)
+        assert isinstance(error, ValueTypeError), error
+        assert "cannot take" in error.message
+
+
+def test_sum_adds_whatever_python_adds(tmp_path: Path) -> None:
+    class Lists(Lines):
+        def map(self, record: str) -> Any:
+            yield "all", [record]
+
+    (tmp_path / "in.txt").write_text(LINES)
+    job = Lists(str(tmp_path / "in.txt"), str(tmp_path / "out"))
+    assert b'""one"",""two"",""three"",""four""' in run_tasks(build_spec(job, "j"), job).data
+
+
+class Exits(Lines):
+    def map(self, record: str) -> Any:
+        sys.exit("enough")
+
+
+class Interrupts(Lines):
+    def map(self, record: str) -> Any:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("job", [Exits, Interrupts])
+def test_leaving_the_program_in_map(tmp_path: Path, job: type[Lines]) -> None:
+    error = failure(job(), tmp_path)
+    assert isinstance(error, UserCodeError)
+    assert error.details["record"] == "'one'"
+    assert f"cortex{os.sep}tasks" not in str(error)
+    assert "return from map" in error.cure
+
+
+class Combines(Lines):
+    def combine(self, key: Any, values: Any) -> Any:  # type: ignore[override]
+        raise OSError("broken")
+
+
+class Folds(Lines):
+    @staticmethod
+    def combine(first: int, second: int) -> int:
+        raise OSError("broken")
+
+    def map(self, record: str) -> Any:
+        yield "k", 1
+
+
+class Partitions(Lines):
+    combine = None
+
+    def partition(self, key: Any, n: int) -> int:
+        raise OSError("broken")
+
+
+@pytest.mark.parametrize(
+    ("job", "function", "arguments"),
+    [
+        (Combines, "combine", "key="),
+        (Folds, "combine", "first=1, second=1"),
+        (Partitions, "partition", "key="),
+    ],
+)
+def test_the_function_that_raised_is_named(
+    tmp_path: Path, job: type[Lines], function: str, arguments: str
+) -> None:
+    error = failure(job(), tmp_path)
+    assert error.message.startswith(f"{function} raised OSError at test_user_errors.py:")
+    assert arguments in error.details["arguments"]
+    assert "record" not in error.details
+
+
+class Stops(Lines):
+    combine = None
+
+    def reduce(self, key: Any, values: Any) -> Any:
+        yield key, [next(values), next(values)]
+
+
+def test_a_stop_iteration_is_the_users(tmp_path: Path) -> None:
+    error = failure(Stops(), tmp_path)
+    assert isinstance(error, UserCodeError)
+    assert error.message.startswith("reduce raised StopIteration at test_user_errors.py:")
+    assert "next(values), next(values)" in error.details["traceback"]
+
+
+class Setup(Lines):
+    def setup(self) -> None:
+        raise OSError("no model")
+
+
+def test_setup_has_no_record(tmp_path: Path) -> None:
+    error = failure(Setup(), tmp_path)
+    assert error.message.startswith("setup raised OSError")
+    assert "record" not in error.details
+    assert error.details["repeat"] == "python -c 'from jobs import Job; Job().setup()'"
+
+
+def test_the_line_to_repeat_a_function_of_a_job_file(tmp_path: Path) -> None:
+    (tmp_path / "functions.py").write_text(
+        "def words(line):\n    yield from [(line, 1 // len(line))]\n"
+        "def total(key, values):\n    return [(key, sum(values) // 0)]\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import functions  # type: ignore[import-not-found]
+
+        for made in (
+            FunctionJob(map=functions.words),
+            FunctionJob(map=functions.words, reduce=functions.total),
+        ):
+            made.input_format = "text"
+            error = failure(made, tmp_path, text="a\n\n" if made.reduce.__name__ != "total" else "a\n")
+            repeated = subprocess.run(
+                error.details["repeat"].replace("python -c", f"{sys.executable} -c"),
+                shell=True,
+                capture_output=True,
+                text=True,
+            )
+            assert "ZeroDivisionError" in repeated.stderr, repeated
+    finally:
+        sys.path.remove(str(tmp_path))
+        del sys.modules["functions"]
+
+
+@pytest.mark.parametrize("where", ["", "a != 1"])
+def test_an_expression_that_fails_names_the_row(tmp_path: Path, where: str) -> None:
+    class Declared(cortex.MapReduceJob):
+        reducers = 0
+
+    error = failure(
+        Declared(where=where, select={"b": "7 // (a - 3)"}), tmp_path, "in.csv", "a\n1\n2\n3\n4\n"
+    )
+    assert isinstance(error, DivisionByZero)
+    assert list(error.details)[:3] == ["file", "offset", "line"]
+    assert (error.details["offset"], error.details["line"]) == ("6", "3")
+
+
+def test_memory_errors_show_the_users_frames() -> None:
+    try:
+        bytearray(1 << 62)
+    except MemoryError as caught:
+        error = task_error(PlanTask(), 1, 1, caught)
+    assert "bytearray(1 << 62)" in error.details["traceback"]
