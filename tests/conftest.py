@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
+
+from cortex.storage.filesystem import is_memory_backed
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in the background (a CI job, say) with SIGINT ignored, and every child inherits
     # that: Ctrl-C, which tests send to the processes they start, would do nothing.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if is_memory_backed(tempfile.gettempdir()):
+    # Where /tmp lies in memory, jobs would refuse to spill below it.
+    os.environ["TMPDIR"] = tempfile.tempdir = "/var/tmp"
