@@ -162,7 +162,12 @@ class Result:
             return pq.read_schema(self._part_path(part))
         from cortex.job.types import arrow_type
 
-        return pa.schema([(name, arrow_type(kind)) for name, kind in part.columns])
+        fields = [pa.field(name, arrow_type(kind)) for name, kind in part.columns]
+        if self._spec.map_form == "rows" and self._spec.reduce_form != "batch":
+            fields = [  # of a pair's columns only the key is a struct, and that is a tuple
+                f.with_metadata({FIELD_KIND: KIND_TUPLE}) if pa.types.is_struct(f.type) else f for f in fields
+            ]
+        return pa.schema(fields)
 
     def _part_batches(self, part: OutputPart) -> Iterator[pa.RecordBatch]:
         form, path = self._spec.output.format, self._part_path(part)
@@ -390,6 +395,10 @@ def _delimited_batches(path: str, schema: pa.Schema, form: str) -> Iterator[pa.R
     if os.path.getsize(path) == 0:
         return
     text = form == "text"
+    nested = [i for i, field in enumerate(schema) if pa.types.is_nested(field.type)]
+    read_as = schema
+    for i in nested:
+        read_as = read_as.set(i, pa.field(schema.names[i], pa.string()))
     try:
         reader = csv.open_csv(
             path,
@@ -404,13 +413,17 @@ def _delimited_batches(path: str, schema: pa.Schema, form: str) -> Iterator[pa.R
                 ignore_empty_lines=len(schema) > 1,
             ),
             convert_options=csv.ConvertOptions(
-                column_types=schema,
+                column_types=read_as,
                 null_values=[""],
                 strings_can_be_null=not text,
                 quoted_strings_can_be_null=False,
             ),
         )
-        yield from reader
+        for batch in reader:
+            columns = list(batch.columns)
+            for i in nested:
+                columns[i] = _from_json(columns[i], schema.field(i).type)
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{path}: the result cannot be read back: {error}", cure="run the job again"
@@ -429,10 +442,41 @@ def _json_batches(path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def _from_json(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    import msgspec
+
+    decode = msgspec.json.Decoder().decode
+    return _json_column([None if text is None else decode(text) for text in texts.to_pylist()], kind)
+
+
 def _json_column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """JSON has no dates, decimals or bytes: their text is cast to the column's type."""
+    """JSON has no dates, decimals or bytes: their text is cast to the column's type. Nor has it tuples:
+    an array in a column of structs is one."""
     import pyarrow as pa
 
-    if any(isinstance(value, str) for value in values) and not pa.types.is_string(kind):
+    if pa.types.is_struct(kind):
+        inner = [
+            _json_column([_item(value, i, kind.field(i).name) for value in values], kind.field(i).type)
+            for i in range(kind.num_fields)
+        ]
+        nulls = pa.array([value is None for value in values], pa.bool_())
+        if not inner:
+            return pa.array([None if value is None else {} for value in values], kind)
+        return pa.StructArray.from_arrays(inner, fields=list(kind), mask=nulls)
+    if pa.types.is_string(kind):
+        values = [v if v is None or isinstance(v, str) else _json_text(v) for v in values]
+    elif any(isinstance(value, str) for value in values):
         return pa.array(values, pa.string()).cast(kind)
     return pa.array(values, kind)
+
+
+def _json_text(value: Any) -> str:
+    import msgspec
+
+    return msgspec.json.encode(value).decode()
+
+
+def _item(value: Any, position: int, name: str) -> Any:
+    if value is None:
+        return None
+    return value[position] if isinstance(value, list) else value.get(name)

@@ -4,7 +4,7 @@ A null stays null (the formats write it their own way). Floats are the shortest 
 the same value, always recognisable as floats (``1.0``, ``1e+20``, ``-0.0``, ``nan``, ``inf``); bool is
 ``true`` or ``false``; dates and times are ISO 8601 with a ``T`` (and a zone where the type has one);
 bytes must be UTF-8; decimals are exact; durations are counts of their unit; lists, structs and maps
-are JSON.
+are JSON, a Python tuple a JSON array.
 """
 
 from __future__ import annotations
@@ -17,10 +17,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cortex.errors import ValueTypeError
+from cortex.job.protocol import FIELD_KIND, KIND_TUPLE
 from cortex.job.types import type_name
 
 _is = pa.types
 _EXPONENT_FROM: Final = 1e6  # smaller whole numbers have no exponent in Arrow's text
+
+
+def field_text(field: pa.Field, column: pa.Array) -> pa.Array:
+    """`text_of`, for a column whose field may say that its structs are Python tuples."""
+    if (field.metadata or {}).get(FIELD_KIND) != KIND_TUPLE:
+        return text_of(field.name, column)
+    cells = [None if v is None else json_text(field.name, _tuple(v)) for v in column.to_pylist()]
+    return pa.array(cells, pa.string())
+
+
+def _tuple(value: Any) -> Any:
+    """Within a tuple every struct is one."""
+    return [_tuple(item) for item in value.values()] if isinstance(value, dict) else value
 
 
 def text_of(name: str, column: pa.Array) -> pa.Array:

@@ -11,9 +11,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cortex.job.protocol import FIELD_KIND, KIND_JSON
 from cortex.job.types import type_class
 
-from .cells import json_text, text_of
+from .cells import field_text, json_text
 
 _ROWS: Final = 16_384  # rows formatted at once: a few MB of strings
 
@@ -23,6 +24,7 @@ class LineFormat(abc.ABC):
 
     def __init__(self, schema: pa.Schema) -> None:
         self._names = schema.names
+        self._fields = list(schema)
 
     def header(self) -> bytes:
         return b""
@@ -62,7 +64,7 @@ class TextFormat(LineFormat):
     """One column: the line. Several: joined by tabs. Nothing is quoted, null is empty, there is no header."""
 
     def lines(self, batch: pa.RecordBatch) -> pa.Array:
-        return _join([text_of(n, c) for n, c in zip(self._names, batch.columns)], "\t")
+        return _join([field_text(f, c) for f, c in zip(self._fields, batch.columns)], "\t")
 
 
 class CsvFormat(LineFormat):
@@ -85,8 +87,8 @@ class CsvFormat(LineFormat):
 
     def lines(self, batch: pa.RecordBatch) -> pa.Array:
         parts = []
-        for name, column, quoted in zip(self._names, batch.columns, self._quoted):
-            text = text_of(name, column)
+        for field, column, quoted in zip(self._fields, batch.columns, self._quoted):
+            text = field_text(field, column)
             parts.append(self._quote(text) if quoted else text)
         return _join(parts, self._delimiter)
 
@@ -110,26 +112,27 @@ class JsonLinesFormat(LineFormat):
 
     def lines(self, batch: pa.RecordBatch) -> pa.Array:
         pieces: list[pa.Array | str] = []
-        for index, (name, column) in enumerate(zip(self._names, batch.columns)):
+        for index, (field, column) in enumerate(zip(self._fields, batch.columns)):
             pieces.append(("," if index else "{") + self._keys[index])
-            pieces.append(self._value(name, column))
+            pieces.append(self._value(field, column))
         pieces.append("}\n")
         return pc.binary_join_element_wise(*pieces, "", null_handling="replace", null_replacement="null")
 
-    def _value(self, name: str, column: pa.Array) -> pa.Array:
+    def _value(self, field: pa.Field, column: pa.Array) -> pa.Array:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         kind = type_class(column.type)
         if kind == "float":
             column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-        text = text_of(name, column)
-        if kind in ("integer", "float", "bool", "null", "duration") or pa.types.is_nested(column.type):
+        text = field_text(field, column)
+        is_json = (field.metadata or {}).get(FIELD_KIND) == KIND_JSON or pa.types.is_nested(column.type)
+        if is_json or kind in ("integer", "float", "bool", "null", "duration"):
             return text
         if kind in ("string", "binary"):
             special = pc.match_substring_regex(text, r'[\x00-\x1f"\\]')
             if pc.any(special).as_py():
                 escaped = pa.array(
-                    [json_text(name, v)[1:-1] for v in text.filter(special).to_pylist()], pa.string()
+                    [json_text(field.name, v)[1:-1] for v in text.filter(special).to_pylist()], pa.string()
                 )
                 mask = pc.fill_null(special, False)
                 text = pc.replace_with_mask(text, mask, escaped)

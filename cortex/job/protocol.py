@@ -18,6 +18,7 @@ FIELD_KIND: Final = b"cortex"
 """Key of an Arrow field's metadata; its value is one of the KIND_ constants."""
 KIND_PICKLE: Final = b"pickle"  # binary column: each cell is a pickle, loaded by the submitting client only
 KIND_TUPLE: Final = b"tuple"  # struct column: each cell is a Python tuple of the struct's fields
+KIND_JSON: Final = b"json"  # string column: each cell is JSON, of Python values that Arrow has no type for
 KIND_DECIMAL: Final = b"decimal"  # string column: each cell is a decimal.Decimal as text
 
 KEY_COLUMN: Final = "key"

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from cortex.errors import KeyTypeError
+from cortex.job.protocol import FIELD_KIND, KIND_DECIMAL, KIND_TUPLE
 from cortex.kernels.columns import canonical_key
 
 _NONE = type(None)
@@ -222,7 +223,18 @@ def _key_array(kind: str, columns: Iterable[pa.Array]) -> pa.Array:
         rows = len(next(source))
         return pa.array([{}] * rows, type=pa.struct([]))
     inner = [_key_array(part, source) for part in parts]
-    return pa.StructArray.from_arrays(inner, names=[f"f{i}" for i in range(len(inner))])
+    fields = [
+        pa.field(f"f{i}", array.type, metadata=key_metadata(part))
+        for i, (part, array) in enumerate(zip(parts, inner))
+    ]
+    return pa.StructArray.from_arrays(inner, fields=fields)
+
+
+def key_metadata(kind: str) -> dict[bytes, bytes] | None:
+    """What a field says of the Python values in it, where its Arrow type does not."""
+    if kind == "Decimal":
+        return {FIELD_KIND: KIND_DECIMAL}
+    return {FIELD_KIND: KIND_TUPLE} if kind.startswith("tuple(") else None
 
 
 def _mixed(first: Any, other: Any) -> KeyTypeError:

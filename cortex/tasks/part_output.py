@@ -22,13 +22,12 @@ from cortex.formats.writers import Writer, open_writer, output_extension
 from cortex.job.protocol import (
     FIELD_KIND,
     KEY_COLUMN,
-    KIND_DECIMAL,
+    KIND_JSON,
     KIND_PICKLE,
-    KIND_TUPLE,
     VALUE_COLUMN,
 )
 from cortex.job.types import type_name
-from cortex.shuffle.keys import encode_keys, key_array, merge_key_types
+from cortex.shuffle.keys import encode_keys, key_array, key_metadata, merge_key_types
 from cortex.shuffle.values import NONE, PICKLE, encode_values
 from cortex.tasks.user_errors import shorten
 from cortex.wire.messages import OutputPart
@@ -175,7 +174,7 @@ class PairWriter:
         if self._schema is None:
             self._schema = pa.schema(
                 [
-                    pa.field(KEY_COLUMN, key, metadata=_key_metadata(self._key_type)),
+                    pa.field(KEY_COLUMN, key, metadata=key_metadata(self._key_type)),
                     pa.field(VALUE_COLUMN, value, metadata=self._value_metadata()),
                 ]
             )
@@ -184,7 +183,9 @@ class PairWriter:
             self._emit(batch.column(0), batch.column(1))
 
     def _value_metadata(self) -> dict[bytes, bytes] | None:
-        return {FIELD_KIND: KIND_PICKLE} if self._value_tag == PICKLE and self._python_values else None
+        if self._value_tag != PICKLE:
+            return None
+        return {FIELD_KIND: KIND_PICKLE if self._python_values else KIND_JSON}
 
     def _emit(self, keys: pa.Array, values: pa.Array) -> None:
         assert self._schema is not None
@@ -227,12 +228,6 @@ def _as_json(pickles: pa.Array) -> pa.Array:
                 cure="yield numbers, text, or lists, tuples and dicts of these",
             ) from None
     return pa.array(cells, type=pa.string())
-
-
-def _key_metadata(key_type: str) -> dict[bytes, bytes] | None:
-    if key_type == "Decimal":
-        return {FIELD_KIND: KIND_DECIMAL}
-    return {FIELD_KIND: KIND_TUPLE} if key_type.startswith("tuple(") else None
 
 
 def _spoken(tag: str) -> str:
