@@ -108,16 +108,15 @@ def test_bad_csv_names_file_offset_and_text(home: Path, name: str) -> None:
     (home / "bad.csv").write_bytes(data)
     typed = "name: c\ninput: {path: bad.csv, columns: {n: int64}}\n" + COUNT.partition("x.csv}\n")[2]
     (home / "typed.yaml").write_text(typed)
-    for split_size in ("64MB", "50B"):
-        done = mapreduce(home, "typed.yaml", "-o", "out", "--split-size", split_size, "--json", code=1)
-        error = json.loads(done.stdout)["error"]
-        text = re.sub(r"(?<=\d)[,_](?=\d{3}\b)", "", done.stderr)
-        assert "bad.csv" in text
-        for word in words:
-            assert word in text, (word, text)
-        assert error["cure"]
-        assert "Traceback" not in text
-        assert not (home / "out").exists()
+    done = mapreduce(home, "typed.yaml", "-o", "out", "--split-size", "50B", "--json", code=1)
+    error = json.loads(done.stdout)["error"]
+    text = re.sub(r"(?<=\d)[,_](?=\d{3}\b)", "", done.stderr)
+    assert "bad.csv" in text
+    for word in words:
+        assert word in text, (word, text)
+    assert error["cure"]
+    assert "Traceback" not in text
+    assert not (home / "out").exists()
 
 
 def test_damaged_files_are_named(home: Path) -> None:
@@ -246,9 +245,21 @@ def test_bytes_partition_setup_cleanup_and_rows_by_name_and_position(home: Path)
     parts = sorted((home / "out").glob("part-*"))
     found = [json.loads(path.read_text()) for path in parts]  # one row each: a custom partition was asked
     assert [row["key"] for row in found] == [chr(c) for c in sorted(b"abc", key=lambda c: c % 3)]
-    assert {row["key"]: row["value"] for row in found} == {"a": "[1,4]", "b": "[3,1]", "c": "[3]"}
+    assert {row["key"]: row["value"] for row in found} == {"a": [1, 4], "b": [3, 1], "c": [3]}
     (home / "x.csv").write_text("k,n\na,1\nb,2\n")
     assert rows(home, "job.py:ByRow", "x.csv") == [["a", "2"], ["b", "3"]]
+
+
+def test_code_that_ends_its_process_is_an_error_of_the_code(home: Path) -> None:
+    (home / "mod.py").write_text("import sys\n\ndef words(line):\n    yield line, sys.exit(f'no {line}')\n")
+    (home / "job.yaml").write_text("name: f\ninput: {path: in.txt}\nmap: mod.py:words\ncombine: sum\n")
+    (home / "in.txt").write_text("one\n")
+    done = mapreduce(home, "job.yaml", "-o", "out", code=1)
+    assert "SystemExit" in done.stderr
+    assert "no one" in done.stderr
+    assert "mod.py" in done.stderr
+    assert "in.txt" in done.stderr
+    assert "bug in cortex" not in done.stderr
 
 
 def test_a_terminal_gets_a_table_and_progress(home: Path) -> None:
@@ -298,7 +309,8 @@ def test_settings_come_from_dotenv_the_environment_and_options(home: Path) -> No
         return json.loads(done.stdout)["report"]
 
     mb = 1 << 20
-    assert (report({})["memory_cap_bytes"], report({})["slots"]) == (300 * mb, 1)
+    told = report({})
+    assert (told["memory_cap_bytes"], told["slots"]) == (300 * mb, 1)
     assert (home / "fast").is_dir()
     told = report({"CORTEX_MEMORY": "400MB", "CORTEX_SLOTS": "2"})
     assert (told["memory_cap_bytes"], told["slots"]) == (400 * mb, 2)
