@@ -33,7 +33,8 @@ def mapreduce(target: str, **options: Any) -> int:
     are inputs, as if given with --input.
 
     Without --output the result is shown as a table (the first 40 rows by key) on a terminal, and printed
-    as CSV, all of it, into a pipe or file. Progress and the summary go to standard error.
+    as CSV, all of it, into a pipe or file. Progress and the summary go to standard error. What the job's
+    code prints is shown only when it fails: its last lines.
 
     \b
     --json prints one object instead of the result:

@@ -49,7 +49,10 @@ SIZE = _Parsed("size", lambda text: parse_bytes(text))
 REDUCERS = _Parsed("N|auto", parse_reducers)
 
 split_size = click.option(
-    "--split-size", "split_bytes", type=SIZE, help="Input bytes of one map task (default 64MB)."
+    "--split-size",
+    "split_bytes",
+    type=SIZE,
+    help="Input bytes of one map task (default 64MB, less below 2GB).",
 )
 input_format = click.option(
     "--format",

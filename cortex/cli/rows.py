@@ -27,18 +27,34 @@ def print_table(result: Result) -> None:
     from rich.text import Text
 
     rows, more = result.first_rows()
+    console = Console()
+    cells = shown_cells(rows, result.columns, console.width)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for position, name in enumerate(result.columns):
         numbers = any(_is_number(row[position]) for row in rows)
-        table.add_column(Text(printable(name)), justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        cells = (printable(display(value))[:_CELL_CHARS_MAX] for value in row)
-        table.add_row(*(Text(cell, style="dim" if value is None else "") for cell, value in zip(cells, row)))
-    Console().print(table)
+        # Text is folded before a number is: one broken over two lines reads as two.
+        table.add_column(
+            Text(printable(name)), justify="right" if numbers else "left", overflow="fold", no_wrap=numbers
+        )
+    for row, texts in zip(rows, cells):
+        table.add_row(*(Text(text, style="dim" if value is None else "") for text, value in zip(texts, row)))
+    console.print(table)
     if more:
         print(f"and {format_count(more)} more; --output FOLDER writes them all")
     elif not rows:
         print("no rows")
+
+
+def shown_cells(rows: list[tuple[Any, ...]], columns: tuple[str, ...], width_chars: int) -> list[list[str]]:
+    """The values as texts; floats have six digits where a line of all their digits is too long."""
+    whole = [[printable(display(value))[:_CELL_CHARS_MAX] for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *whole)]
+    if sum(widths) + 3 * len(widths) <= width_chars:
+        return whole
+    return [
+        [f"{value:.6g}" if type(value) is float else text for value, text in zip(row, texts)]
+        for row, texts in zip(rows, whole)
+    ]
 
 
 def _is_number(value: Any) -> bool:

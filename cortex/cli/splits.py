@@ -13,7 +13,6 @@ from cortex.cli.terminal import aligned, counted, guarded, print_json
 from cortex.errors import EXIT_DONE, UsageError
 from cortex.job.plan import InputPlan
 from cortex.job.spec import InputSpec
-from cortex.limits import SPLIT_BYTES
 from cortex.units import format_bytes, format_count
 
 _HOLDER = "local"  # who has the bytes: on one machine, this one
@@ -43,7 +42,7 @@ def ls_splits(
     """
 
     def command() -> int:
-        plan = _plan(paths, split_bytes or SPLIT_BYTES, input_format or "")
+        plan = _plan(paths, split_bytes or 0, input_format or "")
         if as_json:
             print_json(describe(plan))
         else:

@@ -112,10 +112,27 @@ def _fields(file: InputFile, dialect: CsvDialect, record: bytes, *, header: bool
         raise InputError(
             f"the first line cannot be read: {error}",
             details={"file": file.path, "line": line_text(record)},
-            cure="save the file as UTF-8",
+            cure=_cure_of_first_bytes(record),
         ) from error
     names: list[str] = table.column_names
     return names
+
+
+_MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip"}
+
+
+def _cure_of_first_bytes(record: bytes) -> str:
+    """The cure for a first line that is no text, by what it looks like."""
+    found = next((name for magic, name in _MAGIC.items() if record.startswith(magic)), "")
+    if found in ("parquet", "arrow"):
+        return f"this is {'an' if found == 'arrow' else 'a'} {found} file: read it with format {found}"
+    if found:
+        return f"this is a {found} file: " + (
+            "give it a name that ends in .gz" if found == "gzip" else "unpack it first"
+        )
+    if record.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "this looks like UTF-16: save the file as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+    return "save the file as UTF-8"
 
 
 class Sample:

@@ -186,8 +186,20 @@ def _no_column(name: str, one: _Found, what: str = "") -> ColumnError:
     return ColumnError(
         f"no column {name!r}{what}",
         details={"file": one.file.path, "columns": shown},
-        cure=f"did you mean {near[0]!r}?" if near else "name one of the file's columns",
+        cure=_cure_of_names(one, what)
+        or (f"did you mean {near[0]!r}?" if near else "name one of these columns"),
     )
+
+
+def _cure_of_names(one: _Found, what: str) -> str:
+    """What helps where it is not the name that is wrong."""
+    if len(one.names) == 1 and one.file.format in ("csv", "tsv"):
+        for delimiter in (";", "\t", "|", ","):
+            if delimiter in one.names[0]:
+                return (
+                    f"the first line has one column; say delimiter: {delimiter!r} (in job.yaml, below input)"
+                )
+    return "read files of different columns in jobs of their own" if "which" in what else ""
 
 
 def _used_names(found: list[_Found], spec: InputSpec, used: Sequence[str] | None) -> list[str]:

@@ -13,7 +13,8 @@ becomes UserMemoryError, what else comes out is a bug (InternalError with its tr
 An executor whose memory does not come back after a task ends with EXIT_RETIRED; a task that the node
 had already sent it was not begun.
 
-Standard output and error are the executor's stderr file, whose tail the node shows when it dies.
+Standard output and error are the executor's stderr file. What user code prints is seen when it fails: the
+last lines of the task go with its error, and the node shows the file's tail when the executor dies.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cortex.errors import CortexError, InternalError, UserMemoryError, from_report
-from cortex.limits import PROGRESS_S, PULSE_S
+from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError, from_report
+from cortex.limits import PROGRESS_S, PULSE_S, STDERR_TAIL_BYTES
 from cortex.process_memory import own_anonymous_bytes, peak_anonymous_bytes, reset_peak
 from cortex.tasks.memory_limits import (
     be_first_to_die,
@@ -67,6 +68,7 @@ from cortex.wire.messages import (
 
 DEFAULT_CONTEXT = "cortex.tasks.runner:JobContext"
 _PULSE_STACK_BYTES = 256 * 1024  # it calls little; the default of 8 MB counts against RLIMIT_DATA
+_LINES_SHOWN = 20  # of what user code printed before it failed
 _MEMORY_ERROR_NAMES = ("MemoryError", "ArrowMemoryError", "_ArrayMemoryError")
 
 
@@ -238,6 +240,7 @@ class Executor:
         self._progress_due = started + PROGRESS_S
         reset_peak()
         self._in_hand = TaskProgress(message.attempt, TaskStats())
+        printed_bytes = os.fstat(1).st_size
         try:
             if self._open_error is not None:
                 raise self._open_error
@@ -251,7 +254,10 @@ class Executor:
         except BaseException as error:
             lift_memory_limit()
             peak_bytes = peak_anonymous_bytes()
-            report = task_error(message.task, self._memory_bytes, peak_bytes, error).report()
+            failed = task_error(message.task, self._memory_bytes, peak_bytes, error)
+            if isinstance(failed, UserCodeError | UserMemoryError) and (text := printed(printed_bytes)):
+                failed.details["last output"] = text
+            report = failed.report()
             if self._open_error is not None:
                 self._open_error = from_report(report)  # without the frames, which hold memory
             error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -294,7 +300,7 @@ def main(index: int, socket_path: str, context_factory: ContextFactory) -> int:
 def redirect_output(stderr_path: str) -> None:
     """Standard input reads nothing; output and error go to the executor's own file, line by line."""
     null = os.open(os.devnull, os.O_RDONLY)
-    log = os.open(stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    log = os.open(stderr_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(null, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -305,6 +311,20 @@ def redirect_output(stderr_path: str) -> None:
     for name, fd in (("stdout", 1), ("stderr", 2)):
         stream = open(fd, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         setattr(sys, name, stream)
+
+
+def printed(since_bytes: int) -> str:
+    """The last of what was printed since the executor's file had this size; "" if that is no file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    size = os.fstat(1).st_size
+    begin = max(since_bytes if since_bytes <= size else 0, size - STDERR_TAIL_BYTES)  # the node cuts it
+    try:
+        data = os.pread(1, size - begin, begin)
+    except OSError:  # a terminal or a pipe, where the executor's main loop is run by itself
+        return ""
+    text = data.decode("utf-8", "replace")
+    return "\n".join(text.strip().split("\n")[-_LINES_SHOWN:])
 
 
 def run_spawned() -> int:

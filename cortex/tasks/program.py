@@ -114,9 +114,25 @@ class Program:
                     cure="name a column of select, or of the input when there is no select",
                 )
         if self.spec.reduce_form == "aggregate":
-            for call in self.calls:
+            for text, call in zip(self.spec.aggregate.values(), self.calls):
                 value = compile_expression(call.argument, mapped).type if call.argument else None
-                result_type(call.function, value)
+                try:
+                    result_type(call.function, value)
+                except ColumnError as error:
+                    error.message = f"{text}: {error.message}"
+                    error.cure = self._inferred_cure(call, value) or error.cure
+                    raise
+
+    def _inferred_cure(self, call: AggregateCall, value: pa.DataType | None) -> str:
+        """What helps when a number came to be text because the file's first values are no numbers."""
+        names = [name for name in columns_of_call(call) if name in dict(self.plan.columns)]
+        inferred = all(file.format in ("csv", "tsv") for file in self.plan.files) and not self.spec.select
+        if not names or not inferred or value != pa.string() or names[0] in self.spec.input.columns:
+            return ""
+        return (
+            f"{names[0]} was taken for text by its first values, or has none: say columns: {{{names[0]}: "
+            "float64}, and null_values: ['', NA] if words such as NA stand for no value"
+        )
 
     def mapped_schema(self) -> pa.Schema:
         """The columns a declared map gives."""

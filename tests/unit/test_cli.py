@@ -27,7 +27,7 @@ from cortex.cli.progress import (
     seconds_left,
     summary,
 )
-from cortex.cli.rows import print_csv, print_table, printable, text_of
+from cortex.cli.rows import print_csv, print_table, printable, shown_cells, text_of
 from cortex.cli.targets import load_target
 from cortex.cli.terminal import aligned, guarded
 from cortex.errors import JobFileError, UsageError
@@ -438,3 +438,10 @@ def test_declared_job_file_needs_no_code(tmp_path: Path) -> None:
     loaded = load_target(str(yaml), Overrides(inputs=("a.csv",)))
     assert loaded.code is None
     assert loaded.spec.reduce_form == "aggregate"
+
+
+def test_floats_are_shortened_where_the_terminal_is_narrow() -> None:
+    rows: list[tuple[Any, ...]] = [("a", 1.9500000000000002, 12), ("b", None, 1234567)]
+    wide = [["a", "1.9500000000000002", "12"], ["b", "null", "1234567"]]
+    assert shown_cells(rows, ("key", "mean", "rows"), 80) == wide
+    assert shown_cells(rows, ("key", "mean", "rows"), 30) == [["a", "1.95", "12"], wide[1]]
