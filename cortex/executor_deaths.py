@@ -26,6 +26,7 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGXCPU: "a limit on processor time",
     signal.SIGTERM: "an operator, or the system shutting down",
 }
+_EXIT_HINT = "the job's code, or a library it uses, ended the process (os._exit)"
 
 
 def tail(path: str, bytes_max: int = STDERR_TAIL_BYTES) -> str:
@@ -102,7 +103,7 @@ def died(executor: Executor, run: RunTask, job: OpenJob | None) -> ExecutorDied:
     assert exited is not None
     details = circumstances(executor, run, job)
     output = details.pop("last output", "")
-    details["likely"] = _SIGNAL_HINTS.get(exited.signal, "")
+    details["likely"] = _SIGNAL_HINTS.get(exited.signal, "") if exited.signal else _EXIT_HINT
     details["last output"] = output
     return ExecutorDied(
         f"the executor (pid {exited.pid}) ended while it ran a task: {exit_text(exited)}",

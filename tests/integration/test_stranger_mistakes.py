@@ -110,3 +110,16 @@ def test_ls_splits_shows_the_splits_that_a_job_uses(tmp_path: Path) -> None:
     tasks = shown.rpartition(" map task")[0].rpartition(" ")[2]
     assert f'"tasks_total": {tasks}' in done.stdout.partition('"map"')[2].partition("}")[0]
     assert int(tasks) > 1
+
+
+def test_code_that_ends_its_process(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(
+        "import os\nimport cortex\nclass Job(cortex.MapReduceJob):\n    combine = sum\n"
+        "    def map(self, line):\n        print('last words')\n        os._exit(7)\n"
+    )
+    (tmp_path / "in.txt").write_text("a\n")
+    said = failure(tmp_path, "mapreduce", "job.py:Job", "-i", "in.txt")
+    assert "exit status 7" in said
+    assert "likely: the job's code, or a library it uses, ended the process (os._exit)" in said
+    assert "last words" in said
+    assert "in.txt" in said
