@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, cast
@@ -36,6 +37,7 @@ from cortex.job.spec import (
 from cortex.job.types import check_type
 from cortex.units import parse_bytes
 
+_NEARLY = 0.85  # difflib's ratio: "maap" and "aggregat" are, "mapper" is not
 _FOLDS: dict[Any, Combine] = {sum: "sum", min: "min", max: "max"}
 _FOLD_NAMES: dict[str, Combine] = {"sum": "sum", "min": "min", "max": "max"}
 
@@ -88,8 +90,21 @@ def _positional_count(function: Callable[..., Any]) -> int | None:
 
 
 def build_spec(job: MapReduceJob, code_name: str = "") -> JobSpec:
-    """What the job asks for. Raises JobFileError with every problem, one a line."""
+    """What the job asks for. Raises JobFileError with every problem, one a line; warns of attributes that
+    are nearly an option's or a method's name, which Python takes for the class's own."""
+    _warn_of_misspellings(job)
     return SpecBuilder(job, code_name).build()
+
+
+def _warn_of_misspellings(job: MapReduceJob) -> None:
+    known = [name for name in vars(MapReduceJob) if not name.startswith("_")]
+    classes = [cls for cls in type(job).__mro__ if issubclass(cls, MapReduceJob) and cls is not MapReduceJob]
+    own = dict.fromkeys(name for cls in classes for name in vars(cls) if not name.startswith("_"))
+    for name in own:
+        close = get_close_matches(name.lower(), known, 1, _NEARLY)
+        if close and name not in known:
+            message = f"{type(job).__name__}.{name} means nothing to cortex; did you mean {close[0]!r}?"
+            warnings.warn(message, stacklevel=3)
 
 
 class SpecBuilder:

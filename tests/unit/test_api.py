@@ -246,3 +246,24 @@ def test_the_package_exports_lazily() -> None:
     assert "MapReduceJob" in dir(cortex)
     with pytest.raises(AttributeError, match="no attribute 'MapReduceJobs'"):
         _ = cortex.MapReduceJobs  # type: ignore[attr-defined]
+
+
+def test_a_misspelt_attribute_or_method_is_said_aloud() -> None:
+    class Misspelt(MapReduceJob):
+        input = "x.txt"
+        aggregat = {"n": "count()"}  # noqa: RUF012
+        mapper = None
+        threshold = 3
+
+        def map(self, record: str) -> Any:
+            yield record, 1
+
+        def reduc(self, key: str, values: Any) -> Any:
+            yield key, sum(values)
+
+    with pytest.warns(UserWarning, match="means nothing to cortex") as caught:
+        build_spec(Misspelt())
+    assert [str(w.message) for w in caught] == [
+        "Misspelt.aggregat means nothing to cortex; did you mean 'aggregate'?",
+        "Misspelt.reduc means nothing to cortex; did you mean 'reduce'?",
+    ]
