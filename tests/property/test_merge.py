@@ -103,7 +103,7 @@ def test_every_row_comes_once_in_order_with_its_group(
     def place(layout: Layout, columns: Sequence[pa.Array], found: np.ndarray) -> np.ndarray:
         return found * np.uint64(0) if hashes == "one" else found >> np.uint64(63)
 
-    store = MapOutputStore(MemoryFilesystem(), "/work/job")
+    store = MapOutputStore(MemoryFilesystem(), "/job")
     size = max(1, -(-len(pairs) // maps))
     attempts = []
     for index, begin in enumerate(range(0, len(pairs), size)):

@@ -25,7 +25,7 @@ def aggregate(
     keys: list[pa.Array], values: pa.Array, *, few_groups: bool, chunk: int, budget: int = 1 << 20
 ) -> tuple[list[tuple[Any, ...]], int]:
     """(rows of key columns and results, in output order; number of runs written)."""
-    store = MapOutputStore(MemoryFilesystem(), "/work/job")
+    store = MapOutputStore(MemoryFilesystem(), "/job")
     writer = store.create(ATTEMPT)
     aggregation = Aggregation(CALLS, [values.type])
     collector = AggregateCollector(
