@@ -1,4 +1,8 @@
-"""``python -m benchmarks [name ...] [--scale small|full]``: run, print ratios, write JSON."""
+"""``python -m benchmarks [name ...] [--scale tiny|small|full]``: run, print ratios, write JSON.
+
+Exits with 1 when anything failed, answered wrongly, or broke a promise about speed (judged at full scale,
+and at any scale for start-up) or memory.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +55,8 @@ def table(rows: list[Row]) -> str:
         lines.append(f"{row.contest:<20} {row.name:<22} {median:>9} {ratio:>10} {peak:>8} {oom:>4}")
         if row.problem:
             lines.append(f"    {row.problem.splitlines()[0]}")
+        if row.missed:
+            lines.append(f"    MISSED: {row.missed}")
     return "\n".join(lines)
 
 
@@ -103,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
             path.write_text(json.dumps(found, indent=1) + "\n")
             print(table(rows))
             say(f"figures in {path}")
-    return 1 if any(row.problem for row in rows) else 0
+    return 1 if any(row.problem or row.missed for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Setting:
 
     def hold(self, contest: str, contenders: list[Contender], **options: Any) -> list[Row]:
         options.setdefault("rounds", self.rounds)
+        options.setdefault("judge", self.scale == "full")
         return hold(contest, contenders, self.scratch, slots=self.slots, say=self.say, **options)
 
 
@@ -153,7 +154,12 @@ def csv_stations(setting: Setting) -> list[Row]:
     about = check_stations(answer, False)
     contenders = [
         Contender("cortex", mapreduce(setting, "stations.yaml", path), check_stations(answer, True)),
-        Contender("bare pyarrow loop", lambda out: peer("stations_pyarrow", path, out, threads), about),
+        Contender(
+            "bare pyarrow loop",
+            lambda out: peer("stations_pyarrow", path, out, threads),
+            about,
+            ratio_max=1.15,
+        ),
         Contender("Polars streaming", lambda out: peer("stations_polars", path, out), about),
         Contender(
             "DuckDB", lambda out: peer("duckdb_sql", sql, path, out, threads, "", setting.scratch), about
@@ -175,6 +181,7 @@ def wordcount(setting: Setting) -> list[Row]:
                 f"pool, {form}",
                 lambda out, form=form: peer("wordcount_pool", path, out, setting.slots, form),  # type: ignore[misc]
                 check,
+                ratio_max=1.0 if form == "generator" else None,
             )
         )
     return setting.hold("wordcount", contenders)
@@ -198,6 +205,7 @@ def lineitem(setting: Setting) -> list[Row]:
                 "DuckDB",
                 lambda out: peer("duckdb_sql", sql, path, out, setting.slots, "700MB", spill),  # noqa: B023
                 check,
+                ratio_max=1.5,
             ),
             Contender("Polars streaming", lambda out: peer("lineitem_polars", path, out), check),  # noqa: B023
         ]
@@ -215,11 +223,12 @@ def startup(setting: Setting) -> list[Row]:
     # of three processes would compile its modules again.
     compileall.compile_dir(REPOSITORY / "cortex", quiet=1)
     interpreter = Contender("python alone", lambda out: [sys.executable, "-c", "pass"])
-    version = Contender("cortex", lambda out: cortex("--version"))
-    rows = setting.hold("startup --version", [version, interpreter], rounds=rounds)
-    job = Contender("cortex", mapreduce(setting, "stations.yaml", path), check_stations(answer, True))
+    version = Contender("cortex", lambda out: cortex("--version"), seconds_max=0.15)
+    rows = setting.hold("startup --version", [version, interpreter], rounds=rounds, judge=True)
+    check = check_stations(answer, True)
+    job = Contender("cortex", mapreduce(setting, "stations.yaml", path), check, seconds_max=1.2)
     imports = Contender("python, import pyarrow", lambda out: [sys.executable, "-c", "import pyarrow.csv"])
-    return rows + setting.hold("startup 1 MB job", [job, imports], rounds=rounds)
+    return rows + setting.hold("startup 1 MB job", [job, imports], rounds=rounds, judge=True)
 
 
 def memory(setting: Setting) -> list[Row]:

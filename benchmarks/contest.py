@@ -44,6 +44,10 @@ class Contender:
     """Given where to write its result (a path that does not exist)."""
     check: Callable[[Path], str] = field(default=lambda path: "")
     """Says what is wrong with the result; "" if nothing."""
+    ratio_max: float | None = None
+    """A promise: cortex's median is at most so many times this one's."""
+    seconds_max: float | None = None
+    """A promise: this one's own median."""
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Row:
     """The first thing that went wrong: an exit code, an oom kill, a wrong answer."""
     ratio: float | None = None
     """cortex's median over this contender's: below one, cortex is faster."""
+    missed: str = ""
+    """The promise that these figures break."""
 
     @property
     def median_s(self) -> float | None:
@@ -77,6 +83,7 @@ class Row:
             "median_s": self.median_s,
             "cortex_ratio": self.ratio,
             "problem": self.problem,
+            "missed": self.missed,
             "runs": [r.as_dict() for r in self.runs],
         }
 
@@ -91,7 +98,8 @@ class Row:
             text += f"  peak {format_bytes(self.peak_tree_bytes)}"
         if any(r.group_peak_bytes for r in self.runs):
             text += f"  oom kills {self.oom_kills}"
-        return text + (f"  cortex is x{self.ratio:.2f}" if self.ratio is not None else "")
+        text += f"  cortex is x{self.ratio:.2f}" if self.ratio is not None else ""
+        return text + (f"  MISSED: {self.missed}" if self.missed else "")
 
 
 def hold(
@@ -104,9 +112,13 @@ def hold(
     cap_bytes: int | None = None,
     watch_memory: bool = False,
     timeout_s: float = 3600.0,
+    judge: bool = False,
     say: Callable[[str], None],
 ) -> list[Row]:
-    """Run every contender `rounds` times, A B C C B A A B C ...; one that fails is not run again."""
+    """Run every contender `rounds` times, A B C C B A A B C ...; one that fails is not run again.
+
+    `judge`: hold the figures to the contenders' promises.
+    """
     rows = {c.name: Row(contest, c.name, []) for c in contenders}
     say(f"{contest}")
     for number in range(rounds):
@@ -130,8 +142,23 @@ def hold(
     for row in rows.values():
         if mine is not None and row.median_s is not None and row.name != "cortex":
             row.ratio = mine / row.median_s
+    for contender in contenders:
+        row = rows[contender.name]
+        row.missed = _missed(contender, row) if judge else ""
         say(row.line())
     return list(rows.values())
+
+
+def _missed(contender: Contender, row: Row) -> str:
+    if contender.ratio_max is not None and row.ratio is not None and row.ratio > contender.ratio_max:
+        return f"promised is x{contender.ratio_max:.2f} at most"
+    if (
+        contender.seconds_max is not None
+        and row.median_s is not None
+        and row.median_s > contender.seconds_max
+    ):
+        return f"promised are {contender.seconds_max:.2f} s at most"
+    return ""
 
 
 def _problem(measured: Measured, contender: Contender, out: Path) -> str:

@@ -6,6 +6,9 @@ import os
 import signal
 import tempfile
 
+import pytest
+
+from benchmarks.cgroup import unavailable
 from cortex.storage.filesystem import is_memory_backed
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -16,3 +19,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if is_memory_backed(tempfile.gettempdir()):
     # Where /tmp lies in memory, jobs would refuse to spill below it.
     os.environ["TMPDIR"] = tempfile.tempdir = "/var/tmp"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests under a hard memory cap run without one where there is none to have: that is said."""
+    ran = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if "tests/memory/" in report.nodeid
+    ]
+    if ran and unavailable():
+        terminalreporter.write_line(
+            f"tests/memory: no hard memory cap here ({unavailable()}): memory was only watched", yellow=True
+        )

@@ -186,6 +186,56 @@ def test_an_aggregation_over_csv_is_exact(
         assert row["isum"] == ("" if not ns else str(sum(ns)))
 
 
+@settings(SLOW, max_examples=10)
+@given(
+    RECORDS,
+    SPLITS,
+    REDUCERS,
+    BUDGETS,
+    st.sampled_from(["csv", "jsonl", "parquet", "arrow"]),
+    st.sampled_from(["aggregate", "rows"]),
+)
+def test_the_same_job_writes_the_same_files(
+    records: list[tuple[str, float | None, int | None]],
+    split: int,
+    reducers: int,
+    budget: Budget,
+    format_: str,
+    form: str,
+) -> None:
+    """Each file by itself, whatever the memory and the splits are."""
+
+    def pairs(row: Any) -> Iterator[tuple[str, Any]]:
+        yield row.k, (row.x, row.n)
+
+    def listed(key: str, values: Iterator[Any]) -> Iterator[tuple[str, str]]:
+        yield key, repr(list(values))
+
+    if form == "aggregate":
+        how: dict[str, Any] = {"group_by": ("k",), "aggregate": {"x": "mean(x)", "n": "sum(n)"}}
+        code = None
+    else:
+        how, code = {"map_form": "rows"}, Code(pairs, listed)
+    columns = {"k": "string", "x": "float64", "n": "int64"}
+    with tempfile.TemporaryDirectory() as folder:
+        spec = spec_for(
+            Path(folder),
+            "in.csv",
+            as_csv(records, "\n", False),
+            split,
+            reducers,
+            input={"columns": columns},
+            output_format=format_,
+            reduce_form=form,
+            **how,
+        )
+        small = run_tasks(spec, code, budget=budget)
+        large = run_tasks(msgspec_replace(spec, reducers=reducers, split=1 << 30), code)
+    assert len(small.files) <= reducers  # without a row, a row-form job has no columns and writes none
+    assert [part.name for part in small.parts] == [part.name for part in large.parts]
+    assert small.files == large.files
+
+
 @SLOW
 @given(RECORDS, SPLITS, REDUCERS, BUDGETS)
 def test_declared_batch_and_row_forms_agree(
