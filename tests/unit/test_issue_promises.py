@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ from cortex.formats.planning import default_reducers, default_split_bytes
 from cortex.job.functions import AGGREGATES
 from cortex.storage.run_format import ENTRY, MAGIC
 from datasets import DATASETS
+from tests import conftest
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -67,7 +69,8 @@ def committed() -> list[Path]:
 
 def test_no_file_knows_the_machine_it_was_written_on() -> None:
     places = [path for path in (Path.home(), ROOT, Path(sys.prefix)) if len(path.parts) > 1]
-    known = re.compile("|".join(rf"(?<![\w.~/-]){re.escape(str(path))}/" for path in places).encode() or b"$^")
+    assert places
+    known = re.compile("|".join(rf"(?<![\w.~/-]){re.escape(str(path))}/" for path in places).encode())
     found = [str(path) for path in committed() if known.search(path.read_bytes())]
     assert found == []
 
@@ -147,6 +150,29 @@ def test_the_readme_names_what_there_is() -> None:
 def test_the_example_settings_are_those_that_are_read() -> None:
     text = (ROOT / ".env.example").read_text()
     assert re.findall(r"^# (CORTEX_\w+)=", text, re.M) == list(VARIABLES)
+
+
+# --- tests ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_hard_cap_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def summary(reason: str, nodeid: str) -> list[str]:
+        said.clear()
+        monkeypatch.setattr(conftest, "unavailable", lambda: reason)
+        reporter = SimpleNamespace(
+            stats={"passed": [SimpleNamespace(nodeid=nodeid)]},
+            write_line=lambda text, **markup: said.append(text),
+        )
+        conftest.pytest_terminal_summary(reporter)  # type: ignore[arg-type]
+        return said
+
+    memory = "tests/memory/test_under_a_cap.py::test_x"
+    assert summary("read-only", memory) == [
+        "tests/memory: no hard memory cap here (read-only): memory was only watched"
+    ]
+    assert summary("", memory) == summary("read-only", "tests/unit/test_x.py::test_x") == []
 
 
 # --- benchmarks and data sets -----------------------------------------------------------------------------
