@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cortex.errors import MemoryTooSmall
+from cortex.memory_plan import plan_memory
 from datasets import Orders
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +102,14 @@ def test_resources_change_no_row_and_repeating_changes_no_byte(home: Path, targe
     for resources, parts in zip(RESOURCES[2:], others, strict=True):
         assert len(parts) == int(resources[-1])
         assert rows(parts) == rows(first)
+
+
+def test_the_smallest_memory_that_a_refusal_names_is_enough(home: Path) -> None:
+    with pytest.raises(MemoryTooSmall) as caught:
+        plan_memory(1)
+    smallest = caught.value.cure.rpartition(" ")[2]
+    parts = run(home, "notes.py:Notes", "--memory", smallest, "--split-size", "100KB")
+    assert rows(parts) == rows(run(home, "notes.py:Notes"))
 
 
 def test_declared_answers_are_the_known_ones(home: Path) -> None:
