@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from typing import Any, cast
 
-from cortex.errors import CortexError, SpillFull
+from cortex.errors import CortexError, InternalError, SpillFull
 from cortex.executor_deaths import signal_name
 from cortex.limits import EMBEDDED_EXIT_S_MAX, FRAME_BYTES_MAX, PARENT_CHECK_S
 from cortex.memory_plan import MemoryPlan, plan_memory
@@ -214,7 +215,14 @@ class Machine:
 
     def _to_node(self, message: ToNode) -> None:
         assert self._node is not None
-        self._node.receive(message)
+        try:
+            self._node.receive(message)
+        except CortexError as error:
+            self._node_failed(error)
+        except Exception as error:  # its job could not go on: end with the cause
+            text = "".join(traceback.format_exception(error))
+            said = f"the node could not take {type(message).__name__}: {error}"
+            self._node_failed(InternalError(said, details={"traceback": text}))
 
     def _node_failed(self, error: CortexError) -> None:
         """The node can run nothing any more: tell the client why, and end."""

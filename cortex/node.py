@@ -26,7 +26,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, UserMemoryError
+from cortex.errors import CortexError, SpillFull, UserMemoryError
 from cortex.executor_deaths import Executor
 from cortex.executor_pool import ExecutorPool
 from cortex.ids import new_job_id
@@ -208,7 +208,13 @@ class Node:
             self.memory.peak_bytes = 0  # the peak is that of the jobs that run together
         self._measure()
         work_dir = os.path.join(self._spill_dir, message.job)
-        os.mkdir(work_dir, 0o700)
+        try:
+            os.mkdir(work_dir, 0o700)
+        except OSError as error:
+            raise SpillFull(
+                f"cannot make a folder for spilled data, {work_dir}: {error.strerror}",
+                cure="check that the folder is there and its disk is not full, or name another",
+            ) from error
         self._jobs[message.job] = _Job(message, work_dir)
         self.staging_dirs.add(message.staging_dir)
         self._pool.open_job(
