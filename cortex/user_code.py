@@ -10,6 +10,7 @@ is pickled by reference and imported by the executor, whose ``sys.path`` is a co
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -19,12 +20,14 @@ import sysconfig
 import threading
 import traceback
 import types
+from collections import ChainMap
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, cast
 
 from cortex.errors import UsageError, UserCodeError
+from cortex.tasks.code_names import named
 
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
 _PICKLING = threading.Lock()  # cloudpickle's registry of modules by value is global
@@ -169,12 +172,32 @@ def dump_code(code: Any, module_names: tuple[str, ...] = ()) -> bytes:
                     cloudpickle.register_pickle_by_value(module)
                     registered.append(module)
             try:
-                return cast(bytes, cloudpickle.dumps(code, protocol=5))
+                return _dumps(code)
             except Exception as error:
                 raise _cannot_pickle(code, error) from error
         finally:
             for module in registered:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+def _dumps(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _pickler()(buffer, protocol=5).dump(value)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _pickler() -> Any:
+    """cloudpickle's pickler, with the file names of code kept: see `cortex.tasks.code_names`."""
+    cloudpickle: Any = import_module("cloudpickle")  # untyped, and slow to import
+    usual = cloudpickle.CloudPickler.dispatch_table
+
+    def reduce_code(code: types.CodeType) -> tuple[Any, ...]:
+        make, arguments = usual[types.CodeType](code)
+        return named, (code.co_filename, make, arguments)
+
+    table = ChainMap({types.CodeType: reduce_code}, usual)
+    return type("_Pickler", (cloudpickle.CloudPickler,), {"dispatch_table": table})
 
 
 def _modules_by_value(names: set[str]) -> list[types.ModuleType]:
@@ -289,9 +312,8 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _pickles(value: Any) -> bool:
-    cloudpickle: Any = import_module("cloudpickle")  # untyped
     try:
-        cloudpickle.CloudPickler(io.BytesIO(), protocol=5).dump(value)
+        _dumps(value)
     except Exception:  # whatever it raises, the answer is no; the first error was reported already
         return False
     return True

@@ -161,3 +161,8 @@ def test_a_closure_that_cannot_be_pickled_is_named(script: Path) -> None:
     job = load_object(f"{script}:Job")()
     with pytest.raises(UserCodeError, match=r"the global 'log' that Job\.map uses cannot be sent"):
         dump_code(job)
+
+
+def test_code_keeps_the_name_of_its_file_whatever_cloudpickle_does(script: Path) -> None:
+    job = load_object(f"{script}:Job")()
+    assert run_elsewhere(dump_code(job), "type(code).map.__code__.co_filename") == str(script)
