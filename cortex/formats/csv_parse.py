@@ -27,6 +27,9 @@ _MISSING_WORDS: Final = frozenset(
 )
 _COUNTS = re.compile(r"Expected (\d+) columns?, got (\d+)")
 _DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?")
+_BYTES_CHECKED_PER_VALUE: Final = 40
+"""pyarrow checks that one value is UTF-8 in the time in which that many bytes are checked at once. Fields end
+at ASCII bytes, so those of valid text are valid; a block that is not has its values checked one by one."""
 _VALUE = re.compile(r"invalid value '(.*)'\s*$", re.DOTALL)
 
 
@@ -53,10 +56,18 @@ class BlockParser:
             ignore_empty_lines=len(names) != 1,
         )
         self._convert_options = self._conversion(types)
+        self._convert_checked = self._conversion(types, check_utf8=False)
+        texts = sum(
+            pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in (types or {}).values()
+        )
+        self._row_bytes_checked_max = _BYTES_CHECKED_PER_VALUE * texts
+        self._row_bytes = float("inf")  # of the block before
 
-    def _conversion(self, types: Mapping[str, pa.DataType] | None) -> pacsv.ConvertOptions:
+    def _conversion(
+        self, types: Mapping[str, pa.DataType] | None, check_utf8: bool = True
+    ) -> pacsv.ConvertOptions:
         return pacsv.ConvertOptions(
-            check_utf8=True,
+            check_utf8=check_utf8,
             column_types=dict(types or {}),
             include_columns=list(types or ()),
             null_values=list(self._dialect.null_values),
@@ -70,7 +81,10 @@ class BlockParser:
         Raises InputError for the first record that does not fit.
         """
         try:
-            return self._parse(data, low, high, self._convert_options)
+            checked = self._row_bytes <= self._row_bytes_checked_max and _is_utf8(data, low, high)
+            table = self._parse(data, low, high, self._convert_checked if checked else self._convert_options)
+            self._row_bytes = (high - low) / max(1, table.num_rows)
+            return table
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
             raise self._fault(data, low, high, position, error) from None
 
@@ -161,6 +175,16 @@ class BlockParser:
         else:
             cure = f"columns: {{{name}: {_wider(value, data_type)}}}"
         return f"{value!r} is not {wanted} (column {name!r})", cure
+
+
+def _is_utf8(data: bytes | bytearray, low: int, high: int) -> bool:
+    edges = pa.py_buffer(np.array([0, high - low], np.int64))
+    whole = pa.py_buffer(memoryview(data)[low:high])
+    try:
+        pa.Array.from_buffers(pa.large_string(), 1, [None, edges, whole]).validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _wider(value: str, data_type: pa.DataType) -> str:

@@ -129,11 +129,17 @@ def groups_of(
                 codes, count = _compact(codes, count)
         if len(keys) > 1:
             codes, count = _compact(codes, count)
-    representatives = np.empty(count, np.int64)
-    for first in reversed(range(0, len(codes), _CHUNK_ROWS)):
-        last = min(first + _CHUNK_ROWS, len(codes))
+    representatives = np.full(count, -1, np.int64)
+    missing = count
+    for first in range(0, len(codes), _CHUNK_ROWS):
+        # Few groups have all been seen after a chunk or two: the rest of the block is not looked at.
+        if not missing:
+            break
+        chunk = codes[first : first + _CHUNK_ROWS]
+        rows = np.flatnonzero(representatives[chunk] < 0) if first else np.arange(len(chunk))
         # Of several rows of one group NumPy keeps the one assigned last: the first row, going backwards.
-        representatives[codes[first:last][::-1]] = np.arange(last - 1, first - 1, -1)
+        representatives[chunk[rows][::-1]] = rows[::-1] + first
+        missing = int(np.count_nonzero(representatives < 0))
     return codes, representatives
 
 
