@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks",
         description="Run cortex and its peers side by side: interleaved, answers checked, medians.",
         epilog=f"cases:\n{about}\n\nscales: tiny proves that it runs; small takes minutes and 5 GB of disk; "
-        "full is what the figures are for and takes 40 GB.",
+        "full is what the figures are for and takes an hour for memory alone, and 75 GB of disk.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="case", help="which cases (default: all)")

@@ -23,6 +23,7 @@ from datasets.distinct import weighted_sum
 Scale = Literal["tiny", "small", "full"]
 JOBS = REPOSITORY / "benchmarks" / "jobs"
 MIB = 1 << 20
+_TEXT_CHARS = 500
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,33 @@ def check_sums(answer: dict[str, Any], key: str, total: str) -> Callable[[Path],
     return check
 
 
-def check_hotkey(answer: dict[str, Any]) -> Callable[[Path], str]:
+def check_hotkey(answer: dict[str, Any], text_chars: int) -> Callable[[Path], str]:
+    wanted = {
+        key: f"{want['count']} {want['sum']} {want['count'] * text_chars}"
+        for key, want in answer["keys"].items()
+    }
+
     def check(out: Path) -> str:
-        found = {row["key"]: row["value"] for row in result_rows(out)}
-        for key, want in answer["keys"].items():
-            expected = f"{want['count']} {want['sum']} {want['count'] * 88}"
-            if found.get(key) != expected:
-                return f"{key}: {found.get(key)} is not {expected}"
-        return "" if len(found) == len(answer["keys"]) else f"{len(found)} groups"
+        rows = [(row["key"], row["value"]) for row in result_rows(out)]
+        return "" if len(rows) == len(wanted) and dict(rows) == wanted else f"{len(rows)} groups: {rows[:9]}"
+
+    return check
+
+
+def check_copy(path: Path) -> Callable[[Path], str]:
+    """The parts, one after the other and without their headers, are `path` byte for byte."""
+
+    def check(out: Path) -> str:
+        with open(path, "rb") as wanted:
+            header = wanted.readline()
+            for part in result_files(out):
+                with open(part, "rb") as found:
+                    if found.readline() != header:
+                        return f"{part.name} has no header"
+                    while block := found.read(1 << 20):
+                        if wanted.read(len(block)) != block:
+                            return f"{part.name} differs before byte {found.tell()}"
+            return "" if wanted.read(1) == b"" else "rows are missing at the end"
 
     return check
 
@@ -232,25 +252,35 @@ def startup(setting: Setting) -> list[Row]:
 
 
 def memory(setting: Setting) -> list[Row]:
-    """Under `--memory` and a hard cap a quarter above it: nothing killed, the tree below the memory."""
+    """Under `--memory` and a hard cap a quarter above it: nothing killed, the tree below the memory.
+
+    At full scale every input has 10 GB.
+    """
     megabytes = setting.pick(384, 384, 512)
     cap = megabytes * MIB * 5 // 4 if setting.hard_cap else None
-    stations = setting.inputs.get("stations", setting.pick(200_000, 60_000_000, 600_000_000))
-    hot = setting.inputs.get("hotkey", setting.pick(20_000, 5_000_000, 56_000_000))
-    distinct = setting.inputs.get("distinct", setting.pick(20_000, 10_000_000, 100_000_000))
-    jobs = [
-        ("memory all of it", "stations.yaml", stations[0], check_stations(stations[1], True)),
-        ("memory one group", "hotkey.py:HotKey", hot[0], check_hotkey(hot[1])),
-        ("memory all distinct", "distinct.yaml", distinct[0], check_sums(distinct[1], "key", "total")),
-    ]
-    rows = []
-    for name, job, path, check in jobs:
+    get, pick, rows = setting.inputs.get, setting.pick, []
+
+    def held(name: str, job: str, path: Path, check: Callable[[Path], str]) -> None:
         contender = Contender("cortex", mapreduce(setting, job, path, f"{megabytes}MB"), check)
         for row in setting.hold(name, [contender], rounds=1, cap_bytes=cap, watch_memory=True):
             if not row.problem and row.peak_tree_bytes > megabytes * MIB:
                 row.problem = f"peak {row.peak_tree_bytes / MIB:.0f} MB is above --memory {megabytes}MB"
                 setting.say(row.line())
             rows.append(row)
+
+    path, answer = get("stations", pick(200_000, 60_000_000, 600_000_000))
+    held("memory aggregation", "stations.yaml", path, check_stations(answer, True))
+    # Half of it is one group's: 5 GB at full scale.
+    path, answer = get("hotkey", pick(20_000, 2_000_000, 20_000_000), hot_percent=50, text_chars=_TEXT_CHARS)
+    held("memory one group", "hotkey.py:HotKey", path, check_hotkey(answer, _TEXT_CHARS))
+    held("memory in batches", "hotkey_batches.py:HotKeyBatches", path, check_hotkey(answer, _TEXT_CHARS))
+    held("memory map only", "copy.yaml", path, check_copy(path))
+    keys = pick(20_000, 10_000_000, 100_000_000)
+    path, answer = get("distinct", 8 * keys, keys=keys)
+    held("memory distinct keys", "distinct.yaml", path, check_sums(answer, "key", "total"))
+    lines, octaves = pick((5_000, 12), (21_500_000, 22), (215_000_000, 24))
+    path, answer = get("text", lines, octaves=octaves)
+    held("memory word count", "wordcount.py:WordCount", path, check_words(answer))
     return rows
 
 

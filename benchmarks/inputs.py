@@ -26,9 +26,10 @@ class Inputs:
         path = self.folder / f"{dataset}-{rows}{named}{cls.suffix}"
         answer = path.with_suffix(".answer.json")
         if not answer.exists():
-            self._say(f"making {path.name}, about {format_bytes(rows * cls.row_bytes)}")
+            made = cls(rows, 0, **options)
+            self._say(f"making {path.name}, about {format_bytes(rows * made.row_bytes)}")
             partial = path.with_suffix(".partial")
-            found = cls(rows, 0, **options).write(os.fspath(partial))
+            found = made.write(os.fspath(partial))
             partial.rename(path)
             answer.write_text(json.dumps(found))
         return path, json.loads(answer.read_text())

@@ -22,6 +22,7 @@ class HotKey(Dataset):
 
     def __init__(self, rows: int, seed: int = 0, hot_percent: int = 90, text_chars: int = 88) -> None:
         super().__init__(rows, seed)
+        self.row_bytes = 10.0 + text_chars
         self.hot_percent = hot_percent
         self._keys = [HOT, *(f"k{i}" for i in range(COLD_KEYS))]
         self._counts = np.zeros(len(self._keys), np.int64)

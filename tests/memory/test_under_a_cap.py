@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.cases import check_stations, check_sums, check_words, result_files, result_rows
+from benchmarks.cases import check_copy, check_hotkey, check_stations, check_sums, check_words
 from benchmarks.cgroup import unavailable
 from benchmarks.contest import environment
 from benchmarks.measure import run
@@ -28,38 +28,6 @@ MEMORY_MB = 384
 HARD_CAP_BYTES = 480 * MIB
 TEXT_CHARS = 500
 JOBS = Path(__file__).parents[2] / "benchmarks" / "jobs"
-BATCHES = """
-import pyarrow as pa
-import pyarrow.compute as pc
-import cortex
-
-class Batches(cortex.MapReduceJob):
-    key = "key"
-
-    def map_batch(self, batch):
-        return batch
-
-    def reduce_batch(self, batches):
-        key, found = None, [0, 0, 0]
-        for batch in batches:
-            runs = pc.run_end_encode(batch["key"])
-            first = 0
-            for name, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist()):
-                if name != key:
-                    if key is not None:
-                        yield row(key, found)
-                    key, found = name, [0, 0, 0]
-                part = batch.slice(first, end - first)
-                found[0] += len(part)
-                found[1] += pc.sum(part["value"]).as_py()
-                found[2] += pc.sum(pc.utf8_length(part["text"])).as_py()
-                first = end
-        if key is not None:
-            yield row(key, found)
-
-def row(key, found):
-    return pa.RecordBatch.from_pydict({"key": [key], "value": [" ".join(map(str, found))]})
-"""
 
 pytestmark = [
     pytest.mark.memory,
@@ -126,45 +94,16 @@ def hot(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     path.unlink()
 
 
-def check_groups(answer: dict[str, Any]) -> Callable[[Path], str]:
-    wanted = {
-        key: f"{want['count']} {want['sum']} {want['count'] * TEXT_CHARS}"
-        for key, want in answer["keys"].items()
-    }
-
-    def check(out: Path) -> str:
-        rows = [(row["key"], row["value"]) for row in result_rows(out)]
-        return "" if len(rows) == len(wanted) and dict(rows) == wanted else f"{rows[:9]}"
-
-    return check
-
-
 def test_one_group_larger_than_memory_value_by_value(folder: Path, hot: tuple[Path, dict[str, Any]]) -> None:
-    hold(folder, JOBS / "hotkey.py:HotKey", hot[0], check_groups(hot[1]))
+    hold(folder, JOBS / "hotkey.py:HotKey", hot[0], check_hotkey(hot[1], TEXT_CHARS))
 
 
 def test_one_group_larger_than_memory_in_batches(folder: Path, hot: tuple[Path, dict[str, Any]]) -> None:
-    (folder / "batches.py").write_text(BATCHES)
-    hold(folder, folder / "batches.py:Batches", hot[0], check_groups(hot[1]))
+    hold(folder, JOBS / "hotkey_batches.py:HotKeyBatches", hot[0], check_hotkey(hot[1], TEXT_CHARS))
 
 
 def test_a_map_only_job_writes_what_it_read(folder: Path, hot: tuple[Path, dict[str, Any]]) -> None:
-    job = folder / "same.yaml"
-    job.write_text("name: same\ninput: {path: x.csv}\nmap: {where: value >= 0}\n")
-
-    def check(out: Path) -> str:
-        with open(hot[0], "rb") as wanted:
-            header = wanted.readline()
-            for part in result_files(out):
-                with open(part, "rb") as found:
-                    if found.readline() != header:
-                        return f"{part} has no header"
-                    while block := found.read(1 << 20):
-                        if wanted.read(len(block)) != block:
-                            return f"{part} differs before byte {found.tell()}"
-            return "" if wanted.read(1) == b"" else "rows are missing at the end"
-
-    hold(folder, job, hot[0], check)
+    hold(folder, JOBS / "copy.yaml", hot[0], check_copy(hot[0]))
 
 
 def test_word_count_row_by_row_with_a_folded_combine(folder: Path) -> None:
