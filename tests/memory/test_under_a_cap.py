@@ -1,4 +1,4 @@
-"""Whole jobs with ``--memory 384MB``, most over 1 GB of input, in a hard control group of 480 MB.
+"""Whole jobs with ``--memory 384MB`` over 1 GB of input, in a hard control group of 480 MB.
 
 Each gives the right answer, its whole tree stays below the memory it was given (counted here, not by cortex),
 and the kernel kills nothing. Where the machine allows no control group, memory is only watched. The same
@@ -64,7 +64,7 @@ def hold(folder: Path, target: object, path: Path, check: Callable[[Path], str],
         env=environment() | state,
         cap_bytes=None if unavailable() else HARD_CAP_BYTES,
         watch_memory=True,
-        timeout_s=300,
+        timeout_s=600,
     )
     assert measured.exit_code == 0, measured.error
     assert measured.oom_kills == 0
@@ -107,18 +107,19 @@ def test_a_map_only_job_writes_what_it_read(folder: Path, hot: tuple[Path, dict[
 
 
 def test_word_count_row_by_row_with_a_folded_combine(folder: Path) -> None:
-    path = folder / "text.txt"
-    made = Text(2_000_000, octaves=20)
-    answer = write(path, made, copies=2)
-    answer["words"] *= 2
-    answer["counts"] = {word: 2 * count for word, count in answer["counts"].items()}
+    path, copies = folder / "text.txt", 11
+    answer = write(path, Text(2_000_000, octaves=20), copies)
+    assert path.stat().st_size > 1_000_000_000
+    answer["words"] *= copies
+    answer["counts"] = {word: copies * count for word, count in answer["counts"].items()}
     hold(folder, JOBS / "wordcount.py:WordCount", path, check_words(answer))
     path.unlink()
 
 
 def test_more_groups_than_memory_holds(folder: Path) -> None:
     path = folder / "distinct.csv"
-    answer = write(path, Distinct(9_000_000, keys=8_000_000))
+    answer = write(path, Distinct(86_000_000, keys=8_000_000))
+    assert path.stat().st_size > 1_000_000_000
     hold(folder, JOBS / "distinct.yaml", path, check_sums(answer, "key", "total"))
     path.unlink()
 
