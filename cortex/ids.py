@@ -13,7 +13,7 @@ TaskId = NewType("TaskId", str)
 AttemptId = NewType("AttemptId", str)
 """``<task>.<number>``, counted from 0."""
 
-_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,4}")
+_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
 
 
 def new_job_id(random_bytes: bytes | None = None) -> JobId:

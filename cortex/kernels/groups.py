@@ -136,9 +136,9 @@ def groups_of(
         if not missing:
             break
         chunk = codes[first : first + _CHUNK_ROWS]
-        rows = np.flatnonzero(representatives[chunk] < 0) if first else np.arange(len(chunk))
+        fresh = np.flatnonzero(representatives[chunk] < 0)
         # Of several rows of one group NumPy keeps the one assigned last: the first row, going backwards.
-        representatives[chunk[rows][::-1]] = rows[::-1] + first
+        representatives[chunk[fresh][::-1]] = fresh[::-1] + first
         missing = int(np.count_nonzero(representatives < 0))
     return codes, representatives
 

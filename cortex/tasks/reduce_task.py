@@ -13,17 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from cortex.errors import CorruptRun, CortexError, ValueTypeError
-from cortex.ids import AttemptId, task_of
 from cortex.job.types import arrow_type
 from cortex.shuffle.aggregation import Aggregation
 from cortex.shuffle.collector import Combiner
 from cortex.shuffle.keys import decode_keys, key_array
 from cortex.shuffle.merge import GiantGroup, RunSource, SortedGroups, fan_in, merge_rounds
 from cortex.shuffle.run_schema import STATES, VALUES, Layout
-from cortex.shuffle.segments import reduce_fan_in, sources_of
+from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
 from cortex.shuffle.values import decode_values, tag_of
-from cortex.storage.run_reader import RunFileReader
-from cortex.storage.run_writer import RunFileWriter
 from cortex.tasks.pair_emitters import PYTHON_FOLDS, method_fold, python_fold
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
@@ -37,8 +34,6 @@ from cortex.tasks.user_errors import (
     user_frames,
 )
 from cortex.wire.messages import OutputPart, ReduceResult, ReduceTask, TaskStats
-
-_TEMPORARY_FROM = 1000  # far above limits.TASK_ATTEMPTS_MAX
 
 
 class ReduceAttempt:
@@ -55,7 +50,7 @@ class ReduceAttempt:
         self._groups = 0
         self._bytes_in = 0
         self._merged_bytes = 0
-        self._temporary: list[str] = []
+        self._temporary = EarlyMerges(program.store, attempt, program.position.step)
         self._part = PartWriter(program.staging_dir, attempt, task.partition, program.output_format)
 
     def run(self) -> ReduceResult:
@@ -86,8 +81,7 @@ class ReduceAttempt:
             self._part.abort()
             raise
         finally:
-            for name in self._temporary:
-                self._program.store.discard(name)
+            self._temporary.close()
 
     # --- input ------------------------------------------------------------------------------------
 
@@ -107,7 +101,7 @@ class ReduceAttempt:
         if len(sources) <= runs_max:
             return sources
         level, written = reduce_fan_in(
-            sources, runs_max, program.budget.merge, self._create, self._finish, self._combiner(sources)
+            sources, runs_max, program.budget.merge, self._temporary, self._combiner(sources)
         )
         self._merged_bytes = written
         return level
@@ -128,20 +122,6 @@ class ReduceAttempt:
         return RunSource(
             source.layout, source.first_hashes, source.last_hashes, source.sizes_bytes, source.rows, named
         )
-
-    def _temporary_name(self, number: int) -> str:
-        """An attempt number no attempt has: temporary runs live beside the map outputs."""
-        return f"{task_of(AttemptId(self._attempt))}.{_TEMPORARY_FROM + number}"
-
-    def _create(self, number: int) -> RunFileWriter:
-        name = self._temporary_name(number)
-        self._temporary.append(name)
-        return self._program.store.create(name)
-
-    def _finish(self, number: int, writer: RunFileWriter) -> tuple[int, RunFileReader]:
-        store, name = self._program.store, self._temporary_name(number)
-        summary = store.commit(writer, name)
-        return summary.bytes, store.open(name)
 
     def _combiner(self, sources: Sequence[RunSource]) -> Combiner | None:
         """What folds groups while runs are merged early."""

@@ -18,9 +18,10 @@ from cortex.shuffle.keys import decode_keys, encode_keys
 from cortex.shuffle.merge import GiantGroup, merge_rounds
 from cortex.shuffle.partitioner import Partitioner
 from cortex.shuffle.run_schema import Layout
-from cortex.shuffle.segments import reduce_fan_in, sources_of
+from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
 from cortex.shuffle.values import ARROW_TYPES, decode_values, encode_values
 from cortex.storage.map_output_store import MapOutputStore
+from cortex.tasks.pair_emitters import folded_pairs
 from tests.memory_filesystem import MemoryFilesystem
 
 Pairs = list[tuple[Any, Any]]
@@ -122,23 +123,12 @@ def test_every_row_comes_once_in_order_with_its_group(
     found: list[tuple[Any, list[Any]]] = []
     for partition in range(partitions):
         sources = [s for a in attempts for s in sources_of(store.open(a, partition), partition)]
-        temporary: list[str] = []
-
-        def name(number: int) -> str:
-            return f"j0123456789ab-r000000.{number + 1000}"
-
-        def create(number: int, temporary: list[str] = temporary) -> Any:
-            temporary.append(name(number))
-            return store.create(temporary[-1])
-
-        def finish(number: int, writer: Any) -> Any:
-            return store.commit(writer, name(number)).bytes, store.open(name(number))
-
-        level, _ = reduce_fan_in(sources, runs_max, budget, create, finish, None)
+        files = EarlyMerges(store, "j0123456789ab-r000000.0", lambda: None)
+        level, _ = reduce_fan_in(sources, runs_max, budget, files, None)
         assert len(level) <= max(runs_max, len({s.layout for s in level}) * runs_max)
         found += groups(merge_rounds(level, budget))
-        for attempt in temporary:
-            store.discard(attempt)
+        files.close()
+        assert store.committed() == attempts
 
     expected: dict[str, list[Any]] = {}
     for key, value in pairs:
@@ -173,3 +163,40 @@ def test_rows_placed_by_the_user_land_in_their_partition(count: int, found: list
     partitioner = Partitioner(count)
     moved = partitioner.place(np.array(found, dtype=np.uint64), np.array(chosen, dtype=np.int64))
     assert [((int(h) >> 32) * count) >> 32 for h in moved] == chosen
+
+
+def test_early_merges_end_whatever_combine_gives() -> None:
+    """A combine that gives another type for every slice begins a run with each: a level then may have as
+    many runs as the one before."""
+    store, attempts = MapOutputStore(MemoryFilesystem(), "/job"), []
+    pairs: Pairs = [(f"key{i}", "x" if i % 3 else None) for i in range(4000)]
+    for index in range(20):
+        attempts.append(f"j0123456789ab-m{index:06d}.0")
+        collect(store, attempts[-1], pairs[index::20], 1, 4000, None, 7)
+    sources = [s for a in attempts for s in sources_of(store.open(a, 0), 0)]
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        assert steps < 20_000
+
+    calls = 0
+
+    def combine(layout: Layout, batch: pa.RecordBatch, starts: Any) -> tuple[Layout, pa.RecordBatch]:
+        nonlocal calls
+        calls += 1
+        rows = starts.tolist()
+        return folded_pairs(layout, batch, np.array(rows), [None if calls % 2 else "x" for _ in rows])
+
+    files = EarlyMerges(store, "j0123456789ab-r000000.0", step)
+    level, written = reduce_fan_in(sources, 2, 1, files, combine)
+    assert len(level) <= 2
+    assert steps > 0
+    assert written > 0
+    kept = [name for name in store.committed() if name not in attempts]
+    assert len(kept) <= len(level)  # files of earlier levels are gone
+    keys = [key for key, _ in groups(merge_rounds(level, 1))]
+    assert sorted(keys) == sorted(f"key{i}" for i in range(4000))
+    files.close()
+    assert store.committed() == attempts
