@@ -8,82 +8,55 @@ exact types are checked.) A few hundred thousand keys are held, then handed on a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Table = dict[Any, Any]
-Fold = Callable[[Table, Iterable[Any], Callable[[Any], Any], list[Any]], None]
-"""(table, records, map function, where to leave the record in hand when the function raises)."""
+MapRecord = Callable[[Any], Any]
+Fold = Callable[[Table, Iterable[Any], MapRecord], None]
+"""(table, records, map function)."""
+
+
+def pairs_of(records: Iterable[Any], map_record: MapRecord) -> Iterator[Any]:
+    """Every pair of every record, in order. A record is taken when the pairs before it are used up."""
+    for record in records:
+        yield from map_record(record) or ()
 
 
 def sum_table() -> Table:
     return defaultdict(int)
 
 
-def fold_sum(table: Table, records: Iterable[Any], map_record: Callable[[Any], Any], at: list[Any]) -> None:
+def fold_sum(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
     """`table` is a `sum_table`: the builtin ``sum``, which starts at 0."""
-    record = None
-    try:
-        for record in records:
-            for key, value in map_record(record) or ():
-                table[key] += value
-    except BaseException:
-        at.append(record)
-        raise
+    for record in records:
+        for key, value in map_record(record) or ():
+            table[key] += value
 
 
-def fold_min(table: Table, records: Iterable[Any], map_record: Callable[[Any], Any], at: list[Any]) -> None:
-    record = None
-    try:
-        for record in records:
-            for key, value in map_record(record) or ():
-                if key not in table or value < table[key]:
-                    table[key] = value
-    except BaseException:
-        at.append(record)
-        raise
+def fold_min(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+    for record in records:
+        for key, value in map_record(record) or ():
+            if key not in table or value < table[key]:
+                table[key] = value
 
 
-def fold_max(table: Table, records: Iterable[Any], map_record: Callable[[Any], Any], at: list[Any]) -> None:
-    record = None
-    try:
-        for record in records:
-            for key, value in map_record(record) or ():
-                if key not in table or value > table[key]:
-                    table[key] = value
-    except BaseException:
-        at.append(record)
-        raise
+def fold_max(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+    for record in records:
+        for key, value in map_record(record) or ():
+            if key not in table or value > table[key]:
+                table[key] = value
 
 
 def fold_binary(function: Callable[[Any, Any], Any]) -> Fold:
     """A user's associative function, the earlier value first."""
 
-    def fold(table: Table, records: Iterable[Any], map_record: Callable[[Any], Any], at: list[Any]) -> None:
-        record = None
-        try:
-            for record in records:
-                for key, value in map_record(record) or ():
-                    table[key] = function(table[key], value) if key in table else value
-        except BaseException:
-            at.append(record)
-            raise
+    def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+        for record in records:
+            for key, value in map_record(record) or ():
+                table[key] = function(table[key], value) if key in table else value
 
     return fold
-
-
-def collect(
-    pairs: list[Any], records: Iterable[Any], map_record: Callable[[Any], Any], at: list[Any]
-) -> None:
-    """No fold: every pair, in order."""
-    record = None
-    extend = pairs.extend
-    try:
-        for record in records:
-            extend(map_record(record) or ())
-    except BaseException:
-        at.append(record)
-        raise
 
 
 BUILTIN: dict[str, Fold] = {"sum": fold_sum, "min": fold_min, "max": fold_max}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -163,15 +164,14 @@ class MapAttempt:
 
     def _run_rows(self, emitter: PairEmitter) -> None:
         map_record = self._program.code.map
-        at: list[Any] = []
         as_lines = self._program.text_input
         for block in self._blocks(as_lines):
             if as_lines:
-                self._map_records(emitter, block, map_record, at, 0)
+                self._map_records(emitter, block, map_record, 0)
                 continue
             for begin in range(0, block.num_rows, _ROWS_AT_ONCE):
                 rows = rows_of(block.slice(begin, _ROWS_AT_ONCE))
-                self._map_records(emitter, rows, map_record, at, begin)
+                self._map_records(emitter, rows, map_record, begin)
         try:
             emitter.flush()
         except (KeyTypeError, ValueTypeError) as error:
@@ -183,21 +183,21 @@ class MapAttempt:
         emitter: PairEmitter,
         records: Sequence[Any],
         map_record: Callable[[Any], Any],
-        at: list[Any],
         begin: int,
     ) -> None:
         self._in_hand = (records, begin)
+        source = self._program.position.over(records)
         try:
-            emitter.records(self._program.position.over(records), map_record, at)
+            emitter.records(source, map_record)
         except (KeyTypeError, ValueTypeError) as error:
             self._raise_of_record(error)
             raise
         except (CortexError, MemoryError):
             raise
         except USER_EXCEPTIONS as error:
-            record = at[-1] if at else None
-            position = next((i for i, r in enumerate(records) if r is record), -1)
-            self._raise_of(error, record, begin + position if position >= 0 else -1)
+            # A generator's StopIteration may come after the last record: its iterator then has no length.
+            position = len(records) - length_hint(source) - 1
+            self._raise_of(error, records[position], begin + position)
             raise
         self._rows_in += len(records)
 

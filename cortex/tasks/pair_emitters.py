@@ -1,50 +1,48 @@
 """Where the pairs of a row-form map go: to an output part, to the shuffle, or folded to the shuffle.
 
 An emitter takes blocks of records with the user's map function and applies it itself, so that the inner
-loop is one Python loop with nothing between. `records` raises whatever the user's function raised, after
-leaving the record it was given in `at`; the caller makes the user's error of it.
+loop is one Python loop with nothing between. `records` raises whatever the user's function raised; the
+caller makes the user's error of it.
 """
 
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from operator import length_hint
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cortex.errors import CortexError, OverflowedSum, ValueTypeError
-from cortex.limits import FOLD_KEYS_MAX
+from cortex.limits import FOLD_KEYS_MAX, MIB
 from cortex.shuffle.aggregation import AggregateCollector, Aggregation
 from cortex.shuffle.collector import Place, RowCollector
 from cortex.shuffle.keys import decode_keys, encode_keys
 from cortex.shuffle.run_schema import VALUES, Layout
 from cortex.shuffle.values import ARROW_TYPES, NONE, PICKLE, decode_values, encode_values
 from cortex.tasks import folding
+from cortex.tasks.pair_buffer import PAIRS_AT_ONCE, PairBuffer, bytes_of
 from cortex.tasks.part_output import PairWriter, check_pairs
 from cortex.tasks.shuffle_output import ShuffleOutput
 from cortex.tasks.user_errors import raise_fold_error, shorten
 
-PAIRS_AT_ONCE = 65_536  # pairs held as Python objects before they become columns
-_BYTES_AT_ONCE = 12 * 1024 * 1024  # or fewer, when they are large
-_PAIR_BYTES = 180  # of a tuple and two small objects
-_SMALL = frozenset((bool, int, float, type(None)))
-_SAMPLE_RECORDS = 64  # mapped one by one to see what kind of keys and values there are
-
-MapRecord = Callable[[Any], Any]
+_PAIRS_AT_ONCE_BYTES: Final = 12 * MIB  # of pairs as Python objects, and of the columns made of them
+_SAMPLE_PAIRS: Final = 64  # looked at to see what kind of keys and values there are
+_RECORDS_AT_ONCE: Final = 4096  # folded between two looks at the size of the table
+_END: Final = object()
+_ENTRY_BYTES: Final = 130  # of a dict's entry, its growth, and the object of a small value
 
 
 class PairEmitter(Protocol):
     rows_out: int
     """Pairs emitted so far, before any fold."""
 
-    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
-        """`records` is a list's iterator, used up at the end."""
+    def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
+        """`records` is a list's iterator, used up at the end. The record in hand is the last one taken."""
 
     def flush(self) -> None:
         """All that is held goes where it belongs: after the last record."""
@@ -57,13 +55,22 @@ class PairsToPart:
         self.rows_out = 0
         self._writer = writer
 
-    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
-        pairs: list[Any] = []
-        folding.collect(pairs, records, map_record, at)
+        self._buffer = PairBuffer(_PAIRS_AT_ONCE_BYTES // 4, self._send)
+
+    def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
+        self._buffer.take(folding.pairs_of(records, map_record))
+        self._buffer.send()  # now: a pair that cannot be written is one of the records in hand
+
+    def _send(self, pairs: list[Any]) -> None:
         self.rows_out += self._writer.write_all(pairs, "map()")
 
     def flush(self) -> None:
         return None
+
+
+def pairs_bytes(budget_bytes: int) -> int:
+    """What pairs may weigh that wait to be sent to a collector with this budget."""
+    return min(_PAIRS_AT_ONCE_BYTES, budget_bytes // 3)
 
 
 def value_layout(key_type: str, keys: Sequence[pa.Array], tag: str, placed: bool) -> Layout:
@@ -73,26 +80,6 @@ def value_layout(key_type: str, keys: Sequence[pa.Array], tag: str, placed: bool
     )
 
 
-def weight(sample: Sequence[Any]) -> int:
-    """About how many pairs to hold at once, from what some of them weigh."""
-    some = sample[:: max(1, len(sample) // 32)]
-    total = sum(_PAIR_BYTES + _bytes_of(key) + _bytes_of(value) for key, value in some)
-    return max(256, min(PAIRS_AT_ONCE, _BYTES_AT_ONCE * len(some) // total))
-
-
-def _bytes_of(part: Any) -> int:
-    """About what a key or a value takes: as an object, and once more as what is sent."""
-    kind = type(part)
-    if kind is str or kind is bytes:
-        return 2 * len(part)
-    if kind in _SMALL:
-        return 16
-    try:
-        return 4 * len(pickle.dumps(part, protocol=5))
-    except Exception:  # encode_values says what cannot be sent, and why
-        return 1024
-
-
 class PairsToShuffle:
     """Every pair, as it is."""
 
@@ -100,18 +87,12 @@ class PairsToShuffle:
         self.rows_out = 0
         self._collector = collector
         self._placed = placed
-        self._pairs: list[Any] = []
+        self._buffer = PairBuffer(pairs_bytes(collector.budget_bytes), self._send)
 
-    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
-        while length_hint(records):
-            folding.collect(self._pairs, islice(records, 1024), map_record, at)
-            if len(self._pairs) >= 4096 and len(self._pairs) >= weight(self._pairs[-4096:]):
-                self._send()
+    def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
+        self._buffer.take(folding.pairs_of(records, map_record))
 
-    def _send(self) -> None:
-        pairs, self._pairs = self._pairs, []
-        if not pairs:
-            return
+    def _send(self, pairs: list[Any]) -> None:
         check_pairs(pairs, "map()")
         self.rows_out += len(pairs)
         keys, values = zip(*pairs)
@@ -120,7 +101,7 @@ class PairsToShuffle:
         self._collector.add(value_layout(key_type, columns, tag, self._placed), columns, [column])
 
     def flush(self) -> None:
-        self._send()
+        self._buffer.send()
         self._collector.flush()
 
 
@@ -149,35 +130,62 @@ class FoldedPairs:
         self._fold: folding.Fold | None = None
         self._chosen = False
         self._table: folding.Table = {}
-        self._pairs: list[Any] = []
+        self._at_once = 1
+        """Records folded between two looks at the table: each may have one new key or a million."""
+        self._buffer = PairBuffer(pairs_bytes(budget_bytes), self._send_pairs)
         self._vector: dict[str, AggregateCollector] = {}
         self._objects: RowCollector | None = None
 
-    def records(self, records: Iterator[Any], map_record: MapRecord, at: list[Any]) -> None:
-        while not self._chosen and length_hint(records):
-            folding.collect(self._pairs, islice(records, _SAMPLE_RECORDS), map_record, at)
+    def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
+        pairs = folding.pairs_of(records, map_record)
+        if not self._chosen:
+            self._buffer.pairs.extend(islice(pairs, _SAMPLE_PAIRS))
             self._choose()
+            if self._fold is not None:
+                self._fold_pairs(pairs)
         if self._fold is None:
-            while length_hint(records):
-                folding.collect(self._pairs, islice(records, 1024), map_record, at)
-                if len(self._pairs) >= 4096 and len(self._pairs) >= weight(self._pairs[-4096:]):
-                    self._send_pairs()
+            self._buffer.take(pairs)
             return
         while length_hint(records):
-            self._fold(self._table, islice(records, 4096), map_record, at)
-            if len(self._table) >= FOLD_KEYS_MAX:
+            before = len(self._table)
+            self._fold(self._table, islice(records, self._at_once), map_record)
+            size, keys_max = len(self._table), self._keys_max()
+            if size >= keys_max:
                 self._send_table()
+            if size - before < keys_max // 16:
+                self._at_once = min(_RECORDS_AT_ONCE, 2 * self._at_once)
+            elif self._at_once > 1:
+                self._at_once //= 2
+            else:  # one record gives very many keys: looked at pair by pair, which is slower
+                self._fold_pairs(pairs)
+
+    def _fold_pairs(self, pairs: Iterator[Any]) -> None:
+        assert self._fold is not None
+        while (pair := next(pairs, _END)) is not _END:
+            some = chain((pair,), islice(pairs, _RECORDS_AT_ONCE))
+            self._fold(self._table, (some,), lambda pairs: pairs)
+            if len(self._table) >= self._keys_max():
+                self._send_table()
+
+    def _keys_max(self) -> int:
+        """How many keys the table may have, by what the newest weigh."""
+        newest = list(islice(reversed(self._table), 8))
+        if not newest:
+            return FOLD_KEYS_MAX
+        weight = sum(_ENTRY_BYTES + bytes_of(key) + bytes_of(self._table[key]) for key in newest)
+        return min(FOLD_KEYS_MAX, max(1, self._budget_bytes * len(newest) // (2 * weight)))
 
     def _choose(self) -> None:
         """Once there are pairs: are these keys safe in a dict, and these values under its fold?"""
-        if not self._pairs:
+        pairs = self._buffer.pairs
+        if not pairs:
             return
-        check_pairs(self._pairs, "map()")
+        check_pairs(pairs, "map()")
         self._chosen = True
-        keys = {type(key) for key, _ in self._pairs}
-        values = {type(value) for _, value in self._pairs}
+        keys = {type(key) for key, _ in pairs}
+        values = {type(value) for _, value in pairs}
         if self._combine != "binary":
-            self._check(values, [value for _, value in self._pairs])
+            self._check(values, [value for _, value in pairs])
         if keys not in ({str}, {bytes}) or (self._combine != "binary" and float in values):
             return
         # The builtin sum starts at 0, which a list or a timedelta cannot be added to.
@@ -185,10 +193,10 @@ class FoldedPairs:
         builtin = folding.BUILTIN.get(self._combine) if plain else None
         self._fold = builtin or folding.fold_binary(self._function)
         self._table = self._new_table()
-        pairs, self._pairs = self._pairs, []
+        self._buffer.pairs = []
         for key, value in pairs:
             try:
-                self._fold(self._table, (((key, value),),), lambda some: some, [])
+                self._fold(self._table, (((key, value),),), lambda some: some)
             except Exception as error:
                 raise_fold_error(error, "combine", self._table.get(key), value)
                 raise
@@ -198,22 +206,18 @@ class FoldedPairs:
 
     def _send_table(self) -> None:
         table, self._table = self._table, self._new_table()
-        if not table:
-            return
-        values = list(table.values())
-        if self._combine != "binary" and float in set(map(type, values)):
+        if self._combine != "binary" and float in set(map(type, table.values())):
             raise ValueTypeError(
                 f"combine = {self._combine} of values of different types: first others, then float",
                 cure="yield values of one type from map, for example always float(value)",
             )
-        self._add(list(table.keys()), values)
+        while table:  # taken apart as it is sent: as columns it would be there once more
+            some = [table.popitem() for _ in range(min(len(table), PAIRS_AT_ONCE))]
+            self._add(*zip(*some))
 
-    def _send_pairs(self) -> None:
-        pairs, self._pairs = self._pairs, []
-        if pairs:
-            check_pairs(pairs, "map()")
-            keys, values = zip(*pairs)
-            self._add(keys, values)
+    def _send_pairs(self, pairs: list[Any]) -> None:
+        check_pairs(pairs, "map()")
+        self._add(*zip(*pairs))
 
     def _add(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         self.rows_out += len(keys)
@@ -277,7 +281,7 @@ class FoldedPairs:
         return self._objects
 
     def flush(self) -> None:
-        self._send_pairs()
+        self._buffer.send()
         self._send_table()
         for collector in self._vector.values():
             collector.flush()
@@ -285,7 +289,7 @@ class FoldedPairs:
             self._objects.flush()
 
 
-def pairs_error(map_record: MapRecord, record: Any) -> CortexError | None:
+def pairs_error(map_record: folding.MapRecord, record: Any) -> CortexError | None:
     """What is wrong with the pairs that `map_record` gives for this record by itself, if anything is."""
     try:
         inspect.signature(map_record).bind(record)
