@@ -16,6 +16,7 @@ Raises KeyTypeError for types that are neither (lists, structs, intervals ...).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,26 @@ def byte_ranges(
         payload = buffers[2]
     data = np.frombuffer(payload, np.uint8) if payload is not None else np.zeros(0, np.uint8)
     return data, edges[:-1], edges[1:]
+
+
+def row_bytes(columns: Sequence[pa.Array]) -> NDArray[np.int64] | None:
+    """The bytes of each row in the columns of ranges (strings, binary) together; None without such a
+    column. What every row has alike is not counted."""
+    total: NDArray[np.int64] | None = None
+    for column in columns:
+        kind = column.type
+        large = pt.is_large_string(kind) or pt.is_large_binary(kind)
+        if not (large or pt.is_string(kind) or pt.is_binary(kind)) or not len(column):
+            continue
+        edges = np.frombuffer(
+            column.buffers()[1],
+            np.int64 if large else np.int32,
+            len(column) + 1,
+            column.offset * (8 if large else 4),
+        )
+        lengths = np.diff(edges)
+        total = lengths.astype(np.int64) if total is None else total + lengths
+    return total
 
 
 def unaligned_words(data: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -20,11 +20,14 @@ from cortex.kernels.aggregates import AggregateSet
 from cortex.kernels.columns import fixed_words, is_fixed, valid_mask
 from cortex.kernels.groups import Groups, groups_of
 from cortex.kernels.hashing import hash_columns
-from cortex.limits import GROUP_TABLE_KEYS_MAX
-from cortex.shuffle.collector import Place, RunSink, SortBuffer, slices
+from cortex.limits import FOLD_ROWS, GROUP_TABLE_KEYS_MAX
+from cortex.shuffle.collector import Place, RunSink, SortBuffer
 from cortex.shuffle.keys import decode_keys
+from cortex.shuffle.pieces import slices
 from cortex.shuffle.run_schema import STATES, Layout
 
+_TABLE_FRACTION = 0.5  # of the budget: flushing takes the states once more
+_KEY_BYTES = 250  # of a group's key in a dict and in a column
 _NEW_GROUPS_OF_BLOCK_MAX = 0.25  # of a block's rows: with more, a table saves little over sorting
 
 
@@ -121,6 +124,8 @@ class AggregateCollector:
         count = rows if rows is not None else len((*keys, *arguments)[0])
         if self._table is not None:
             if self._table.add(keys, arguments, count):
+                if self._table.nbytes > self.budget_bytes * _TABLE_FRACTION:
+                    self._flush_table(key_type)
                 return
             self._flush_table(key_type)
             self._table = None  # too many groups: from here on rows are sorted
@@ -156,17 +161,22 @@ class AggregateCollector:
         hashes = hash_columns(keys, groups)
         layout = Layout(key_type, tuple(k.type for k in keys), self.aggregation.payload, ())
         order = layout.order(hashes, keys).permutation
-        self._write(key_type, keys, hashes, order, states)
+        columns = states.columns()
+        for begin in range(0, groups, FOLD_ROWS):  # many states a group: they are not copied at once
+            rows = order[begin : begin + FOLD_ROWS]
+            taken = pa.array(rows)
+            some = {name: column.take(taken) for name, column in columns.items()}
+            self._write(key_type, [key.take(taken) for key in keys], hashes[rows], some)
         self.sink.end()
 
     def _flush_buffer(self) -> None:
         buffer, self._buffer = self._buffer, None
         if buffer is None or not buffer.rows:
             return
-        layout, per_row = buffer.layout, buffer.nbytes / buffer.rows
+        layout, size_bytes = buffer.layout, buffer.nbytes
         hashes, keys, arguments = buffer.take_all()
         ordering = layout.order(hashes, keys)
-        for rows, starts in slices(ordering.starts, len(hashes), per_row):
+        for rows, starts in slices(ordering, [*keys, *arguments], size_bytes):
             order = ordering.permutation[rows]
             taken = pa.array(order)
             states = self.aggregation.new(len(starts))
@@ -174,7 +184,7 @@ class AggregateCollector:
             states.update(groups, [argument.take(taken) for argument in arguments])
             firsts = order[starts]
             picked = [key.take(pa.array(firsts)) for key in keys]
-            self._write(layout.key_type, picked, hashes[firsts], None, states)
+            self._write(layout.key_type, picked, hashes[firsts], states.columns())
         self.sink.end()
 
     def _write(
@@ -182,20 +192,17 @@ class AggregateCollector:
         key_type: str,
         keys: Sequence[pa.Array],
         hashes: NDArray[np.uint64],
-        order: NDArray[np.int64] | None,
-        states: AggregateSet,
+        columns: dict[str, pa.Array],
     ) -> None:
-        """Append states to the run, in `order` (None: they are sorted). A column that no state before
-        needed starts a new run, so that a run has one schema."""
-        columns = states.columns()
+        """Append sorted states to the run. A column that no state before needed starts a new run, so that
+        a run has one schema."""
         self._columns.update(dict.fromkeys(columns))
         layout = self.aggregation.layout(key_type, keys, list(self._columns), self.place is not None)
         payload = [
             columns[name] if name in columns else pa.array(np.zeros(len(hashes), np.int64)).cast(kind)
             for name, kind in layout.payload_fields
         ]
-        batch = layout.batch(hashes, keys, payload)
-        self.sink.append(layout, batch if order is None else batch.take(pa.array(order)))
+        self.sink.append(layout, layout.batch(hashes, keys, payload))
 
 
 class _GroupTable:
@@ -206,6 +213,11 @@ class _GroupTable:
         self._codes: dict[Any, int] = {}
         self._keys: list[list[pa.Array]] = []
         self._states = aggregation.new(0)
+
+    @property
+    def nbytes(self) -> int:
+        """About: the states, and the keys as Python objects and in columns."""
+        return self._states.nbytes + len(self._codes) * _KEY_BYTES
 
     def add(self, keys: Sequence[pa.Array], arguments: Sequence[pa.Array], rows: int) -> bool:
         """Add a block. False, with nothing changed, if its groups are too many for a table."""

@@ -7,17 +7,20 @@ rows and their sort together; a slice comes on top.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cortex.kernels.hashing import hash_columns
-from cortex.limits import BATCH_ROWS_MAX, FOLD_BYTES, FOLD_ROWS, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
+from cortex.limits import BATCH_ROWS_MAX, KIB, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.partitioner import Partitioner
+from cortex.shuffle.pieces import Pieces, slices
 from cortex.shuffle.run_schema import Layout, hashes_of
+
+_PARENT_MAX: Final = 16  # slices of one block are at most so many, and share it
 
 Hashes = NDArray[np.uint64]
 Place = Callable[[Layout, Sequence[pa.Array], Hashes], Hashes]
@@ -53,14 +56,15 @@ class RunSink:
             self.writer.begin_run(layout.schema())
             self._layout = layout
         hashes = hashes_of(batch)
-        per_row = batch.nbytes / max(1, batch.num_rows)
-        step = max(1, min(BATCH_ROWS_MAX, int(RUN_BATCH_BYTES / max(per_row, 1.0))))
+        pieces = Pieces.of(batch.columns, batch.num_rows, batch.nbytes, RUN_BATCH_BYTES, BATCH_ROWS_MAX)
         cuts = self.partitioner.cuts(hashes)
         for partition in np.flatnonzero(np.diff(cuts)):
-            for begin in range(int(cuts[partition]), int(cuts[partition + 1]), step):
-                end = min(begin + step, int(cuts[partition + 1]))
+            begin, last = int(cuts[partition]), int(cuts[partition + 1])
+            while begin < last:
+                end = pieces.end(begin, last)
                 part = batch.slice(begin, end - begin)
                 self.writer.append(int(partition), part, int(hashes[begin]), int(hashes[end - 1]))
+                begin = end
 
     def end(self) -> None:
         """Close the run; the next rows begin another."""
@@ -89,9 +93,13 @@ class SortBuffer:
         self.nbytes += hashes.nbytes
         self._hashes.append(hashes)
         for index, array in enumerate((*keys, *payload)):
+            size_bytes = array.nbytes
+            if array.get_total_buffer_size() > _PARENT_MAX * size_bytes + KIB:
+                # A few rows of a large array (a slice) would keep all of it.
+                array = array.take(pa.array(np.arange(len(array))))
             self._columns[index].append(array)
-            self._column_bytes[index] += array.nbytes
-            self.nbytes += array.nbytes
+            self._column_bytes[index] += size_bytes
+            self.nbytes += size_bytes
 
     @property
     def cost_bytes(self) -> int:
@@ -151,11 +159,11 @@ class RowCollector:
         buffer, self._buffer = self._buffer, None
         if buffer is None or not buffer.rows:
             return
-        layout, per_row = buffer.layout, buffer.nbytes / buffer.rows
+        layout, size_bytes = buffer.layout, buffer.nbytes
         hashes, keys, payload = buffer.take_all()
         ordering = layout.order(hashes, keys)
         # Gathered slice by slice, so that the buffer is never copied whole.
-        for rows, starts in slices(ordering.starts, len(hashes), per_row):
+        for rows, starts in slices(ordering, [*keys, *payload], size_bytes):
             order = ordering.permutation[rows]
             taken = pa.array(order)
             batch = layout.batch(
@@ -166,21 +174,3 @@ class RowCollector:
             else:
                 self.sink.append(*self.combine(layout, batch, starts))
         self.sink.end()
-
-
-def slices(
-    starts: NDArray[np.int64], rows: int, bytes_per_row: float
-) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-    """Sorted rows in slices of bounded size, and where groups begin in each.
-
-    A group may go on in the next slice: what folds a slice's groups is associative, and two rows of
-    one key in a run are merged like those of two runs.
-    """
-    step = max(1, min(FOLD_ROWS, int(FOLD_BYTES / max(bytes_per_row, 1.0))))
-    for begin in range(0, rows, step):
-        end = min(begin + step, rows)
-        low, high = np.searchsorted(starts, [begin, end])
-        inside = starts[low:high] - begin
-        if not len(inside) or inside[0] != 0:
-            inside = np.concatenate((np.zeros(1, np.int64), inside))
-        yield slice(begin, end), inside

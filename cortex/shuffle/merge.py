@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from cortex.errors import ColumnError
 from cortex.limits import FOLD_BYTES, FOLD_ROWS, MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.keys import merge_key_types
+from cortex.shuffle.pieces import Pieces
 from cortex.shuffle.run_schema import VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
 
@@ -252,11 +253,11 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
     parts.clear()
     ordering = layout.order_batch(batch)
     order, rows = ordering.permutation, batch.num_rows
-    step = max(1, min(FOLD_ROWS, int(FOLD_BYTES * rows / max(1, batch.nbytes))))
+    pieces = Pieces.of(batch.columns, rows, batch.nbytes, FOLD_BYTES, FOLD_ROWS, order)
     bounds = np.append(ordering.starts, rows)
     first = 0
     while first < len(bounds) - 1:
-        last = int(np.searchsorted(bounds, bounds[first] + step, side="right")) - 1
+        last = int(np.searchsorted(bounds, pieces.end(int(bounds[first]), rows), side="right")) - 1
         if last > first:
             begin, end = int(bounds[first]), int(bounds[last])
             taken = batch.take(pa.array(order[begin:end]))
@@ -267,8 +268,10 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
         key = batch.slice(int(order[begin]), 1).columns[1 : 1 + layout.keys]
 
         def batches(begin: int = begin, end: int = end) -> Iterator[pa.RecordBatch]:
-            for low in range(begin, end, step):
-                yield batch.take(pa.array(order[low : min(low + step, end)]))
+            while begin < end:
+                after = pieces.end(begin, end)
+                yield batch.take(pa.array(order[begin:after]))
+                begin = after
 
         yield GiantGroup(layout, tuple(key), batches)
         first += 1
