@@ -205,6 +205,12 @@ class SpillFull(CortexError):
     code = "spill-full"
 
 
+class TooManyOpenFiles(CortexError):
+    """The process may not open more files: nothing is wrong with the one it wanted."""
+
+    code = "open-files"
+
+
 class OutputFailed(CortexError):
     """The output could not be written or committed."""
 

@@ -6,6 +6,7 @@ or short file, a checksum that differs, an entry that points outside, a disk tha
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -13,15 +14,17 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from cortex.errors import TooManyOpenFiles
 from cortex.limits import OPEN_RUN_FILES_MAX
 from cortex.storage import run_format
 from cortex.storage.filesystem import Filesystem, ReadableFile
 
 
 class OpenFiles:
-    """Descriptors of files read by path, the least recently used closed beyond `files_max`.
+    """Descriptors of files read by path, the least recently used closed beyond `files_max`, or beyond what
+    the process turns out to be allowed.
 
-    A merge has one run open for each map, which may be thousands; a process may have 1,024 files.
+    A merge has one run open for each map, which may be thousands; a process may have 1,024 files, or 256.
     """
 
     def __init__(self, fs: Filesystem, files_max: int = OPEN_RUN_FILES_MAX) -> None:
@@ -30,15 +33,32 @@ class OpenFiles:
         self._files: OrderedDict[str, ReadableFile] = OrderedDict()
 
     def get(self, path: str) -> ReadableFile:
-        """Raises OSError."""
+        """Raises OSError, but TooManyOpenFiles where other files of the process are to blame."""
         file = self._files.get(path)
         if file is None:
-            file = self._files[path] = self._fs.open(path)
+            file = self._files[path] = self._open(path)
             if len(self._files) > self._files_max:
                 self._files.popitem(last=False)[1].close()
         else:
             self._files.move_to_end(path)
         return file
+
+    def _open(self, path: str) -> ReadableFile:
+        while True:
+            try:
+                return self._fs.open(path)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                if not self._files:
+                    raise TooManyOpenFiles(
+                        f"a run file cannot be opened: {error.strerror}",
+                        cure="raise the limit of open files: ulimit -n 1024",
+                        details={"file": path},
+                    ) from error
+                self._files_max = max(1, len(self._files) // 2)  # others need some, too
+                while len(self._files) >= self._files_max:
+                    self._files.popitem(last=False)[1].close()
 
     def close(self, path: str | None = None) -> None:
         """Close one file, or all."""

@@ -6,12 +6,13 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from cortex.errors import CorruptRun, Fault, InternalError, SpillFull, UsageError
+from cortex.errors import CorruptRun, Fault, InternalError, SpillFull, TooManyOpenFiles, UsageError
 from cortex.storage import filesystem
 from cortex.storage.filesystem import Filesystem, LocalFilesystem, is_memory_backed, refuse_memory_backed
 from cortex.storage.map_output_store import MapOutputStore
@@ -303,3 +304,44 @@ def test_memory_disks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(filesystem, "is_memory_backed", lambda path: True)
     with pytest.raises(UsageError, match="tmpfs"):
         refuse_memory_backed(str(tmp_path))
+
+
+def test_a_low_limit_of_open_files_is_kept_to(tmp_path: Path) -> None:
+    """Where a process may open fewer files than a merge has runs, good files are not taken for damaged."""
+
+    class Limited(LocalFilesystem):
+        allowed, opened = 5, 0
+
+        def open(self, path: str) -> Any:
+            if self.opened == self.allowed:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+            self.opened += 1
+            file, fs = super().open(path), self
+
+            class Counted:
+                size_bytes = file.size_bytes
+
+                def pread(self, length: int, offset: int) -> bytes:
+                    return file.pread(length, offset)
+
+                def close(self) -> None:
+                    fs.opened -= 1
+                    file.close()
+
+            return Counted()
+
+    fs = Limited()
+    store = MapOutputStore(fs, str(tmp_path / "job"))
+    names = [f"j0123456789ab-m{index:06d}.0" for index in range(20)]
+    for name in names:
+        writer = store.create(name)
+        fill(writer)
+        store.commit(writer, name)
+    readers = [store.open(name, 0) for name in names]
+    for _ in range(3):
+        assert sum(b.num_rows for r in readers for run in r.runs for b in run.batches(0)) == 20 * 30
+    store.close()
+    assert fs.opened == 0
+    fs.allowed = 0
+    with pytest.raises(TooManyOpenFiles, match="cannot be opened"):
+        store.open(names[0], 0)
