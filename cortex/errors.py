@@ -239,6 +239,36 @@ class ProtocolError(CortexError):
     code = "protocol"
 
 
+class NotAllowed(ProtocolError):
+    """A peer that is known sent what its role may not send, or is not (or no longer) of the cluster."""
+
+    code = "not-allowed"
+
+
+class NotTrusted(CortexError):
+    """The other end could not prove who it is, or did not take our proof of who we are."""
+
+    code = "not-trusted"
+
+
+class JoinRefused(CortexError):
+    """The server did not take a join: the token is unknown, expired, used up or revoked."""
+
+    code = "join-refused"
+
+
+class Unreachable(CortexError):
+    """No connection: nobody listens there, or the way is blocked."""
+
+    code = "unreachable"
+
+
+class StateFailed(CortexError):
+    """What a process must not lose could not be written to its home, or read from it."""
+
+    code = "state"
+
+
 class VersionMismatch(CortexError):
     code = "version-mismatch"
 

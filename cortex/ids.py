@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 from typing import NewType
@@ -13,7 +14,24 @@ TaskId = NewType("TaskId", str)
 AttemptId = NewType("AttemptId", str)
 """``<task>.<number>``, counted from 0."""
 
+
+class Role(enum.StrEnum):
+    """What a process of a cluster is, as its certificate says."""
+
+    SERVER = "server"
+    NODE = "node"
+    CLIENT = "client"
+    ADMIN = "admin"
+
+
+def role_named(text: str) -> Role | None:
+    return next((role for role in Role if role.value == text), None)
+
+
 _ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
+_CLUSTER = re.compile(r"k[0-9a-f]{12}")
+_PEER = re.compile(r"[snca][0-9a-f]{12}")
+_TOKEN = re.compile(r"t[0-9a-f]{12}")
 
 
 def new_job_id(random_bytes: bytes | None = None) -> JobId:
@@ -36,3 +54,40 @@ def is_attempt_id(text: str) -> bool:
 
 def task_of(attempt: AttemptId) -> TaskId:
     return TaskId(attempt.rpartition(".")[0])
+
+
+def new_cluster_id() -> str:
+    """``k`` and 12 hex digits."""
+    return "k" + os.urandom(6).hex()
+
+
+def is_cluster_id(text: str) -> bool:
+    return _CLUSTER.fullmatch(text) is not None
+
+
+def new_peer_id(role: Role) -> str:
+    """The role's first letter (``s``, ``n``, ``c``, ``a``) and 12 hex digits; never given twice."""
+    return role.value[0] + os.urandom(6).hex()
+
+
+def is_peer_id(text: str, role: Role) -> bool:
+    return text[:1] == role.value[0] and _PEER.fullmatch(text) is not None
+
+
+def new_token_id() -> str:
+    """``t`` and 12 hex digits."""
+    return "t" + os.urandom(6).hex()
+
+
+def is_token_id(text: str) -> bool:
+    return _TOKEN.fullmatch(text) is not None
+
+
+def server_name(cluster: str) -> str:
+    """The DNS name that the server's certificate carries and every peer checks; no resolver knows it."""
+    return f"server.{cluster}.cortex"
+
+
+def peer_name(cluster: str, role: Role, peer: str) -> str:
+    """The DNS name that a certificate carries: no two processes of a cluster have the same."""
+    return server_name(cluster) if role is Role.SERVER else f"{peer}.{role.value}.{cluster}.cortex"

@@ -84,6 +84,25 @@ EMBEDDED_EXIT_S_MAX: Final = 2.0  # to remove temporary files after its client i
 CANCEL_S_MAX: Final = 1.0  # a client waits this long for the end of the job it cancelled
 PARENT_CHECK_S: Final = 0.5  # a child looks at its parent this often: others may keep its pipe open
 
+# Who may come in (seconds of certificates and tokens are wall time)
+DAY_S: Final = 86_400.0
+AUTHORITY_S: Final = 3650 * DAY_S  # a cluster's authority cannot be renewed: longer than clusters live
+SERVER_CERTIFICATE_S: Final = 365 * DAY_S  # its key is the authority's neighbour: shorter would win nothing
+NODE_CERTIFICATE_S: Final = 30 * DAY_S  # renewed by the node itself while it is connected
+CLIENT_CERTIFICATE_S: Final = 90 * DAY_S  # people come back after weeks: a client's, and an admin's
+CERTIFICATE_BACKDATE_S: Final = 3600.0  # clocks of two machines may differ by this much
+RENEW_AFTER_FRACTION: Final = 2 / 3  # of a certificate's life: a third is left to reach the server in
+TOKEN_S: Final = 1 * DAY_S  # a join token's life unless asked otherwise: a working day and its night
+TOKEN_S_MAX: Final = 365 * DAY_S
+TOKEN_USES: Final = 50  # joins a token allows unless asked otherwise
+TOKEN_USES_MAX: Final = 10_000
+TOKEN_SECRET_BYTES: Final = 16  # 128 bits: beyond guessing
+PRIVATE_FILE_BYTES_MAX: Final = 64 * KIB  # an identity has 3 KB: anything larger is another file
+STRANGERS_PER_ADDRESS_MAX: Final = 32  # connections not yet known by a certificate; an IPv6 /64 counts as one
+STRANGERS_MAX: Final = 512  # of all addresses: each may hold 100 KB of handshake for HELLO_S_MAX
+DIAL_S_MAX: Final = 10.0  # to connect and to finish the handshake
+JOIN_S_MAX: Final = 30.0  # the whole join: two connections, a signature, and a slow disk under the server
+
 # Errors
 STDERR_TAIL_BYTES: Final = 4 * KIB
 STDERR_FILE_BYTES_MAX: Final = 16 * MIB  # then it is emptied: a print for each record must not fill the disk

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import struct
 import sys
 import time
@@ -32,6 +31,7 @@ from cortex.limits import (
     UNIX_PATH_BYTES_MAX,
     UNSENT_BYTES_MAX,
 )
+from cortex.private_files import check_private_folder
 from cortex.units import format_bytes
 from cortex.wire.framing import FrameDecoder, encode_frame
 from cortex.wire.messages import Message, Refused
@@ -95,7 +95,7 @@ class MessageProtocol(Protocol, Generic[M]):
         self._unsent_bytes = 0
         self._paused = False
         self._closing = False
-        self._refused_peer = False
+        self._unknown_to_owner = False
         self._error: CortexError | None = None
         self._timer: Any = None
 
@@ -155,7 +155,7 @@ class MessageProtocol(Protocol, Generic[M]):
             uid = peer_uid(self.transport.getHandle())
             if uid != os.geteuid():
                 _log.warn("a connection of user {uid} was refused", uid=uid)
-                self._refused_peer = self._closing = True
+                self._unknown_to_owner = self._closing = True
                 self.transport.abortConnection()
                 return
         self.transport.registerProducer(self, True)
@@ -177,11 +177,12 @@ class MessageProtocol(Protocol, Generic[M]):
         self._closing = True
         self._unsent.clear()
         self._unsent_bytes = 0
-        if self._refused_peer:
+        if self._unknown_to_owner:
             return
         if self._error is None and not self._decoder.at_boundary:
             self._error = ProtocolError("the connection ended inside a message: the peer process ended")
         if self._error is None and not isinstance(reason.value, ConnectionDone):
+            self._error = self._explain_end(reason)
             _log.debug("a link ended: {reason}", reason=reason.getErrorMessage())
         self._lost(self, self._error)
 
@@ -199,6 +200,10 @@ class MessageProtocol(Protocol, Generic[M]):
         """The transport has ended; connectionLost follows."""
 
     # --- inside ---
+
+    def _explain_end(self, _reason: Failure) -> CortexError | None:
+        """What an end that nobody asked for means; None: the peer has ended, or the way to it."""
+        return None
 
     def _hello_late(self) -> None:
         self._timer = None
@@ -228,23 +233,6 @@ class MessageProtocol(Protocol, Generic[M]):
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = None
-
-
-def check_private_folder(folder: str) -> None:
-    """Raise UsageError unless `folder` is a real folder of this user that only it may enter."""
-    try:
-        found = os.lstat(folder)
-    except OSError as error:
-        raise UsageError(f"the socket's folder {folder!r} cannot be used: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        raise UsageError(f"{folder!r} is not a folder (a link to one is not taken)")
-    if found.st_uid != os.geteuid():
-        raise UsageError(f"{folder!r} belongs to user {found.st_uid}, not to you ({os.geteuid()})")
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise UsageError(
-            f"{folder!r} has mode {stat.S_IMODE(found.st_mode):04o}: others could reach the socket in it",
-            cure=f"chmod 700 {folder}",
-        )
 
 
 def listen_unix(reactor: Any, path: str, factory: Factory) -> Any:

@@ -14,9 +14,10 @@ from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, ProtocolError, UsageError
 from cortex.limits import HELLO_BYTES_MAX, HELLO_S_MAX
+from cortex.private_files import check_private_folder
 from cortex.wire import messages
 from cortex.wire.framing import HEADER, BlockingConnection, FrameDecoder, encode_frame
-from cortex.wire.transports import MessageProtocol, check_private_folder, listen_unix, peer_uid
+from cortex.wire.transports import MessageProtocol, listen_unix, peer_uid
 
 HELLO = messages.ClientHello({"python": "3.11"})
 
