@@ -16,8 +16,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -46,14 +46,27 @@ def encode_frame(message: Message, max_bytes: int = FRAME_BYTES_MAX) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
+class _Tag(msgspec.Struct):
+    """As much of a message as says which one it is."""
+
+    type: str
+
+
 class FrameDecoder(Generic[M]):
     """Bytes to messages of one union; any cutting of the same bytes gives the same messages.
 
     `union` is the link's union of messages; `max_bytes` bounds a body. Bytes are copied once into
     one buffer and decoded from it in place: the work is linear in the bytes, however they come.
+    `explain(name)` may give a better error for a message that is called `name` and is not of the union.
     """
 
-    def __init__(self, union: Any, max_bytes: int = FRAME_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        union: Any,
+        max_bytes: int = FRAME_BYTES_MAX,
+        explain: Callable[[str], ProtocolError | None] | None = None,
+    ) -> None:
+        self._explain = explain
         self._decoder: msgspec.msgpack.Decoder[M] = msgspec.msgpack.Decoder(union)
         self._max_bytes = max_bytes
         self._buffer = bytearray()
@@ -108,7 +121,19 @@ class FrameDecoder(Generic[M]):
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            explained = self._explained(body)
+            if explained is not None:
+                self._buffer, self._failed = bytearray(), explained
+                raise explained from error
             raise self._fail(f"a frame of {format_bytes(len(body))} is no message: {error}") from error
+
+    def _explained(self, body: memoryview) -> ProtocolError | None:
+        if self._explain is None:
+            return None
+        try:
+            return self._explain(msgspec.msgpack.decode(body, type=_Tag).type)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
 
     def _fail(self, message: str) -> ProtocolError:
         self._buffer = bytearray()
@@ -118,13 +143,27 @@ class FrameDecoder(Generic[M]):
         return self._failed
 
 
+class StreamSocket(Protocol):
+    """As much of a connected stream socket as a link needs: a socket's, or `blocking_tls.TlsSocket`'s."""
+
+    def setblocking(self, flag: bool, /) -> None: ...
+    def fileno(self) -> int: ...
+    def sendall(self, data: bytes, /) -> None: ...
+    def recv_into(self, buffer: bytearray, /) -> int:
+        """0 at the end; BlockingIOError when what came was nothing for us, and there may be more later."""
+        ...
+
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
 class BlockingConnection(Generic[M]):
     """A link over a connected stream socket, for processes without a reactor. Owns the socket.
 
     One thread may receive while others send: a message is sent whole under a lock.
     """
 
-    def __init__(self, sock: socket.socket, receive_union: Any, max_bytes: int = FRAME_BYTES_MAX) -> None:
+    def __init__(self, sock: StreamSocket, receive_union: Any, max_bytes: int = FRAME_BYTES_MAX) -> None:
         sock.setblocking(True)
         self._sock = sock
         self._decoder: FrameDecoder[M] = FrameDecoder(receive_union, max_bytes)
@@ -165,6 +204,8 @@ class BlockingConnection(Generic[M]):
                     raise TimeoutError(f"no message in {timeout} s")
             try:
                 count = self._sock.recv_into(self._buffer)
+            except BlockingIOError:
+                continue
             except ConnectionResetError:
                 count = 0
             if count == 0:
