@@ -10,6 +10,7 @@ what it means, and one thread may receive while others send, which OpenSSL's obj
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -40,6 +41,7 @@ class TlsSocket:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         self._tls_lock = threading.Lock()
         self._send_lock = threading.Lock()
+        self._ended = False
 
     def handshake(self, deadline: float) -> None:
         """Raises NotTrusted, or OSError (TimeoutError at `deadline`, by the monotonic clock)."""
@@ -80,6 +82,8 @@ class TlsSocket:
         Raises NotTrusted when the server says that it does not take our certificate, which TLS 1.3 lets
         it say only now.
         """
+        if self._ended:
+            return 0
         data = self._sock.recv(len(buffer))
         with self._tls_lock:
             if data:
@@ -87,7 +91,11 @@ class TlsSocket:
             else:
                 self._incoming.write_eof()
             count = self._read(buffer)
-        if self._outgoing.pending and self._send_lock.acquire(blocking=False):
+        if self._ended:
+            self._say_end()
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RD)  # a poll shows the end from now on
+        elif self._outgoing.pending and self._send_lock.acquire(blocking=False):
             # an answer to a key update; whoever is sending takes it along
             try:
                 self._flush()
@@ -96,6 +104,7 @@ class TlsSocket:
         return count
 
     def shutdown(self, how: int) -> None:
+        self._say_end()
         self._sock.shutdown(how)
 
     def close(self) -> None:
@@ -112,7 +121,8 @@ class TlsSocket:
                         raise BlockingIOError from None
                     break
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                    break  # the next call says it again, if bytes came before it
+                    self._ended = True
+                    break
                 except ssl.SSLError as error:
                     raise explain(str(error), self._who) from error
                 if not more:
@@ -125,6 +135,18 @@ class TlsSocket:
         if not data:
             raise ConnectionResetError("the connection was closed during the TLS handshake")
         return data
+
+    def _say_end(self) -> None:
+        """Tell the other end that no more will come, unless that would take time."""
+        if not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            with contextlib.suppress(ssl.SSLError), self._tls_lock:
+                self._tls.unwrap()
+            with contextlib.suppress(OSError):
+                self._sock.send(self._outgoing_bytes(), socket.MSG_DONTWAIT)
+        finally:
+            self._send_lock.release()
 
     def _outgoing_bytes(self) -> bytes:
         with self._tls_lock:
