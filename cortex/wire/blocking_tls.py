@@ -16,6 +16,7 @@ import socket
 import ssl
 import threading
 import time
+from typing import Any
 
 from cortex.errors import NotTrusted, Unreachable
 from cortex.ids import server_name
@@ -71,9 +72,10 @@ class TlsSocket:
 
     def sendall(self, data: bytes) -> None:
         with self._send_lock, memoryview(data) as view:
-            for start in range(0, len(view), _CHUNK_BYTES):
+            sent = 0
+            while sent < len(view):
                 with self._tls_lock:
-                    self._tls.write(view[start : start + _CHUNK_BYTES])
+                    sent += self._tls.write(view[sent : sent + _CHUNK_BYTES])
                 self._sock.sendall(self._outgoing_bytes())
 
     def recv_into(self, buffer: bytearray) -> int:
@@ -115,19 +117,20 @@ class TlsSocket:
         with memoryview(buffer) as view:
             while count < len(view):
                 try:
-                    more = self._tls.read(len(view) - count, view[count:])
+                    # into a buffer, so a count is returned: typeshed only knows of bytes
+                    more: Any = self._tls.read(len(view) - count, view[count:])
                 except ssl.SSLWantReadError:
                     if not count:
                         raise BlockingIOError from None
                     break
-                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                    self._ended = True
-                    break
+                except ssl.SSLEOFError:  # it has died, and said no end
+                    more = 0
                 except ssl.SSLError as error:
                     raise explain(str(error), self._who) from error
                 if not more:
+                    self._ended = True
                     break
-                count += int(more)
+                count += more
         return count
 
     def _receive(self, size: int) -> bytes:

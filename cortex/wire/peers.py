@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 from OpenSSL.SSL import Error as TlsError
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import CannotListenError
+from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import CannotListenError, NoProtocol
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
@@ -59,6 +59,8 @@ class _SecureProtocol(MessageProtocol[M]):
         self._shaken = False
 
     def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        self.transport.setTcpKeepAlive(True)  # a machine that vanished is noticed in the end
         self._timer = self._clock.callLater(HELLO_S_MAX, self._hello_late)
 
     def handshakeCompleted(self) -> None:
@@ -218,7 +220,7 @@ class DialedProtocol(_SecureProtocol[M]):
 
 
 class _Once(Factory):
-    """Builds the one protocol it was given."""
+    """Builds the one protocol it was given, once: two addresses of a name may connect together."""
 
     noisy = False
 
@@ -226,7 +228,10 @@ class _Once(Factory):
         self._protocol = protocol
 
     def buildProtocol(self, _address: Any) -> Any:
-        return self._protocol
+        protocol, self._protocol = self._protocol, None
+        if protocol is None:
+            raise NoProtocol
+        return protocol
 
 
 def dial(
@@ -234,9 +239,10 @@ def dial(
 ) -> Deferred[Any]:
     """Connect `protocol`, as `identity`, to `name` at `endpoint`. Cancel what is returned to give up."""
     protocol.dialing(endpoint)
+    once: Any = _Once(protocol)
+    tls = TLSMemoryBIOFactory(dialing(identity, name), True, once, clock=reactor)
     tcp: Any = HostnameEndpoint(reactor, endpoint.host, endpoint.port, timeout=DIAL_S_MAX)
-    tls: Any = wrapClientTLS(dialing(identity, name), tcp, clock=reactor)
-    connecting: Deferred[Any] = tls.connect(_Once(protocol))
+    connecting: Deferred[Any] = tcp.connect(tls)
     connecting.addErrback(protocol.not_connected)
     return connecting
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import socket
 import ssl
 import subprocess
@@ -38,7 +40,7 @@ from cortex.wire.identity import Identity, load_identity, make_identity, save_id
 from cortex.wire.join import Endpoint, JoinLine, make_proof
 from cortex.wire.joiner import PENDING_FILE, join_cluster
 from cortex.wire.permissions import union_to
-from cortex.wire.server_home import AUTHORITY_FILE
+from cortex.wire.server_home import AUTHORITY_FILE, open_server_home
 from cortex.wire.versions import local_versions
 
 ROOT = Path(__file__).parents[2]
@@ -301,6 +303,23 @@ def test_an_oversized_first_frame_is_refused(server: Server, tmp_path: Path) -> 
         assert isinstance(refused, m.Refused)
         assert "at most 4 KB" in refused.error.message
         assert connection.receive(5) is None
+
+
+def test_no_bytes_of_a_stranger_harm_the_server(server: Server) -> None:
+    before = server.heard()
+    dice = random.Random(20261125)
+    good = encode_frame(m.Join("t0123456789ab", b"c" * 300, b"p" * 32, local_versions()))
+    for number in range(60):
+        junk = bytearray(good if number % 2 else dice.randbytes(dice.randrange(1, 2000)))
+        for _ in range(dice.randrange(4)):
+            junk[dice.randrange(len(junk))] = dice.randrange(256)
+        with stranger(server.endpoint) as sock:
+            sock.sendall(junk)
+            sock.settimeout(0.1)  # a part of a frame has no answer
+            with contextlib.suppress(OSError):
+                assert all(isinstance(answer, m.Refused) for answer in answers(sock))
+    assert server.process.poll() is None
+    assert server.heard() == before
 
 
 def test_a_slow_handshake_and_a_slow_hello_are_cut_off(server: Server) -> None:
@@ -638,8 +657,8 @@ def test_other_versions_are_refused_with_the_cure(server: Server, tmp_path: Path
 @pytest.mark.parametrize("of", ["file", "folder"])
 def test_a_server_does_not_start_on_files_that_others_can_read(tmp_path: Path, part: str, of: str) -> None:
     home = tmp_path / "home"
-    made = Server(home)
-    made.stop()
+    open_server_home(str(home), Endpoint("127.0.0.1", 1), time.time())
+    TokenStore(str(home / "tokens")).close()
     path = home / part if of == "file" else (home / part).parent
     path.chmod(0o644 if of == "file" else 0o755)
     done = subprocess.run(
