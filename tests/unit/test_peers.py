@@ -513,6 +513,15 @@ def test_a_slow_disk_does_not_count_as_a_slow_hello(server: Server) -> None:
     assert refused.error.code == "join-refused"
 
 
+def test_a_stranger_whose_join_waits_is_still_a_stranger(server: Server) -> None:
+    server.waiting = []
+    raw = Raw(join_bytes() + HEADER.pack(HELLO_BYTES_MAX + 1))
+    pump = server.dial(wrapped(server, anonymous(), raw))
+    pump.flush()
+    (refused,) = raw.messages()
+    assert "at most 4 KB" in refused.error.message
+
+
 def test_a_joiner_that_has_left_is_forgotten(server: Server) -> None:
     server.waiting = []
     raw = Raw(join_bytes())
