@@ -143,7 +143,7 @@ class AcceptedProtocol(_SecureProtocol[M]):
             self._expiry.cancel()
         if not self._shaken and self._error is None:
             said = _tls_words(reason) or reason.getErrorMessage()
-            _log.debug("{address}: no handshake: {said}", address=self._address(), said=said)
+            _log.info("{address}: no handshake: {said}", address=self._address(), said=said)
         super().connectionLost(reason)
 
     def _expired(self) -> None:

@@ -149,6 +149,14 @@ def answers(sock: ssl.SSLSocket, union: Any = m.FromServerJoin) -> list[Any]:
     return got
 
 
+def dialed(folder: Path, name: str, endpoint: Endpoint) -> list[str]:
+    """What a node with the identity in `folder` says of its link to `name` at `endpoint`."""
+    command = [*COMMAND, "dial", str(folder), name, str(endpoint)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 # --- the good way ---
 
 
@@ -169,15 +177,8 @@ def test_nodes_reach_the_server_and_each_other(server: Server, tmp_path: Path) -
     identity = join(server.line(Role.NODE), tmp_path / "node")
     ways = [(server_name(identity.cluster), server.endpoint), ("node", server.data)]
     for name, endpoint in ways:
-        done = subprocess.run(
-            [*COMMAND, "dial", str(tmp_path / "node"), name, str(endpoint)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        opened, received, lost = done.stdout.splitlines()
-        assert opened.startswith("opened "), done.stderr
+        opened, received, lost = dialed(tmp_path / "node", name, endpoint)
+        assert opened.startswith("opened ")
         assert (received, lost) == ("received PeersRevoked", "lost ")
     assert server.heard().count(f"node {identity.id} NodeHello") == 2
 
@@ -231,6 +232,8 @@ def test_a_server_that_is_not_there_is_said(tmp_path: Path, server: Server) -> N
         identity = server.identity(Role.CLIENT, tmp_path / "c")
         with pytest.raises(Unreachable, match="refused"):
             server.connect(identity, tmp_path / "c", nobody)
+        node = server.identity(Role.NODE, tmp_path / "n")
+        assert dialed(tmp_path / "n", server_name(node.cluster), nobody) == ["lost unreachable"]
 
 
 def test_large_messages_go_both_ways_at_once(server: Server, tmp_path: Path) -> None:
@@ -469,14 +472,7 @@ def test_a_node_cannot_pose_as_the_server(server: Server, tmp_path: Path) -> Non
     line = server.line(Role.NODE).replace(str(server.endpoint), str(server.data))
     assert isinstance(refusal(lambda: join(line, tmp_path / "n")), NotTrusted)
     node = server.identity(Role.NODE, tmp_path / "node")
-    done = subprocess.run(
-        [*COMMAND, "dial", str(tmp_path / "node"), server_name(node.cluster), str(server.data)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout.splitlines() == ["lost not-trusted"]
+    assert dialed(tmp_path / "node", server_name(node.cluster), server.data) == ["lost not-trusted"]
     assert server.heard() == before
 
 

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
@@ -698,6 +698,9 @@ def test_where_nobody_listens_is_said_once() -> None:
     (error,) = client.ended
     assert isinstance(error, Unreachable)
     assert "10.0.0.5:8786" in error.message
+    given_up = Client(port, IDENTITIES[Role.CLIENT], SERVER)
+    given_up.protocol.not_connected(Failure(CancelledError()))
+    assert given_up.ended == [None]
 
 
 def test_a_message_that_is_none_ends_a_dialed_link_with_its_cause(server: Server) -> None:
