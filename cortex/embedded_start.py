@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import site
 import subprocess
 import sys
@@ -47,7 +48,12 @@ def _surroundings() -> dict[str, str]:
 
 
 def _start(context: str) -> tuple[subprocess.Popen[bytes], IO[Any]]:
-    log = tempfile.TemporaryFile(prefix="cortex-log-")  # noqa: SIM115 (closed by its owner)
+    # The first use of a temporary folder tries it with a file: no signal may come between its two steps.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    try:
+        log = tempfile.TemporaryFile(prefix="cortex-log-")  # noqa: SIM115 (closed by its owner)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "cortex.embedded", str(os.getpid()), context],
         stdin=subprocess.PIPE,

@@ -47,7 +47,7 @@ def test_the_first_command_counts_the_words_of_the_standard_library(tmp_path: Pa
     assert head == "key,value"
     counts = {word: int(count) for word, count in (line.split(",") for line in lines)}
     words: Counter[str] = Counter()
-    for path in Path(os.__file__).parent.glob("*.py"):
+    for path in {path.resolve() for path in Path(os.__file__).parent.glob("*.py")}:  # Debian links one
         words.update(re.findall(r"[^\W\d_]+", path.read_text(encoding="utf-8").lower()))
     assert counts == words
     assert len(counts) > 5_000

@@ -39,7 +39,8 @@ def test_a_message_survives_the_wire() -> None:
         (b"\x80", "required"),
         (encode_frame(messages.Stop())[4:], "Invalid value 'Stop'"),
         (encode_frame(HELLO)[4:] + b"\x00", "trailing"),
-        (b"\x82\xa4type\xa9CancelJob\xa1x" + b"\x91" * 100_000, "recursion"),
+        # Python before 3.14 bounds the depth itself; 3.14 bounds only the bytes of stack that are there.
+        (b"\x82\xa4type\xa9CancelJob\xa1x" + b"\x91" * 1_000_000, "recursion|stack overflow|truncated"),
         (b"\x82\xa4type\xa9CancelJob\xa3job\xa2\xff\xfe", "utf-8"),
     ],
 )
