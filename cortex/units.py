@@ -8,12 +8,13 @@ from cortex.errors import UsageError
 
 _BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_BYTES_MAX = 2**60  # messages carry sizes in 64 bits, and there is arithmetic with them
 
 
 def parse_bytes(text: str | int, what: str = "size") -> int:
     """``512MB`` -> 536870912. K, M, G and T are powers of 1024, with or without ``i`` and ``B``.
 
-    Raises UsageError for anything else and for less than one byte.
+    Raises UsageError for anything else, for less than one byte and for more than there can be.
     """
     match = None if isinstance(text, bool) else _BYTES.fullmatch(str(text))
     if match is None:
@@ -21,6 +22,10 @@ def parse_bytes(text: str | int, what: str = "size") -> int:
     value = float(match[1]) * 1024 ** _POWER[match[2].lower()]
     if value < 1:
         raise UsageError(f"{what}: {text!r} is less than one byte", cure="write a size of at least 1B")
+    if value > _BYTES_MAX:  # infinity, for some hundred digits
+        raise UsageError(
+            f"{what}: {text!s:.40} is more than any machine has", cure="write a size of at most 1048576TB"
+        )
     return int(value)
 
 

@@ -20,13 +20,17 @@ from cortex.units import format_bytes, format_count, format_seconds, parse_bytes
         (7, 7),
         ("1TB", 2**40),
         ("3b", 3),
+        ("1048576TB", 2**60),
     ],
 )
 def test_sizes(text: str | int, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1", "0", "0.5", "1e3", "1 2MB", "1PB", True, "inf", "١MB"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "MB", "-1", "0", "0.5", "1e3", "1 2MB", "1PB", True, "inf", "١MB", "99999999TB", "9" * 400, 2**63],
+)
 def test_what_is_no_size(text: str | int) -> None:
     with pytest.raises(UsageError, match="--memory"):
         parse_bytes(text, "--memory")
