@@ -27,7 +27,13 @@ _READ_BUFFER_BYTES: Final = 256 * KIB  # a column: enough to make reads sequenti
 def _open(path: str) -> pq.ParquetFile:
     import pyarrow.parquet as pq  # 20 ms (file systems, TLS): not in the start of every job
 
-    return pq.ParquetFile(path, memory_map=False, buffer_size=_READ_BUFFER_BYTES, pre_buffer=False)
+    return pq.ParquetFile(
+        path,
+        memory_map=False,
+        buffer_size=_READ_BUFFER_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,  # where pages have one: a flipped bit may be a value too
+    )
 
 
 def read_layout(path: str) -> tuple[pa.Schema, list[Unit]]:

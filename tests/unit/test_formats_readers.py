@@ -364,6 +364,19 @@ def test_damaged_pages_of_a_parquet_file_are_an_input_error(tmp_path: Path) -> N
     assert error.details["file"] == str(path)
 
 
+def test_the_checksums_of_parquet_pages_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    table = pa.table({"x": list(range(1000))})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    data = bytearray(path.read_bytes())
+    data[data.find((500).to_bytes(8, "little"))] ^= 1  # a value still, but another
+    path.write_bytes(data)
+    error = _error(_replanned_columnar(plan))
+    assert "CRC" in error.message
+    assert error.details["file"] == str(path)
+
+
 def _replanned_columnar(plan: InputPlan) -> InputPlan:
     file = msgspec.structs.replace(plan.files[0], modified_ns=os.stat(plan.files[0].path).st_mtime_ns)
     return msgspec.structs.replace(plan, files=(file,))
