@@ -1,12 +1,14 @@
 """From what the user names (files, folders, globs) to a list of input files, each with its format.
 
 The order is that of the names given, sorted within a folder or glob; a file reached twice is read once.
-Below a folder names that begin with ``_`` or ``.`` are skipped (``_SUCCESS``, ``.git``), as by a glob
-for all of a folder (``out/*``). Any other glob takes what a shell would: ``*.py`` is ``_private.py`` as well.
+Below a folder names that begin with ``_`` or ``.`` are skipped (``_SUCCESS``, ``.git``), as they are where
+``*`` or ``**`` alone stands for them (``out/*``, ``out/**/*.csv``). A pattern that says more of the name
+takes what a shell would: ``*.py`` is ``_private.py`` as well.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import stat
@@ -70,10 +72,9 @@ def _files_of(path: str) -> Iterator[str]:
     elif os.path.lexists(path):
         yield path
     elif glob.has_magic(path):
-        # All of a folder, said another way: without _SUCCESS. But *.py is _private.py, too, as in a shell.
-        whole_folder = os.path.basename(path) in ("*", "**")
+        pattern = path.split(os.sep)
         for name in sorted(glob.glob(path, recursive=True)):
-            if whole_folder and os.path.basename(name).startswith("_"):
+            if not _meant(pattern, name.split(os.sep)):
                 continue
             if os.path.isdir(name):
                 # With ** every file below is matched by itself.
@@ -87,6 +88,18 @@ def _files_of(path: str) -> Iterator[str]:
             details={"input": path},
             cure="check the path; relative ones start at the current folder",
         )
+
+
+def _meant(pattern: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether `names` match without a hidden one where ``*`` or ``**`` alone stands."""
+    if not pattern or not names:
+        return not names and all(part == "**" for part in pattern)
+    part, name = pattern[0], names[0]
+    shown = not name.startswith(("_", "."))
+    if part == "**":
+        return _meant(pattern[1:], names) or (shown and _meant(pattern, names[1:]))
+    matches = shown if part == "*" else fnmatch.fnmatchcase(name, part)
+    return matches and _meant(pattern[1:], names[1:])
 
 
 def _walk(folder: str) -> Iterator[str]:

@@ -66,6 +66,20 @@ def test_a_glob_for_some_names_takes_what_a_shell_would(put: Put, tmp_path: Path
     assert _names(_plan(str(tmp_path / "**"))) == ["a.txt"]
 
 
+def test_a_glob_skips_what_is_below_hidden_folders(put: Put, tmp_path: Path) -> None:
+    for name in ("d/_tmp/a.txt", "d/_tmp/sub/b.txt", "d/.git/c.txt", "d/ok/d.txt", "d/_SUCCESS", "_e/f.txt"):
+        put(name, b"x\n")
+    for pattern in ("d/**", "d/**/*", "d/**/*.txt", "d/*", "d/*/*.txt", "**/ok/*", "d/**/ok/**"):
+        assert _names(_plan(str(tmp_path / pattern))) == ["d.txt"]
+    for pattern, names in (
+        ("d/_tmp/**", ["a.txt", "b.txt"]),
+        ("d/**/_tmp/*.txt", ["a.txt"]),
+        ("d/_*/a.txt", ["a.txt"]),
+        ("_e/*", ["f.txt"]),
+    ):
+        assert _names(_plan(str(tmp_path / pattern))) == names
+
+
 def test_a_name_with_glob_characters_is_that_file_when_it_exists(put: Put) -> None:
     assert _names(_plan(put("a[1].txt", b"x\n"))) == ["a[1].txt"]
 
