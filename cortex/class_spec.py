@@ -20,7 +20,7 @@ from typing import Any, cast
 from cortex.api import MapReduceJob, plain_function
 from cortex.errors import JobFileError, UsageError
 from cortex.job.declared import Problem, validate_declared
-from cortex.job.overrides import absolute_path, dialect_problems, parse_reducers, with_default_delimiter
+from cortex.job.overrides import absolute_path, dialect_problems, parse_reducers
 from cortex.job.spec import (
     INPUT_FORMATS,
     OUTPUT_FORMATS,
@@ -259,7 +259,7 @@ class SpecBuilder:
             paths=paths,
             format=str(job.input_format),
             columns=columns,
-            dialect=self._dialect(paths),
+            dialect=self._dialect(),
             encoding="bytes" if job.encoding == "bytes" else "utf-8",
         )
 
@@ -274,7 +274,7 @@ class SpecBuilder:
                     f"columns: {name}: {error.message}" + (f" ({error.cure})" if error.cure else "")
                 )
 
-    def _dialect(self, paths: tuple[str, ...]) -> CsvDialect | None:
+    def _dialect(self) -> CsvDialect | None:
         job = self.job
         given: dict[str, Any] = {
             name: getattr(job, name)
@@ -296,7 +296,7 @@ class SpecBuilder:
         dialect = CsvDialect(**{"delimiter": "", **given, "null_values": tuple(nulls)})
         for name, message, cure in dialect_problems(dialect):
             self._problem(f"{name}: {message}; {cure}")
-        return with_default_delimiter(dialect, str(job.input_format), paths)
+        return dialect
 
     def _output(self) -> OutputSpec:
         job = self.job

@@ -116,18 +116,12 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def dialect_of(spec: InputSpec, format_: str) -> CsvDialect:
-    """The dialect of a CSV or TSV file, checked. A TSV's delimiter is the tab unless another is named."""
-    dialect = spec.dialect or CsvDialect()
-    delimiter = dialect.delimiter
-    if format_ == "tsv" and delimiter == ",":
-        delimiter = "\t"
+    """The dialect of a CSV or TSV file, checked. Here it gets a delimiter if none was said."""
+    dialect = spec.dialect or CsvDialect(delimiter="")
+    delimiter = dialect.delimiter or ("\t" if format_ == "tsv" else ",")
     escape = "" if dialect.escape == dialect.quote else dialect.escape
-    for what, text, needed in (
-        ("delimiter", delimiter, True),
-        ("quote", dialect.quote, False),
-        ("escape", escape, False),
-    ):
-        if (needed or text) and (len(text) != 1 or not text.isascii() or text in "\r\n\0"):
+    for what, text in (("delimiter", delimiter), ("quote", dialect.quote), ("escape", escape)):
+        if text and (len(text) != 1 or not text.isascii() or text in "\r\n\0"):
             raise InputError(
                 f"{what} {text!r} is not one ASCII character", cure="name one character, such as ',' or ';'"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -45,9 +44,6 @@ def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None)
         raise UsageError("0 reducers is a map-only job, but the job aggregates", cure="leave --reducers out")
     paths = tuple(absolute_path(p, folder) for p in given.inputs) or spec.input.paths
     text_format = spec.input.format if given.input_format is None else given.input_format
-    dialect = spec.input.dialect
-    if dialect is not None and given.inputs:
-        dialect = with_default_delimiter(dialect, text_format, paths)
     changes = {
         "memory_bytes": given.memory_bytes,
         "slots": given.slots,
@@ -61,7 +57,7 @@ def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None)
     }
     return msgspec.structs.replace(
         spec,
-        input=msgspec.structs.replace(spec.input, paths=paths, format=text_format, dialect=dialect),
+        input=msgspec.structs.replace(spec.input, paths=paths, format=text_format),
         output=msgspec.structs.replace(spec.output, **{k: v for k, v in output.items() if v is not None}),
         resources=msgspec.structs.replace(
             spec.resources, **{k: v for k, v in changes.items() if v is not None}
@@ -104,17 +100,6 @@ def parse_slots(text: str | int, what: str = "slots") -> int:
     if word.isascii() and word.isdigit() and len(word) < 6 and 1 <= int(word) <= 1024:
         return int(word)
     raise UsageError(f"{what}: {text!r} is not a number of slots", cure="write a number from 1 to 1024")
-
-
-def with_default_delimiter(dialect: CsvDialect, text_format: str, paths: Sequence[str]) -> CsvDialect:
-    """A dialect written without a delimiter ("") gets a tab for TSV, else a comma."""
-    if dialect.delimiter:
-        return dialect
-    endings = [p.lower().removesuffix(".gz") for p in paths]
-    tabs = text_format == "tsv" or (
-        not text_format and bool(endings) and all(p.endswith(".tsv") for p in endings)
-    )
-    return msgspec.structs.replace(dialect, delimiter="\t" if tabs else ",")
 
 
 def dialect_problems(dialect: CsvDialect) -> list[tuple[str, str, str]]:

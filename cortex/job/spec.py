@@ -23,6 +23,8 @@ Combine = Literal["", "sum", "min", "max", "binary", "method"]
 class CsvDialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a CSV or TSV file is written. `quote` or `escape` "" means there is none.
 
+    `delimiter` "" in a job's spec: none was said, each file has its format's (`formats.input_files`).
+
     A field is null when it equals one of `null_values` and is not quoted.
     """
 

@@ -25,7 +25,6 @@ from cortex.job.overrides import (
     dialect_problems,
     parse_reducers,
     parse_slots,
-    with_default_delimiter,
 )
 from cortex.job.spec import (
     INPUT_FORMATS,
@@ -166,7 +165,7 @@ class _Reader:
         for name, item in source.pairs("columns", "{station: string, temp: float64}"):
             columns[name] = item.text
             self._try(item, partial(check_type, item.text))
-        dialect = self._dialect(source, text_format, paths)
+        dialect = self._dialect(source, text_format)
         encoding = source.choice("encoding", ("utf-8", "bytes")) or "utf-8"
         source.finish(_HOMES)
         if needed and "path" not in source:
@@ -179,7 +178,7 @@ class _Reader:
             source.problem("encoding", f"encoding is for text, not {text_format}", "leave it out")
         return InputSpec(paths, text_format, columns, dialect, encoding)
 
-    def _dialect(self, source: Mapping, text_format: str, paths: tuple[str, ...]) -> CsvDialect | None:
+    def _dialect(self, source: Mapping, text_format: str) -> CsvDialect | None:
         delimiter = source.text("delimiter")
         nulls = tuple(item.text for item in source.scalars("null_values"))
         dialect = CsvDialect(
@@ -198,7 +197,7 @@ class _Reader:
             return None
         for key, message, cure in dialect_problems(dialect):
             source.problem(key, message, cure)
-        return with_default_delimiter(dialect, text_format, self.overrides.inputs or paths)
+        return dialect
 
     def _output(self) -> OutputSpec:
         output = self.top.mapping("output", "{path: out, format: csv}")

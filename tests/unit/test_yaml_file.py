@@ -112,10 +112,8 @@ def test_dialect(folder: Path) -> None:
     assert spec(folder, text % ("a.csv", "tab")).input.dialect == wanted
     assert spec(folder, text % ("a.csv", '"\\t"')).input.dialect == wanted
     plain = "input: {path: %s, null_values: NA}\nmap: {where: x > 1}\n"
-    assert spec(folder, plain % "a.tsv").input.dialect == CsvDialect("\t", null_values=("NA",))
-    assert spec(folder, plain % "a.csv").input.dialect == CsvDialect(",", null_values=("NA",))
-    found = spec(folder, plain % "a.csv", Overrides(inputs=("b.tsv.gz",))).input.dialect
-    assert found == CsvDialect("\t", null_values=("NA",))
+    for name in ("a.tsv", "a.csv"):  # which delimiter, each file's format decides
+        assert spec(folder, plain % name).input.dialect == CsvDialect("", null_values=("NA",))
 
 
 def test_names_that_yaml_would_make_something_else(folder: Path) -> None:
