@@ -6,7 +6,6 @@ from typing import Final
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-GIB: Final = 1024 * MIB
 
 # Input
 SPLIT_BYTES: Final = 64 * MIB  # a map of well under a second to a few seconds: cheap to repeat

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cortex.errors import ExpressionError
 from cortex.job.aggregates import columns_of_call, parse_aggregate
-from cortex.job.expressions import columns_of, parse_expression
+from cortex.job.expressions import parse_expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +65,6 @@ def validate_declared(
         problems.append(
             Problem(("group_by",), "group_by has nothing to compute", "add aggregate: {rows: count()}")
         )
-
-
-def columns_used(
-    where: str, select: Mapping[str, str], group_by: Sequence[str], aggregate: Mapping[str, str]
-) -> tuple[str, ...] | None:
-    """The input columns a declared job reads, in order of first use; None: all of them.
-
-    For a job that `validate_declared` found nothing wrong with.
-    """
-    found = list(columns_of(parse_expression(where))) if where else []
-    if select:
-        for text in select.values():
-            found.extend(columns_of(parse_expression(text)))
-    elif not aggregate:
-        return None
-    else:
-        found.extend(group_by)
-        for text in aggregate.values():
-            found.extend(columns_of_call(parse_aggregate(text)))
-    return tuple(dict.fromkeys(found))
 
 
 def _parsed(path: tuple[str, ...], text: str, problems: list[Problem]) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from cortex.job.types import TypeClass
-
 
 class Function(NamedTuple):
     """`args_max` -1 means any number."""
@@ -51,33 +49,21 @@ FUNCTIONS: Final[dict[str, Function]] = {f.name: f for f in _TABLE}
 
 
 class Aggregate(NamedTuple):
-    """`takes`: the kinds of values it is defined for. All ignore nulls (SQL)."""
+    """All ignore nulls (SQL). `result` says which type it gives."""
 
     name: str
     args_min: int
     args_max: int
-    takes: frozenset[TypeClass]
     usage: str
     doc: str
     result: str
 
-
-_SUMMABLE: Final[frozenset[TypeClass]] = frozenset({"integer", "float", "decimal", "bool"})
-_ORDERED: Final[frozenset[TypeClass]] = _SUMMABLE | {
-    "string",
-    "binary",
-    "date",
-    "timestamp",
-    "time",
-    "duration",
-}
 
 _AGGREGATES: Final = (
     Aggregate(
         "count",
         0,
         1,
-        _ORDERED,
         "count() or count(x)",
         "rows; with an argument, those where it is not null",
         "int64",
@@ -86,24 +72,20 @@ _AGGREGATES: Final = (
         "sum",
         1,
         1,
-        _SUMMABLE | {"duration"},
         "sum(x)",
         "the exact sum; null of no values; an int sum that does not fit is an error",
         "int64 (uint64 of uint64) of ints and bools, float64 of floats, decimal or duration of such",
     ),
-    Aggregate("min", 1, 1, _ORDERED, "min(x)", "the least value; null of no values", "the argument's type"),
+    Aggregate("min", 1, 1, "min(x)", "the least value; null of no values", "the argument's type"),
     Aggregate(
         "max",
         1,
         1,
-        _ORDERED,
         "max(x)",
         "the greatest value (a nan is greater than any number); null of no values",
         "the argument's type",
     ),
-    Aggregate(
-        "mean", 1, 1, _SUMMABLE, "mean(x)", "the exact sum over the count; null of no values", "float64"
-    ),
+    Aggregate("mean", 1, 1, "mean(x)", "the exact sum over the count; null of no values", "float64"),
 )
 
 AGGREGATES: Final[dict[str, Aggregate]] = {a.name: a for a in _AGGREGATES}

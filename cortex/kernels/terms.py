@@ -31,7 +31,6 @@ ROW_ERRORS: Final = (OverflowedSum, DivisionByZero, ConversionError)
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
-_STRINGS: Final = frozenset({"string", "large_string"})
 
 
 @dataclass(frozen=True)

@@ -474,10 +474,19 @@ TYPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(AGGREGATES))
-def test_the_table_of_aggregates_says_what_the_kernels_take(name: str) -> None:
+SUMMABLE = {"integer", "float", "decimal", "bool"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("count", set(TYPES)), ("min", set(TYPES)), ("max", set(TYPES)),
+        ("sum", SUMMABLE | {"duration"}), ("mean", SUMMABLE),
+    ],
+)  # fmt: skip
+def test_aggregates_refuse_the_types_they_do_not_take(name: str, kinds: set[str]) -> None:
     for kind, arrow in TYPES.items():
-        if kind in AGGREGATES[name].takes:
+        if kind in kinds:
             result_type(name, arrow)
         else:
             with pytest.raises(ColumnError):

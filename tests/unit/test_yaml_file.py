@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cortex.errors import JobFileError, UsageError
-from cortex.job.declared import Problem, columns_used, validate_declared
+from cortex.job.declared import Problem, validate_declared
 from cortex.job.overrides import Overrides
 from cortex.job.spec import CsvDialect, JobSpec
 from cortex.job.yaml_file import JobFile, load_job_file
@@ -320,10 +320,3 @@ def test_declared_problems_name_their_place() -> None:
         ("aggregate", "x"),
         ("aggregate", "n"),
     ]
-
-
-def test_columns_used() -> None:
-    assert columns_used("a > 1", {"x": "b + c"}, ["x"], {"n": "sum(x)"}) == ("a", "b", "c")
-    assert columns_used("a > 1", {}, ["k"], {"n": "sum(v)", "m": "count()"}) == ("a", "k", "v")
-    assert columns_used("a > 1", {}, [], {}) is None
-    assert columns_used("", {}, [], {"n": "count()"}) == ()
