@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -17,20 +18,20 @@ import pyarrow.csv as pacsv
 
 from cortex.errors import InputError
 from cortex.job.spec import CsvDialect
-from cortex.job.types import type_name
 
+from .csv_misfits import explain_misfit
+from .csv_numbers import NumberCheck
 from .csv_records import Grammar, Stretch
 from .sources import UTF8_BOM, line_text
 
-_MISSING_WORDS: Final = frozenset(
-    ("na", "n/a", "#n/a", "nan", "null", "none", "nil", "-", "--", ".", "?", "\\n")
-)
+_REFUSED: Final = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError)
+_WHOLE: Final = 2**31 - 1  # more than any block: pyarrow parses it at once, and takes no memory for more
 _COUNTS = re.compile(r"Expected (\d+) columns?, got (\d+)")
-_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?")
 _BYTES_CHECKED_PER_VALUE: Final = 40
 """pyarrow checks that one value is UTF-8 in the time in which that many bytes are checked at once. Fields end
 at ASCII bytes, so those of valid text are valid; a block that is not has its values checked one by one."""
-_VALUE = re.compile(r"invalid value '(.*)'\s*$", re.DOTALL)
+_PERHAPS_A_VALUE = re.compile(r"\d|inf|nan|true|false", re.IGNORECASE)
+"""A null word that some type might read as a value."""
 
 
 class BlockParser:
@@ -44,7 +45,7 @@ class BlockParser:
         self._grammar = Grammar(dialect)
         self._dialect = dialect
         self._names = list(names)
-        self._types = types
+        self._read_options = pacsv.ReadOptions(use_threads=False, block_size=_WHOLE, column_names=self._names)
         self._parse_options = pacsv.ParseOptions(
             delimiter=dialect.delimiter,
             quote_char=dialect.quote or False,
@@ -55,24 +56,34 @@ class BlockParser:
             # In a file of one column a blank line is a row; in wider ones it is none.
             ignore_empty_lines=len(names) != 1,
         )
-        self._convert_options = self._conversion(types)
-        self._convert_checked = self._conversion(types, check_utf8=False)
-        texts = sum(
-            pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in (types or {}).values()
-        )
-        self._row_bytes_checked_max = _BYTES_CHECKED_PER_VALUE * texts
+        self._types = dict(types or {})
+        texts = {name: kind for name, kind in self._types.items() if _is_text(kind)}
+        others = {name: kind for name, kind in self._types.items() if name not in texts}
+        # Quoted, a null word is null but in a text column. pyarrow has one switch for all columns of a parse.
+        self._convert = self._conversion(self._types, quoted_nulls=not texts)
+        self._convert_checked = self._conversion(self._types, quoted_nulls=not texts, check_utf8=False)
+        self._halves = [
+            self._conversion(texts, quoted_nulls=False),
+            self._conversion(others, quoted_nulls=True),
+        ]
+        self._mixed = bool(dialect.quote and texts and others)
+        self._in_halves = self._mixed and any(map(_PERHAPS_A_VALUE.search, dialect.null_values))
+        """Whether blocks with a quote are parsed in halves at once, not only if parsing them whole fails."""
+        self._numbers = NumberCheck(self._types)
+        strings = sum(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in texts.values())
+        self._row_bytes_checked_max = _BYTES_CHECKED_PER_VALUE * strings
         self._row_bytes = float("inf")  # of the block before
 
     def _conversion(
-        self, types: Mapping[str, pa.DataType] | None, check_utf8: bool = True
+        self, types: Mapping[str, pa.DataType], *, quoted_nulls: bool, check_utf8: bool = True
     ) -> pacsv.ConvertOptions:
         return pacsv.ConvertOptions(
             check_utf8=check_utf8,
-            column_types=dict(types or {}),
-            include_columns=list(types or ()),
+            column_types=types,
+            include_columns=list(types),
             null_values=list(self._dialect.null_values),
             strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
+            quoted_strings_can_be_null=quoted_nulls,
         )
 
     def parse(self, data: bytes | bytearray, low: int, high: int, *, position: int) -> pa.Table:
@@ -82,10 +93,10 @@ class BlockParser:
         """
         try:
             checked = self._row_bytes <= self._row_bytes_checked_max and _is_utf8(data, low, high)
-            table = self._parse(data, low, high, self._convert_checked if checked else self._convert_options)
+            table = self._parse(data, low, high, self._convert_checked if checked else self._convert)
             self._row_bytes = (high - low) / max(1, table.num_rows)
             return table
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        except _REFUSED as error:
             raise self._fault(data, low, high, position, error) from None
 
     def _parse(self, data: bytes | bytearray, low: int, high: int, convert: pacsv.ConvertOptions) -> pa.Table:
@@ -93,41 +104,58 @@ class BlockParser:
         if data.startswith(UTF8_BOM, low, high):
             # pyarrow drops a byte order mark at the start of what it parses, here the middle of a file.
             view = memoryview(UTF8_BOM + bytes(view))
-        read = pacsv.ReadOptions(use_threads=False, block_size=len(view) + 1, column_names=self._names)
+        if self._in_halves and data.find(self._grammar.quote, low, high) >= 0:
+            table = self._parse_halves(view)
+        else:
+            try:
+                table = self._read(view, convert)
+            except pa.ArrowInvalid:
+                if not self._mixed or data.find(self._grammar.quote, low, high) < 0:
+                    raise
+                table = self._parse_halves(view)
+                self._in_halves = True
+        self._numbers.check(table, data, low, high, partial(self._texts, view))
+        return table
+
+    def _parse_halves(self, view: memoryview) -> pa.Table:
+        """The text columns and the others, each by their own rule for quoted null words."""
+        halves = [self._read(view, convert) for convert in self._halves]
+        columns = {name: half.column(name) for half in halves for name in half.column_names}
+        return pa.table({name: columns[name] for name in self._types})
+
+    def _texts(self, view: memoryview, names: Sequence[str]) -> pa.Table:
+        return self._read(view, self._conversion({name: pa.string() for name in names}, quoted_nulls=True))
+
+    def _read(self, view: memoryview, convert: pacsv.ConvertOptions) -> pa.Table:
         return pacsv.read_csv(
             pa.BufferReader(pa.py_buffer(view)),
-            read_options=read,
+            read_options=self._read_options,
             parse_options=self._parse_options,
             convert_options=convert,
         )
 
-    def _error_of(
-        self, data: bytes | bytearray, low: int, high: int, convert: pacsv.ConvertOptions
-    ) -> pa.ArrowException | None:
+    def _error_of(self, data: bytes | bytearray, low: int, high: int) -> pa.ArrowException | None:
         try:
-            self._parse(data, low, high, convert)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+            self._parse(data, low, high, self._convert)
+        except _REFUSED as error:
             return error
         return None
 
     def _fault(
-        self, data: bytes | bytearray, low: int, high: int, position: int, error: Exception
+        self, data: bytes | bytearray, low: int, high: int, position: int, error: pa.ArrowException
     ) -> InputError:
-        record_low, record_high = self._failing_record(bytes(memoryview(data)[low:high]))
-        found: Exception = error
-        if record_high:
-            alone = self._error_of(data, low + record_low, low + record_high, self._convert_options)
-            found = alone or error
-        record = memoryview(data)[low + record_low : low + (record_high or (high - low))]
-        cause, cure = self._explain(data, low + record_low, low + record_high, str(found))
+        block = bytes(memoryview(data)[low:high])
+        first, end = self._failing_record(block)
+        record = block[first:end]
+        cause, cure = self._explain(record, str(self._error_of(record, 0, len(record)) or error))
         return InputError(
             cause,
-            details={"file": self._path, "offset": position + record_low, "line": line_text(record)},
+            details={"file": self._path, "offset": position + first, "line": line_text(record)},
             cure=cure,
         )
 
     def _failing_record(self, block: bytes) -> tuple[int, int]:
-        """(low, high) of the first record of `block` that cannot be parsed; (0, 0) if each one alone can."""
+        """(low, high) of the first record of `block` that cannot be parsed; the block if each alone can."""
         stretch = Stretch(self._grammar, block, len(block), final=True)
         bounds = np.concatenate(([0], stretch.record_ends()))
         if bounds[-1] != len(block):
@@ -135,14 +163,14 @@ class BlockParser:
         first, last = 0, len(bounds) - 1
         while last - first > 1:
             middle = (first + last) // 2
-            if self._error_of(block, int(bounds[first]), int(bounds[middle]), self._convert_options):
+            if self._error_of(block, int(bounds[first]), int(bounds[middle])):
                 last = middle
             else:
                 first = middle
         low, high = int(bounds[first]), int(bounds[last])
-        return (low, high) if self._error_of(block, low, high, self._convert_options) else (0, 0)
+        return (low, high) if self._error_of(block, low, high) else (0, len(block))
 
-    def _explain(self, data: bytes | bytearray, low: int, high: int, message: str) -> tuple[str, str]:
+    def _explain(self, record: bytes, message: str) -> tuple[str, str]:
         """(cause, cure) of one record's failure, in plain words."""
         if match := _COUNTS.search(message):
             expected, got = int(match[1]), int(match[2])
@@ -151,30 +179,28 @@ class BlockParser:
                 f"expected {expected} {plural}, got {got}",
                 "correct the line, or check that delimiter and quote are those of the file",
             )
-        for name, data_type in (self._types or {}).items():
-            failure = self._error_of(data, low, high, self._conversion({name: data_type}))
+        fields = self._conversion({name: pa.binary() for name in self._types}, quoted_nulls=False)
+        try:
+            values = self._read(memoryview(record), fields)
+        except _REFUSED:  # no fields, no field at fault
+            return message, ""
+        for name, kind in self._types.items():
+            alone = BlockParser(self._path, self._dialect, self._names, {name: kind})
+            failure = alone._error_of(record, 0, len(record))
             if failure is not None:
-                return self._explain_value(name, data_type, str(failure))
+                text = (values.column(name)[0].as_py() or b"").decode("utf-8", "backslashreplace")
+                return explain_misfit(name, text, kind, str(failure), self._dialect.null_values)
         return message, ""
 
-    def _explain_value(self, name: str, data_type: pa.DataType, message: str) -> tuple[str, str]:
-        wanted = type_name(data_type)
-        if "invalid UTF8" in message:
-            return (
-                f"invalid UTF-8 in column {name!r}",
-                f"save the file as UTF-8, or read bytes: columns: {{{name}: binary}}",
-            )
-        match = _VALUE.search(message)
-        if match is None:
-            reason = message.rpartition("CSV conversion error to ")[2]
-            return f"column {name!r} cannot be read as {reason}", f"columns: {{{name}: string}}"
-        value = match[1]
-        if value.strip().lower() in _MISSING_WORDS:
-            nulls = ", ".join(repr(v) for v in (*self._dialect.null_values, value))
-            cure = f"if it stands for a missing value: null_values: [{nulls}]"
-        else:
-            cure = f"columns: {{{name}: {_wider(value, data_type)}}}"
-        return f"{value!r} is not {wanted} (column {name!r})", cure
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether an empty text is a value of the type."""
+    is_ = pa.types
+    if is_.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(
+        is_.is_string(kind) or is_.is_large_string(kind) or is_.is_binary(kind) or is_.is_large_binary(kind)
+    )
 
 
 def _is_utf8(data: bytes | bytearray, low: int, high: int) -> bool:
@@ -185,22 +211,3 @@ def _is_utf8(data: bytes | bytearray, low: int, high: int) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _wider(value: str, data_type: pa.DataType) -> str:
-    """A type that takes `value` and what `data_type` takes."""
-    if pa.types.is_integer(data_type):
-        try:
-            number = int(value)
-        except ValueError:
-            try:
-                float(value)
-            except ValueError:
-                return "string"
-            return "float64"
-        if -(2**63) <= number < 2**63:
-            return "int64"
-        return "uint64" if 0 <= number < 2**64 else "string"
-    if pa.types.is_temporal(data_type) and _DATE_AND_TIME.fullmatch(value.strip()):
-        return "timestamp[ns]" if len(value.rpartition(".")[2]) > 6 and "." in value else "timestamp[us]"
-    return "string"

@@ -1,14 +1,14 @@
 """A CSV file's column names and where its records begin, and column types from a fixed sample.
 
 The sample is the file's first `limits.INFER_BYTES`, cut at a record's end: it depends on nothing but the
-file. Integers too large for int64 are read as strings (as numbers they would lose digits); a column without
-a value is a string column unless another file says otherwise.
+file. Integers too large for int64 are read as strings (as numbers they would lose digits), and so are
+hexadecimal ones; a column without a value is a string column unless another file says otherwise.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,9 +20,12 @@ from cortex.job.plan import IN, InputFile
 from cortex.job.spec import CsvDialect
 from cortex.limits import INFER_BYTES, KIB, RECORD_BYTES_MAX
 
+from .csv_numbers import is_hex, may_have_hex
 from .csv_parse import BlockParser
 from .csv_records import Grammar, Stretch
 from .sources import UTF8_BOM, Source, line_text
+
+_INTEGER = r"^\s*[+-]?[0-9]+\s*$"
 
 
 class Head(NamedTuple):
@@ -155,22 +158,30 @@ class Sample:
         self._data = bytes(memoryview(data)[:count])
 
     def types(self) -> tuple[dict[str, pa.DataType], list[str]]:
-        """(type of each column, columns of integers too large for int64). A column that is no UTF-8 is
+        """(type of each column, columns of integers too large for a number). A column that is no UTF-8 is
         binary, one without a value null."""
         if not self._data:
             return {name: pa.null() for name in self._names}, []
         table = self._parse(None)
         types = dict(zip(table.column_names, table.schema.types))
         too_large = []
-        floats = [name for name, data_type in types.items() if data_type == pa.float64()]
-        if floats:
-            texts = self._parse({name: pa.string() for name in floats})
-            for name in floats:
-                present = texts.column(name).drop_null()
-                if pc.all(pc.match_substring_regex(present, r"^\s*[+-]?[0-9]+\s*$")).as_py():
+        if may_have_hex(self._data, 0, len(self._data)):
+            for name, texts in self._texts(table, pa.int64()):
+                if is_hex(texts):
                     types[name] = pa.string()
-                    too_large.append(name)
+        for name, texts in self._texts(table, pa.float64()):
+            if pc.all(pc.match_substring_regex(texts, _INTEGER)).as_py() and _float_loses(texts):
+                types[name] = pa.string()
+                too_large.append(name)
         return types, too_large
+
+    def _texts(self, table: pa.Table, kind: pa.DataType) -> Iterator[tuple[str, pa.ChunkedArray]]:
+        """Each column that was taken for a type, and its values as they are written."""
+        names = [field.name for field in table.schema if field.type == kind]
+        if names:
+            texts = self._parse({name: pa.string() for name in names})
+            for name in names:
+                yield name, texts.column(name).filter(table.column(name).is_valid())
 
     def check_utf8(self, name: str) -> None:
         """InputError for the sample's first record whose column `name` is not UTF-8."""
@@ -179,6 +190,12 @@ class Sample:
     def _parse(self, types: dict[str, pa.DataType] | None) -> pa.Table:
         parser = BlockParser(self._file.path, self._dialect, self._names, types)
         return parser.parse(self._data, 0, len(self._data), position=self._position)
+
+
+def _float_loses(integers: pa.ChunkedArray) -> bool:
+    """Whether one of these integers, as written, is beyond those that float64 holds exactly."""
+    digits = pc.utf8_ltrim(pc.utf8_trim_whitespace(integers), characters="+-0").to_pylist()
+    return any(len(text) > 16 or int(text or 0) > 2**53 for text in digits)
 
 
 def check_types(file: InputFile, names: tuple[str, ...], types: Mapping[str, pa.DataType]) -> None:

@@ -283,7 +283,8 @@ def _decided(name: str, found: list[_Found], notes: list[str]) -> pa.DataType:
             one.sample.check_utf8(name)
         if name in one.too_large:
             notes.append(
-                f"column {name!r} of {one.file.path} has integers too large for int64: read as string"
+                f"column {name!r} of {one.file.path} has integers too large for int64, "
+                "or for float64 and with a +: read as string"
             )
         if decided is None or by is None:
             decided, by = own, one

@@ -25,7 +25,7 @@ class CsvDialect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `delimiter` "" in a job's spec: none was said, each file has its format's (`formats.input_files`).
 
-    A field is null when it equals one of `null_values` and is not quoted.
+    A field is null when it equals one of `null_values`; in a text or bytes column only if it is not quoted.
     """
 
     delimiter: str = ","

@@ -131,6 +131,16 @@ def type_name(arrow: pa.DataType) -> str:
     return str(arrow)
 
 
+def columns_line(column: str, name: str) -> str:
+    """How a job file gives a column a type, for a cure: ``columns: {t: 'timestamp[us]'}``."""
+    return f"columns: {{{_yaml_word(column)}: {_yaml_word(name)}}}"
+
+
+def _yaml_word(text: str) -> str:
+    """A YAML scalar that may stand inside braces, where brackets and commas end a plain one."""
+    return text if re.fullmatch(r"[^\W\d]\w*", text) else "'" + text.replace("'", "''") + "'"
+
+
 def type_class(arrow: pa.DataType) -> TypeClass:
     """Which kind of value a type holds: what expressions and aggregates decide on."""
     import pyarrow.types as is_

@@ -146,6 +146,20 @@ def test_types_are_inferred_from_the_sample(put: Put) -> None:
     assert any("too large for int64" in note for note in plan.notes)
 
 
+def test_numbers_that_pyarrow_reads_as_others_are_not_inferred(put: Put) -> None:
+    data = b'h,i,plus,long,q,n\n0x10,1,+5,+9007199254740993,"",NA\n7,2,3,1,99999999999999999999,"2"\n'
+    plan = _plan(put("x.csv", data), dialect=CsvDialect(null_values=("", "NA")))
+    assert dict(plan.columns) == {
+        "h": "string",
+        "i": "int64",
+        "plus": "float64",
+        "long": "string",
+        "q": "string",
+        "n": "int64",
+    }
+    assert len(plan.notes) == 2
+
+
 def test_what_stands_behind_the_sample_does_not_change_a_type(put: Put) -> None:
     data = b"a\n" + b"1\n" * limits.INFER_BYTES + b"x\n"
     assert _plan(put("x.csv", data)).columns == (("a", "int64"),)
