@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from dataclasses import dataclass
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cortex.errors import ColumnError, ConversionError
+from cortex.errors import ColumnError, ConversionError, CortexError
 from cortex.job.expressions import (
     Binary,
     Call,
@@ -32,6 +34,7 @@ from cortex.job.expressions import (
     columns_of,
     quote_name,
 )
+from cortex.job.types import columns_line
 from cortex.kernels.arithmetic import arithmetic, sign
 from cortex.kernels.comparisons import comparison, membership
 from cortex.kernels.functions import IMPLEMENTATIONS
@@ -51,6 +54,8 @@ from cortex.kernels.terms import (
 
 __all__ = ["ROW_ERRORS", "Compiled", "compile_expression", "compile_filter"]
 
+_DIGITS = re.compile("precision|rescal", re.IGNORECASE)  # what Arrow says of decimals that do not fit
+_DIGITS_CURE: Final = "use float(x), or a type with more digits: " + columns_line("x", "decimal(38,2)")
 _ARITHMETIC = frozenset({"+", "-", "*", "/", "//", "%"})
 
 
@@ -70,14 +75,39 @@ class Compiled:
         try:
             value = self._run(batch)
         except pa.ArrowInvalid as error:
-            raise ConversionError(
-                "a value does not fit the type that the expression gives it",
-                cure="use float(x), or a type with more digits: columns: {x: decimal(38,2)}",
-                details={"expression": self.text, "cause": str(error)},
-            ) from error
+            raise self._refusal(batch, error) from error
         if isinstance(value, pa.Scalar):
             return pa.repeat(value, batch.num_rows)
         return value
+
+    def _refusal(self, batch: pa.RecordBatch, error: pa.ArrowInvalid) -> CortexError:
+        """What Arrow refuses to compute, as an error of the first row for which it does."""
+        low, rows = 0, batch.num_rows
+        while rows > 1:
+            half = rows // 2
+            if self._refused(batch.slice(low, half)) is None:
+                low += half
+                rows -= half
+            else:
+                rows = half
+        found = self._refused(batch.slice(low, rows)) or error
+        if isinstance(found, CortexError):
+            found.batch_row = low
+            return found
+        refusal = ConversionError(
+            f"the expression has no value for a row: {found}",
+            cure=_DIGITS_CURE if _DIGITS.search(str(found)) else "leave such rows out with where",
+            details={"expression": self.text},
+        )
+        refusal.batch_row = low
+        return refusal
+
+    def _refused(self, batch: pa.RecordBatch) -> Exception | None:
+        try:
+            self._run(batch)
+        except (*ROW_ERRORS, pa.ArrowInvalid) as error:
+            return error
+        return None
 
 
 def compile_expression(expression: Expression, schema: pa.Schema) -> Compiled:

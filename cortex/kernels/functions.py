@@ -31,6 +31,7 @@ from cortex.kernels.terms import (
     run_where,
     shared_type,
 )
+from cortex.kernels.text_casts import int_digits, moment_text
 
 Builder = Callable[[Call, list[Term], Scope], Term]
 _NUMBERS: Final = ("integer", "float", "decimal")
@@ -129,7 +130,13 @@ def _round(call: Call, args: list[Term], scope: Scope) -> Term:
     half_even = partial(pc.round, ndigits=digits, round_mode="half_to_even")
     if term.kind == "decimal":
         return _rounded_decimal(call, term, half_even, scope)
-    return _map(call, term, term.type, half_even)
+    return _map(call, term, term.type, half_even if digits < 0 else partial(_round_fraction, half_even))
+
+
+def _round_fraction(half_even: Callable[[Value], Value], value: Value) -> Value:
+    """A float from 2**52 on has no fraction; Arrow's way to round it, by powers of ten, may overflow."""
+    whole = pc.greater_equal(pc.abs(value), 2.0**52)
+    return pc.if_else(whole, value, half_even(pc.if_else(whole, 0.0, value)))
 
 
 def _int(call: Call, args: list[Term], scope: Scope) -> Term:
@@ -171,8 +178,7 @@ def _int(call: Call, args: list[Term], scope: Scope) -> Term:
 
 
 def _trimmed_int(value: Value) -> Value:
-    text = pc.utf8_trim_whitespace(value)
-    return pc.cast(pc.replace_substring_regex(text, pattern=r"^\+([0-9])", replacement=r"\1"), pa.int64())
+    return pc.cast(int_digits(pc.utf8_trim_whitespace(value)), pa.int64())
 
 
 def _trimmed_float(value: Value) -> Value:
@@ -240,6 +246,8 @@ def _string(call: Call, args: list[Term], scope: Scope) -> Term:
                 ) from error
 
         return make_term(pa.string(), run, call, [term])
+    if term.kind in ("date", "timestamp", "time"):
+        return _map(call, term, pa.string(), moment_text)
     return _map(call, term, pa.string(), lambda v: pc.cast(v, pa.string()))
 
 

@@ -214,6 +214,9 @@ def test_depth_is_bounded_without_a_python_recursion_error() -> None:
         ("abs(-n)", 7),
         ("round(2.5)", 2.0),
         ("round(1.25, 1)", 1.2),
+        ("round(1.1e308, 2)", 1.1e308),
+        ("round(temp * 3002399751580331.0, 2)", 4503599627370496.5 // 1),
+        ("round(1e300, -2)", 1e300),
         ("floor(-temp)", -2.0),
         ("ceil(temp)", 2.0),
         ("lower(upper(station))", "oslo"),
@@ -294,6 +297,8 @@ def test_and_or_if_else_leave_rows_out() -> None:
         ("5 // n", DivisionByZero, 1, "5 // 0"),
         ("n % n", DivisionByZero, 1, "0 % 0"),
         ("int(s)", ConversionError, 3, "'x'"),
+        ("int(hex)", ConversionError, 2, "'0x10'"),
+        ("int(if_else(n == 1, '+0Xff', null))", ConversionError, 2, "'+0Xff'"),
         ("float(s)", ConversionError, 3, "'x'"),
         ("int(f)", ConversionError, 1, "nan"),
         ("u + n", OverflowedSum, 2, "18446744073709551615"),
@@ -306,6 +311,7 @@ def test_errors_of_rows_name_the_row(text: str, kind: type[CortexError], row: in
             "s": pa.array(["1", None, "2", "x", "y"]),
             "f": pa.array([1.0, float("nan"), None, 1e300, 2.0]),
             "u": pa.array([1, 2, 2**64 - 1, None, 4], pa.uint64()),
+            "hex": pa.array(["1", None, "0x10", "+2", "0xFF"]),
         }
     )
     compiled = compile_expression(parse_expression(text), batch.schema)
@@ -314,6 +320,39 @@ def test_errors_of_rows_name_the_row(text: str, kind: type[CortexError], row: in
     assert caught.value.batch_row == row
     assert said in caught.value.message
     assert "^" in caught.value.details["expression"]
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "said", "cure"),
+    [
+        ("string(day)", 4, "1073741824", "where"),
+        ("string(at)", 3, "36028797018963968", "where"),
+        ("string(zoned) == ''", 2, "-36028797018963968", "where"),
+        ("if_else(n == 2, '', string(clock))", 2, "-1", "where"),
+        ("round(high, -1)", 1, "precision 38", "'decimal(38,2)'"),
+        ("round(high, -1) > 0 or 10 // n > 0", 0, "10 // 0", "where"),
+    ],
+)
+def test_what_arrow_refuses_names_the_row(text: str, row: int, said: str, cure: str) -> None:
+    far = 2**55
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "n": [0, 2, 3, 4, 5, 6],
+            "day": pa.array([None, 1, -1, 11_248_736, 2**30, 0], pa.int32()).view(pa.date32()),
+            "at": pa.array([None, 1, 2, far, -far, 0], pa.timestamp("s")),
+            "zoned": pa.array([None, 1, -far, far, 0, 0], pa.timestamp("ms", "Europe/Berlin")),
+            "clock": pa.array([None, -2, -1, 86_400, 86_399, 0], pa.int32()).view(pa.time32("s")),
+            "high": [None, Decimal("9" * 38), Decimal(1), Decimal("9" * 38), None, None],
+        }
+    )
+    compiled = compile_expression(parse_expression(text), batch.schema)
+    with pytest.raises((ConversionError, DivisionByZero)) as caught:
+        compiled.evaluate(batch)
+    assert caught.value.batch_row == row
+    assert said in caught.value.message
+    assert cure in caught.value.cure
+    kept = compiled.evaluate(batch.take(pa.array([5])))
+    assert len(kept) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""Casts from and to text where Arrow's own give something else than is written, and no error.
+
+As a cast does, these raise ArrowInvalid for a value that has no counterpart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+_FIRST_DAY: Final = -12_687_427
+_LAST_DAY: Final = 11_248_736
+"""The years -32767 to 32767, which Arrow can write, but for the day that a time zone may shift a time by."""
+_PER_DAY: Final = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+
+
+def int_digits(text: Any) -> Any:
+    """Texts (an array or scalar) for a cast to integers: without a plus sign, which Arrow does not know.
+
+    ``0x10``, which it takes for 16 (and 0xFF, where an int8 is wanted, for -1), loses its zero and is none.
+    """
+    return pc.replace_substring_regex(text, pattern=r"^(?:\+?0([xX])|\+([0-9]))", replacement=r"\1\2")
+
+
+def moment_text(values: Any) -> Any:
+    """Dates, times or timestamps (an array or scalar) in ISO 8601. Beyond its years Arrow writes prose."""
+    kind = values.type
+    per_day = 1 if pt.is_date32(kind) else _PER_DAY["ms" if pt.is_date64(kind) else kind.unit]
+    low, high = (0, 1) if pt.is_time(kind) else (_FIRST_DAY, _LAST_DAY + 1)
+    array = pa.repeat(values, 1) if isinstance(values, pa.Scalar) else values
+    found = pc.min_max(array.view(pa.int32() if kind.bit_width == 32 else pa.int64())).as_py()
+    for number in (found["min"], found["max"]):
+        if number is not None and not low * per_day <= number < high * per_day:
+            raise pa.ArrowInvalid(f"{number} is out of the range of a {kind} that can be written as text")
+    return pc.cast(values, pa.string())
