@@ -21,7 +21,7 @@ from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cortex.errors import InputError, UsageError
+from cortex.errors import InputError, UsageError, ValueTypeError
 from cortex.job.protocol import FIELD_KIND, KEY_COLUMN, KIND_DECIMAL, KIND_PICKLE, KIND_TUPLE
 from cortex.job.spec import JobSpec
 from cortex.limits import DISPLAY_ROWS, MIB
@@ -268,8 +268,15 @@ def python_values(column: pa.Array, field: pa.Field, inside_tuple: bool = False)
         inner = [python_values(c, column.type.field(i), True) for i, c in enumerate(column.flatten())]
         valid = column.is_valid().to_pylist()
         return [cell if ok else None for cell, ok in zip(zip(*inner), valid)]
-    values: list[Any] = column.to_pylist()
-    return values
+    from cortex.kernels.casts import python_list
+
+    try:
+        return python_list(column)
+    except pa.ArrowInvalid as error:
+        raise ValueTypeError(
+            f"column {field.name!r} has no Python value: {error}",
+            cure="take it as Arrow, with to_arrow() or to_batches(), or write it in the format parquet",
+        ) from error
 
 
 def python_rows(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from cortex.errors import ColumnError, InputError, UsageError
 from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split
 from cortex.job.spec import InputSpec
-from cortex.job.types import arrow_type, type_name
+from cortex.job.types import arrow_type, columns_line, type_name
 from cortex.limits import (
     INFER_FILES_MAX,
     REDUCER_INPUT_BYTES,
@@ -252,7 +252,7 @@ def _columns(
                     raise ColumnError(
                         f"column {name!r}: {type_name(data_type)} cannot be read from CSV",
                         details={"file": one.file.path},
-                        cure=f"declare another type under columns:, such as {{{name}: string}}",
+                        cure=f"declare another type: {columns_line(name, 'string')}",
                     ) from error
             break
     return columns
@@ -294,7 +294,7 @@ def _decided(name: str, found: list[_Found], notes: list[str]) -> pa.DataType:
             raise InputError(
                 f"column {name!r} is {type_name(decided)} in one file and {type_name(own)} in another",
                 details={"file": by.file.path, "other file": one.file.path},
-                cure=f"say which it is: columns: {{{name}: string}}",
+                cure=f"say which it is: {columns_line(name, 'string')}",
             )
         if both not in (decided, own) or pa.types.is_integer(decided) != pa.types.is_integer(own):
             notes.append(
@@ -307,10 +307,13 @@ def _decided(name: str, found: list[_Found], notes: list[str]) -> pa.DataType:
     try:
         return arrow_type(type_name(decided))
     except UsageError as error:
+        cure = "read other columns, or write the file with a plain type"
+        if pa.types.is_timestamp(decided):  # of a zone that is none: its instants are what they are
+            cure = columns_line(name, f"timestamp[{decided.unit}, tz=UTC]")
         raise ColumnError(
             f"column {name!r} has a type that jobs cannot use: {decided}",
-            details={"file": by.file.path if by else ""},
-            cure="read other columns, or write the file with a plain type",
+            details={"file": by.file.path if by else "", "cause": error.message},
+            cure=cure,
         ) from error
 
 

@@ -80,6 +80,7 @@ _TEMPORAL = re.compile(
 _DECIMAL = re.compile(
     r"(decimal|numeric|decimal32|decimal64|decimal128|decimal256)\(\s*(\d+)\s*(?:,\s*(-?\d+)\s*)?\)", re.I
 )
+_OFFSET = re.compile(r"[+-]([01]\d|2[0-3]):[0-5]\d")
 _FIXED = re.compile(r"fixed_size_binary\[(\d{1,9})\]", re.I)
 _NESTED = re.compile(r"(struct|list)<(.*)>", re.I | re.S)
 _FIELD_NAME = re.compile(r"\s*(?:`((?:[^`]|``)*)`|([^\W\d]\w*))\s*:(.*)", re.S)
@@ -200,7 +201,25 @@ def _temporal(match: re.Match[str], whole: str) -> pa.DataType:
         return getattr(pa, kind)(unit)
     if kind != "timestamp":
         raise UsageError(f"type {whole!r}: only a timestamp has a time zone", cure=f"write {kind}[{unit}]")
+    if zone != "UTC" and not _OFFSET.fullmatch(zone):  # these need no time zone database
+        _check_zone(zone, whole)
     return pa.timestamp(unit, zone)
+
+
+def _check_zone(zone: str, whole: str) -> None:
+    """Arrow takes any text for a zone, and says that it is none when it has a value to write."""
+    import zoneinfo
+
+    try:
+        zoneinfo.ZoneInfo(zone)
+    except (KeyError, ValueError, OSError) as error:  # no such name, no name of a file, or of a folder
+        near = difflib.get_close_matches(zone, zoneinfo.available_timezones(), 1)
+        raise UsageError(
+            f"type {whole!r}: there is no time zone {zone!r}",
+            cure=f"did you mean {near[0]}?"
+            if near
+            else "write UTC, Europe/Berlin or an offset such as +02:00",
+        ) from error
 
 
 def _decimal(match: re.Match[str], whole: str) -> pa.DataType:

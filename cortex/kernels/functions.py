@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from cortex.errors import ConversionError, OverflowedSum
 from cortex.job.expressions import Call
 from cortex.job.functions import FUNCTIONS
+from cortex.kernels.casts import int_digits, moment_text
 from cortex.kernels.terms import (
     INT64_MAX,
     INT64_MIN,
@@ -31,7 +32,6 @@ from cortex.kernels.terms import (
     run_where,
     shared_type,
 )
-from cortex.kernels.text_casts import int_digits, moment_text
 
 Builder = Callable[[Call, list[Term], Scope], Term]
 _NUMBERS: Final = ("integer", "float", "decimal")

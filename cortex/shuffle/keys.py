@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from cortex.errors import KeyTypeError
 from cortex.job.protocol import FIELD_KIND, KIND_DECIMAL, KIND_TUPLE
+from cortex.kernels.casts import python_list
 from cortex.kernels.columns import canonical_key
 
 _NONE = type(None)
@@ -198,14 +199,14 @@ def _decode(kind: str, columns: Iterable[pa.Array]) -> list[Any]:
 
 
 def to_python(column: pa.Array) -> list[Any]:
-    """`to_pylist`, several times faster for the common types."""
+    """`python_list`, several times faster for the common types."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
         values: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
     elif column.null_count == 0 and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         values = column.to_numpy(zero_copy_only=True).tolist()
     else:
-        values = column.to_pylist()
+        values = python_list(column)
     return values
 
 

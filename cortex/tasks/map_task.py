@@ -18,10 +18,8 @@ import pyarrow.compute as pc
 from cortex.errors import CortexError, KeyTypeError, ValueTypeError
 from cortex.formats.readers import Reader, open_reader
 from cortex.job.plan import InputFile, Split
-from cortex.job.row import row_maker
 from cortex.kernels.expressions import Compiled, compile_expression, compile_filter
 from cortex.shuffle.collector import Place, RowCollector
-from cortex.shuffle.keys import to_python
 from cortex.tasks.pair_emitters import (
     FoldedPairs,
     PairEmitter,
@@ -32,6 +30,7 @@ from cortex.tasks.pair_emitters import (
 )
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
+from cortex.tasks.rows import not_python, rows_of
 from cortex.tasks.shuffle_output import ShuffleOutput, user_placement
 from cortex.tasks.table_emitters import (
     TableEmitter,
@@ -82,7 +81,8 @@ class MapAttempt:
         except (CortexError, MemoryError):
             raise
         except USER_EXCEPTIONS as error:
-            self._raise_of(error, None, -1)
+            if program.spec.map_form != "declared":  # which has no code of the user's: it is a bug of ours
+                self._raise_of(error, None, -1)
             raise
         finally:
             self._close()
@@ -170,13 +170,22 @@ class MapAttempt:
                 self._map_records(emitter, block, map_record, 0)
                 continue
             for begin in range(0, block.num_rows, _ROWS_AT_ONCE):
-                rows = rows_of(block.slice(begin, _ROWS_AT_ONCE))
+                rows = self._rows_of(block.slice(begin, _ROWS_AT_ONCE), begin)
                 self._map_records(emitter, rows, map_record, begin)
         try:
             emitter.flush()
         except (KeyTypeError, ValueTypeError) as error:
             self._raise_of_record(error)
             raise
+
+    def _rows_of(self, batch: pa.RecordBatch, begin: int) -> list[Any]:
+        """Rows of the block in hand, of which `begin` is the first."""
+        try:
+            return rows_of(batch)
+        except pa.ArrowInvalid as error:
+            row, found = not_python(batch)
+            found.details = self._place(begin + row, text=True)
+            raise found from error
 
     def _map_records(
         self,
@@ -364,9 +373,3 @@ class Declared:
         if not columns:
             return batch.select([])
         return pa.RecordBatch.from_arrays(columns, names=[name for name, _ in self._select])
-
-
-def rows_of(batch: pa.RecordBatch) -> list[Any]:
-    """The batch's rows as `Row` objects."""
-    make = row_maker(tuple(batch.schema.names))
-    return list(map(make, zip(*[to_python(column) for column in batch.columns])))

@@ -104,6 +104,30 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, format_: str) -> Non
             _written(tmp_path, format_, a=column)
 
 
+_FAR = pa.array([2**30, None], pa.int32())
+
+
+@pytest.mark.parametrize("format_", ["csv", "tsv", "jsonl", "text"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        _FAR.view(pa.date32()),
+        _FAR.view(pa.time32("s")),
+        _FAR.view(pa.date32()).dictionary_encode(),
+        pa.array([None, -(2**55)], pa.timestamp("ms")),
+        pa.array([2**55], pa.timestamp("ms", "Europe/Berlin")),
+        pa.array([7], pa.timestamp("ms", "Mars/Phobos")),
+        pa.array([[2**55]], pa.list_(pa.timestamp("ms"))),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_time_that_no_text_can_say_is_refused(tmp_path: Path, column: pa.Array, format_: str) -> None:
+    with pytest.raises(ValueTypeError, match="cannot be written as text") as caught:
+        _written(tmp_path, format_, a=column)
+    assert "'a'" in caught.value.message
+    assert "parquet" in caught.value.cure
+
+
 @pytest.mark.parametrize("format_", OUTPUT_FORMATS)
 def test_no_rows_make_a_whole_file(tmp_path: Path, format_: str) -> None:
     path = tmp_path / "out"

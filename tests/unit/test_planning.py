@@ -16,6 +16,7 @@ from cortex import limits
 from cortex.errors import ColumnError, InputError, UsageError
 from cortex.formats import planning
 from cortex.formats.planning import plan_inputs
+from cortex.formats.readers import open_reader
 from cortex.job.plan import OUT, UNKNOWN, InputPlan
 from cortex.job.spec import CsvDialect, InputSpec
 
@@ -283,6 +284,20 @@ def test_a_type_no_job_can_use_fails_only_if_it_is_used(tmp_path: Path) -> None:
     assert _plan(str(path), used=["x"]).columns == (("x", "int64"),)
     with pytest.raises(ColumnError, match="'m'"):
         _plan(str(path))
+
+
+def test_a_time_zone_that_is_none_is_refused_in_the_plan(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.parquet")
+    pq.write_table(pa.table({"t": pa.array([5], pa.timestamp("ms", "Mars/Phobos")), "x": [1]}), path)
+    assert _plan(path, used=["x"]).columns == (("x", "int64"),)
+    with pytest.raises(ColumnError, match="'t'") as caught:
+        _plan(path)
+    assert caught.value.cure == "columns: {t: 'timestamp[ms, tz=UTC]'}"
+    plan = _plan(path, columns={"t": "timestamp[ms, tz=UTC]"})
+    with open_reader(plan.files[0], plan.splits[0], plan.columns, block_bytes=1000) as reader:
+        assert [batch.column(0).cast(pa.int64()).to_pylist() for batch in reader] == [[5]]
+    with pytest.raises(UsageError, match="no time zone"):
+        _plan(path, columns={"t": "timestamp[ms, tz=Mars/Phobos]"})
 
 
 # --- splits, tasks, reducers ---

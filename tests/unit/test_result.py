@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cortex.errors import InputError
+from cortex.errors import InputError, ValueTypeError
 from cortex.job.protocol import FIELD_KIND
 from cortex.job.spec import InputSpec, JobSpec, OutputSpec
 from cortex.result import Result, display
@@ -54,6 +54,16 @@ def make(
 
 def kind(name: str, arrow: pa.DataType, how: bytes) -> pa.Field:
     return pa.field(name, arrow, metadata={FIELD_KIND: how})
+
+
+def test_a_time_that_python_has_not_is_a_typed_error(tmp_path: Path) -> None:
+    result = make(
+        tmp_path / "r", [pa.table({"t": pa.array([2**55], pa.timestamp("ms"))})], map_form="declared"
+    )
+    with pytest.raises(ValueTypeError, match="'t' has no Python value") as caught:
+        list(result)
+    assert "to_arrow" in caught.value.cure
+    assert result.to_arrow().num_rows == 1
 
 
 def test_pairs_come_in_part_order(tmp_path: Path) -> None:

@@ -9,13 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import cortex
 from cortex.api import FunctionJob
 from cortex.class_spec import build_spec
-from cortex.errors import CortexError, DivisionByZero, KeyTypeError, UserCodeError, ValueTypeError
+from cortex.errors import CortexError, DivisionByZero, InputError, KeyTypeError, UserCodeError, ValueTypeError
+from cortex.kernels.casts import python_list
 from cortex.tasks.executor import task_error
+from cortex.tasks.table_emitters import TableToPart
 from cortex.wire.messages import PlanTask
 from tests.one_process import run_tasks
 
@@ -253,6 +257,61 @@ def test_an_expression_that_fails_names_the_row(tmp_path: Path, where: str) -> N
     assert isinstance(error, DivisionByZero)
     assert list(error.details)[:3] == ["file", "offset", "line"]
     assert (error.details["offset"], error.details["line"]) == ("6", "3")
+
+
+class Rows(cortex.MapReduceJob):
+    def map(self, record: Any) -> Any:
+        yield record.k, str(record.t)
+
+
+@pytest.mark.parametrize(
+    ("column", "said", "cure"),
+    [
+        (
+            pa.array([5, 2**55], pa.timestamp("ms")),
+            "beyond what Python's dates",
+            "columns: {t: string}, or int64",
+        ),
+        (pa.array([5, 2**30], pa.int32()).view(pa.date32()), "beyond what Python's dates", "or int32"),
+        (pa.array([5000, 2001], pa.time64("ns")), "lose data: 2001", "columns: {t: string}"),
+        (pa.array([[5], [2**55]], pa.list_(pa.timestamp("ms"))), "Python", "map_batch"),
+    ],
+    ids=str,
+)
+def test_a_value_that_python_has_not_is_the_inputs_fault(
+    tmp_path: Path, column: pa.Array, said: str, cure: str
+) -> None:
+    pq.write_table(pa.table({"k": [1, 2], "t": column}), tmp_path / "in.parquet")
+    job = Rows(str(tmp_path / "in.parquet"), str(tmp_path / "out"))
+    with pytest.raises(InputError, match="column 't' has no Python value") as caught:
+        run_tasks(build_spec(job, "j"), job)
+    assert said in caught.value.message
+    assert cure in caught.value.cure
+    assert caught.value.details == {"file": str(tmp_path / "in.parquet"), "row": "row 1 of the file"}
+
+
+def test_pyarrows_word_on_nanoseconds_is_not_passed_on() -> None:
+    class Nanoseconds:  # without pandas; other tests may have imported it
+        type = pa.timestamp("ns")
+
+        def to_pylist(self) -> Any:
+            raise ValueError("Nanosecond resolution ... Install pandas to return as Timestamp")
+
+    with pytest.raises(pa.ArrowInvalid, match="has nanoseconds, which Python's times have not"):
+        python_list(Nanoseconds())
+
+
+def test_an_exception_of_pyarrow_in_a_declared_job_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, batch: Any) -> None:
+        pa.array([1.5]).cast(pa.int64())
+
+    monkeypatch.setattr(TableToPart, "batch", refuse)
+    (tmp_path / "in.csv").write_text("a\n1\n")
+    job = cortex.MapReduceJob(str(tmp_path / "in.csv"), str(tmp_path / "out"), where="a > 0")
+    with pytest.raises(pa.ArrowInvalid, match="truncated"):
+        run_tasks(build_spec(job, "j"), job)
 
 
 def test_memory_errors_show_the_users_frames() -> None:

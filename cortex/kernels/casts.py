@@ -1,4 +1,4 @@
-"""Casts from and to text where Arrow's own give something else than is written, and no error.
+"""Casts from text, to text and to Python where Arrow's own give another value, or say nothing one can use.
 
 As a cast does, these raise ArrowInvalid for a value that has no counterpart.
 """
@@ -36,3 +36,18 @@ def moment_text(values: Any) -> Any:
         if number is not None and not low * per_day <= number < high * per_day:
             raise pa.ArrowInvalid(f"{number} is out of the range of a {kind} that can be written as text")
     return pc.cast(values, pa.string())
+
+
+def python_list(column: pa.Array) -> list[Any]:
+    """`to_pylist`, which cuts off a time's nanoseconds, or says to install pandas."""
+    if column.type == pa.time64("ns"):
+        column = column.cast(pa.time64("us"))  # ArrowInvalid if that loses some
+    try:
+        values: list[Any] = column.to_pylist()
+    except OverflowError as error:
+        raise pa.ArrowInvalid(f"a {column.type} is beyond what Python's dates and times can say") from error
+    except ValueError as error:
+        if "Install pandas" not in str(error):
+            raise pa.ArrowInvalid(str(error)) from error
+        raise pa.ArrowInvalid(f"a {column.type} has nanoseconds, which Python's times have not") from error
+    return values
