@@ -6,10 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cortex.errors import CortexError, InputError
-from cortex.job.types import arrow_type
+from cortex.job.types import arrow_type, columns_line
+from cortex.kernels.casts import INFINITE, int_digits, moment_text
+from cortex.kernels.columns import byte_ranges_at
 
 
 class Unit(NamedTuple):
@@ -65,18 +69,84 @@ class Projection:
             array = batch.column(name)
             if pa.types.is_dictionary(array.type):
                 array = array.dictionary_decode()
-            if array.type != wanted:
-                try:
-                    array = array.cast(wanted)
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                    raise InputError(
-                        f"column {name!r} cannot be read as {wanted}: {error}",
-                        details={
-                            "file": self._path,
-                            "rows": f"{first_row} to {first_row + batch.num_rows - 1}",
-                            "type in the file": array.type,
-                        },
-                        cure=f"leave {name!r} out of columns:, or give it a type that holds its values",
-                    ) from error
-            arrays.append(array)
+            try:
+                made = array if array.type == wanted else _cast(array, wanted)
+                _check(made)
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise self._refusal(name, wanted, array, first_row, error) from error
+            arrays.append(made)
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _refusal(
+        self, name: str, wanted: pa.DataType, array: pa.Array, first_row: int, error: pa.ArrowException
+    ) -> InputError:
+        """The error of the first value of `array` that cannot be read as `wanted`."""
+        low, rows = 0, len(array)
+        while rows > 1:
+            half = rows // 2
+            if _refused(array.slice(low, half), wanted) is not None:
+                rows = half
+            else:
+                low, rows = low + half, rows - half
+        error = _refused(array.slice(low, rows), wanted) or error
+        details = {"file": self._path, "row": f"row {first_row + low} of the file"}
+        if "UTF8" in str(error):
+            return InputError(
+                f"invalid UTF-8 in column {name!r}",
+                details=details,
+                cure=f"write the file with text in UTF-8, or read bytes: {columns_line(name, 'binary')}",
+            )
+        return InputError(
+            f"column {name!r} cannot be read as {wanted}: {error}",
+            details={**details, "type in the file": array.type},
+            cure=f"leave {name!r} out of columns:, or give it a type that holds its values",
+        )
+
+
+def _refused(array: pa.Array, wanted: pa.DataType) -> pa.ArrowException | None:
+    try:
+        _check(_cast(array, wanted))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return error
+    return None
+
+
+def _cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """As Arrow casts, but for what it would make other values of."""
+    is_, kind = pa.types, array.type
+    if is_.is_integer(wanted) and _is_string(kind):
+        array = int_digits(array)
+    elif _is_string(wanted) and (is_.is_date(kind) or is_.is_timestamp(kind) or is_.is_time(kind)):
+        array = moment_text(array)
+    made = array.cast(wanted)
+    if is_.is_floating(wanted):
+        infinite = array.filter(pc.is_inf(made))
+        if _is_string(kind):
+            infinite = infinite.filter(
+                pc.invert(pc.match_substring_regex(infinite, INFINITE, ignore_case=True))
+            )
+        elif is_.is_floating(kind):
+            infinite = infinite.filter(pc.is_finite(infinite))
+        if len(infinite):
+            raise pa.ArrowInvalid(f"{infinite[0].as_py()} is too large for a {wanted}")
+    return made
+
+
+def _check(array: pa.Array) -> None:
+    """ArrowInvalid for text that is not UTF-8 and decimals of too many digits: files may hold them."""
+    kind = array.type
+    checked = _is_string(kind) or pa.types.is_decimal(kind) or pa.types.is_nested(kind)
+    if checked and not (_is_string(kind) and _is_ascii(array)):
+        array.validate(full=True)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_ascii(strings: pa.Array) -> bool:
+    """Faster by far than to validate them one by one."""
+    if not len(strings):
+        return True
+    data, starts, ends = byte_ranges_at(strings, np.array([0, len(strings) - 1]))
+    return int(data[starts[0] : ends[1]].view(np.int8).min(initial=0)) >= 0

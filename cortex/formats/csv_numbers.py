@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from cortex.kernels.casts import INFINITE
 from cortex.limits import KIB
 
 _SCAN_BYTES: Final = 256 * KIB  # compared at once: stays in the processor's second-level cache
-_INFINITE = r"^\s*[+-]?inf(inity)?\s*$"
 
 
 def is_hex(texts: pa.ChunkedArray) -> bool:
@@ -80,5 +80,5 @@ class NumberCheck:
 
 def _check_infinities(values: pa.ChunkedArray, texts: pa.ChunkedArray) -> None:
     infinite = texts.filter(pc.is_inf(values))
-    if pc.all(pc.match_substring_regex(infinite, _INFINITE, ignore_case=True)).as_py() is False:
+    if pc.all(pc.match_substring_regex(infinite, INFINITE, ignore_case=True)).as_py() is False:
         raise pa.ArrowInvalid(f"a number too large for {values.type}")

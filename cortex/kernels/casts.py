@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+INFINITE: Final = r"^\s*[+-]?inf(inity)?\s*$"
+"""A text (in any case) that means an infinity. Arrow makes one of any number that is too large as well."""
+
 _FIRST_DAY: Final = -12_687_427
 _LAST_DAY: Final = 11_248_736
 """The years -32767 to 32767, which Arrow can write, but for the day that a time zone may shift a time by."""

@@ -408,17 +408,55 @@ def test_columnar_files_are_projected_decoded_and_cast(tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_value_that_does_not_fit_the_declared_type_is_an_error(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "wanted", "said"),
+    [
+        (pa.array([1.0, None, 1.5, 2.5]), "int64", "cannot be read as int64"),
+        (pa.array(["+16", None, "0x10", "x"]), "int64", "cannot be read as int64"),
+        (pa.array(["1", "2", "0xFF", "x"]), "int8", "cannot be read as int8"),
+        (pa.array([1e30, float("inf"), 1e300, 1e300]), "float32", "1e+300 is too large for a float"),
+        (pa.array(["1e30", "-Inf", "1e999", "x"]), "float64", "1e999 is too large for a double"),
+        (pa.array([1, None, 2**55, 2**56]).view(pa.timestamp("ms")), "string", "36028797018963968"),
+        (pa.array([b"a", "é".encode(), b"a\xff", b"\xff"]).view(pa.string()), "string", "invalid UTF-8"),
+        (
+            pa.array([b"a", "é".encode(), b"a\xff"], pa.large_binary()).view(pa.large_string()),
+            "string",
+            "UTF-8",
+        ),
+        (
+            pa.array([1, None, 100_000], pa.decimal128(9, 0)).view(pa.decimal128(5, 0)),
+            "decimal(5)",
+            "does not fit in precision",
+        ),
+    ],
+)
+def test_a_value_that_its_type_does_not_hold_is_named(
+    tmp_path: Path, kind: str, values: pa.Array, wanted: str, said: str
+) -> None:
     path = tmp_path / f"f.{kind}"
-    table = pa.table({"x": [1.5]})
+    table = pa.table({"x": values})
     if kind == "parquet":
         pq.write_table(table, path)
     else:
-        _arrow(path, table, 1)
-    plan = plan_inputs(InputSpec(paths=(str(path),), columns={"x": "int64"}), used_columns=None)
+        _arrow(path, table, 100)
+    plan = plan_inputs(InputSpec(paths=(str(path),), columns={"x": wanted}), used_columns=None)
     error = _error(plan)
-    assert "'x' cannot be read as int64" in error.message
-    assert error.details["file"] == str(path)
+    assert "'x'" in error.message
+    assert said in error.message
+    assert (error.details["file"], error.details["row"]) == (str(path), "row 2 of the file")
+    assert error.cure
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_text_that_is_not_utf8_can_be_read_as_bytes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"f.{kind}"
+    table = pa.table({"x": pa.array([b"a\xff"]).view(pa.string())})
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        _arrow(path, table, 100)
+    spec = InputSpec(paths=(str(path),), columns={"x": "binary"})
+    assert _rows(plan_inputs(spec, used_columns=None)) == [{"x": b"a\xff"}]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
