@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cortex.errors import CortexError, InputError
-from cortex.job.types import arrow_type, columns_line
+from cortex.job.types import arrow_type, columns_line, type_name
 from cortex.kernels.casts import INFINITE, int_digits, moment_text
 from cortex.kernels.columns import byte_ranges_at
 
@@ -97,7 +97,7 @@ class Projection:
                 cure=f"write the file with text in UTF-8, or read bytes: {columns_line(name, 'binary')}",
             )
         return InputError(
-            f"column {name!r} cannot be read as {wanted}: {error}",
+            f"column {name!r} cannot be read as {type_name(wanted)}: {error}",
             details={**details, "type in the file": array.type},
             cure=f"leave {name!r} out of columns:, or give it a type that holds its values",
         )
@@ -128,7 +128,7 @@ def _cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:
         elif is_.is_floating(kind):
             infinite = infinite.filter(pc.is_finite(infinite))
         if len(infinite):
-            raise pa.ArrowInvalid(f"{infinite[0].as_py()} is too large for a {wanted}")
+            raise pa.ArrowInvalid(f"{infinite[0].as_py()} is too large for {type_name(wanted)}")
     return made
 
 

@@ -307,13 +307,17 @@ def _decided(name: str, found: list[_Found], notes: list[str]) -> pa.DataType:
     try:
         return arrow_type(type_name(decided))
     except UsageError as error:
-        cure = "read other columns, or write the file with a plain type"
-        if pa.types.is_timestamp(decided):  # of a zone that is none: its instants are what they are
-            cure = columns_line(name, f"timestamp[{decided.unit}, tz=UTC]")
+        where = {"file": by.file.path if by else ""}
+        if pa.types.is_timestamp(decided):
+            raise ColumnError(
+                f"column {name!r}: there is no time zone {decided.tz!r}",
+                details=where,
+                cure=columns_line(name, f"timestamp[{decided.unit}, tz=UTC]"),
+            ) from error
         raise ColumnError(
             f"column {name!r} has a type that jobs cannot use: {decided}",
-            details={"file": by.file.path if by else "", "cause": error.message},
-            cure=cure,
+            details=where,
+            cure="read other columns, or write the file with a plain type",
         ) from error
 
 

@@ -37,7 +37,7 @@ def moment_text(values: Any) -> Any:
     found = pc.min_max(array.view(pa.int32() if kind.bit_width == 32 else pa.int64())).as_py()
     for number in (found["min"], found["max"]):
         if number is not None and not low * per_day <= number < high * per_day:
-            raise pa.ArrowInvalid(f"{number} is out of the range of a {kind} that can be written as text")
+            raise pa.ArrowInvalid(f"{number} is out of range ({kind})")
     return pc.cast(values, pa.string())
 
 

@@ -414,9 +414,9 @@ def test_columnar_files_are_projected_decoded_and_cast(tmp_path: Path, kind: str
         (pa.array([1.0, None, 1.5, 2.5]), "int64", "cannot be read as int64"),
         (pa.array(["+16", None, "0x10", "x"]), "int64", "cannot be read as int64"),
         (pa.array(["1", "2", "0xFF", "x"]), "int8", "cannot be read as int8"),
-        (pa.array([1e30, float("inf"), 1e300, 1e300]), "float32", "1e+300 is too large for a float"),
-        (pa.array(["1e30", "-Inf", "1e999", "x"]), "float64", "1e999 is too large for a double"),
-        (pa.array([1, None, 2**55, 2**56]).view(pa.timestamp("ms")), "string", "36028797018963968"),
+        (pa.array([1e30, float("inf"), 1e300, 1e300]), "float32", "1e+300 is too large for float32"),
+        (pa.array(["1e30", "-Inf", "1e999", "x"]), "float64", "1e999 is too large for float64"),
+        (pa.array([1, None, 2**55, 2**56]).view(pa.timestamp("ms")), "string", f"{2**55} is out of range"),
         (pa.array([b"a", "é".encode(), b"a\xff", b"\xff"]).view(pa.string()), "string", "invalid UTF-8"),
         (
             pa.array([b"a", "é".encode(), b"a\xff"], pa.large_binary()).view(pa.large_string()),
