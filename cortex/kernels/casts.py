@@ -42,15 +42,23 @@ def moment_text(values: Any) -> Any:
 
 
 def python_list(column: pa.Array) -> list[Any]:
-    """`to_pylist`, which cuts off a time's nanoseconds, or says to install pandas."""
-    if column.type == pa.time64("ns"):
-        column = column.cast(pa.time64("us"))  # ArrowInvalid if that loses some
+    """`to_pylist`, but nanoseconds, which Python's times have not, are never cut off, nor pandas' own types
+    made where pandas is imported."""
+    kind = column.type
     try:
+        if (pt.is_timestamp(kind) or pt.is_time64(kind) or pt.is_duration(kind)) and kind.unit == "ns":
+            column = column.cast(_microseconds(kind))
         values: list[Any] = column.to_pylist()
-    except OverflowError as error:
-        raise pa.ArrowInvalid(f"a {column.type} is beyond what Python's dates and times can say") from error
-    except ValueError as error:
-        if "Install pandas" not in str(error):
-            raise pa.ArrowInvalid(str(error)) from error
-        raise pa.ArrowInvalid(f"a {column.type} has nanoseconds, which Python's times have not") from error
+    except (ValueError, OverflowError) as error:  # of which ArrowInvalid is one
+        if "lose data" in str(error) or "Install pandas" in str(error):
+            raise pa.ArrowInvalid(f"a {kind} has nanoseconds, which Python's times have not") from error
+        if isinstance(error, OverflowError):
+            raise pa.ArrowInvalid(f"a {kind} is beyond what Python's dates and times can say") from error
+        raise pa.ArrowInvalid(str(error)) from error
     return values
+
+
+def _microseconds(kind: pa.DataType) -> pa.DataType:
+    if pt.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pt.is_duration(kind) else pa.time64("us")

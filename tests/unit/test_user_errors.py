@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import operator
 import os
 import subprocess
@@ -273,7 +274,8 @@ class Rows(cortex.MapReduceJob):
             "columns: {t: string}, or int64",
         ),
         (pa.array([5, 2**30], pa.int32()).view(pa.date32()), "beyond what Python's dates", "or int32"),
-        (pa.array([5000, 2001], pa.time64("ns")), "lose data: 2001", "columns: {t: string}"),
+        (pa.array([5000, 2001], pa.time64("ns")), "has nanoseconds", "columns: {t: string}"),
+        (pa.array([5000, 2001], pa.timestamp("ns", "UTC")), "has nanoseconds", "columns: {t: string}"),
         (pa.array([[5], [2**55]], pa.list_(pa.timestamp("ms"))), "Python", "map_batch"),
     ],
     ids=str,
@@ -290,15 +292,19 @@ def test_a_value_that_python_has_not_is_the_inputs_fault(
     assert caught.value.details == {"file": str(tmp_path / "in.parquet"), "row": "row 1 of the file"}
 
 
-def test_pyarrows_word_on_nanoseconds_is_not_passed_on() -> None:
-    class Nanoseconds:  # without pandas; other tests may have imported it
-        type = pa.timestamp("ns")
-
-        def to_pylist(self) -> Any:
-            raise ValueError("Nanosecond resolution ... Install pandas to return as Timestamp")
-
+def test_times_of_whole_microseconds_are_pythons_own_whether_pandas_is_there_or_not() -> None:
+    pytest.importorskip("pandas")
+    day = dt.datetime(2020, 1, 1, 0, 0, 0, 500000)
+    for kind, wanted in (
+        (pa.timestamp("ns"), day),
+        (pa.timestamp("ns", "UTC"), day.replace(tzinfo=dt.UTC)),
+        (pa.time64("ns"), day.time()),
+        (pa.duration("ns"), dt.timedelta(milliseconds=5)),
+    ):
+        (found, none) = python_list(pa.array([wanted, None], kind))
+        assert (type(found), found, none) == (type(wanted), wanted, None)
     with pytest.raises(pa.ArrowInvalid, match="has nanoseconds, which Python's times have not"):
-        python_list(Nanoseconds())
+        python_list(pa.array([1], pa.timestamp("ns")))
 
 
 def test_an_exception_of_pyarrow_in_a_declared_job_is_not_hidden(
