@@ -99,8 +99,10 @@ class ParquetReader:
         metadata = self._parquet.metadata
         self._next_row = sum(metadata.row_group(i).num_rows for i in range(split.first_unit))
         for index in range(split.first_unit, split.first_unit + split.units):
+            with damage_reported(self._file.path, "Parquet"):
+                batch_rows = self._batch_rows(index)
             batches = self._parquet.iter_batches(
-                batch_size=self._batch_rows(index),
+                batch_size=batch_rows,
                 row_groups=[index],
                 columns=self._projection.names,
                 use_threads=False,

@@ -498,6 +498,16 @@ def test_the_checksums_of_parquet_pages_are_checked(tmp_path: Path) -> None:
     assert error.details["file"] == str(path)
 
 
+def test_a_damaged_footer_of_a_parquet_file_is_an_input_error(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    pq.write_table(pa.table({"columnname": [1]}), path, store_schema=False)
+    data = bytearray(path.read_bytes())
+    data[data.rfind(b"columnname")] = 0x8E  # in the row group's path; the schema has its own
+    path.write_bytes(data)
+    error = _error(plan_inputs(InputSpec(paths=(str(path),)), used_columns=None))
+    assert error.details["file"] == str(path)
+
+
 def _replanned_columnar(plan: InputPlan) -> InputPlan:
     file = msgspec.structs.replace(plan.files[0], modified_ns=os.stat(plan.files[0].path).st_mtime_ns)
     return msgspec.structs.replace(plan, files=(file,))
