@@ -1,48 +1,28 @@
 """Parquet and Arrow IPC from record batches, cut again so that the bytes depend on the rows alone.
 
-A row group (or record batch) ends after `_GROUP_ROWS` rows, or at the first multiple of `_STEP_ROWS` where it
-holds `_GROUP_BYTES` of values: both are facts of the rows, not of the batches they came in. What stands in a
-null's place and after a bitmap's end is cleared, as Arrow files hold buffers as they are.
+A row group (or record batch) ends after `_GROUP_ROWS` rows, or with the first row that brings its values to
+`_GROUP_BYTES`: both are facts of the rows, not of the batches they came in. What stands in a null's place and
+after a bitmap's end is cleared, as Arrow files hold buffers as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cortex.limits import MIB
 
+from .row_sizes import row_sizes
+
 _GROUP_ROWS: Final = 65_536  # bounds what a writer and later a reader hold; more compresses hardly better
-_STEP_ROWS: Final = 1_024
 _GROUP_BYTES: Final = 16 * MIB
 
 
-def value_bytes(column: pa.Array) -> int:
-    """Size of a column's values, the same however they were batched (nulls of variable width count none)."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return value_bytes(column.dictionary_decode())
-    if pa.types.is_struct(kind):
-        return sum(value_bytes(child) for child in column.flatten())
-    if pa.types.is_nested(kind):
-        return (
-            4 * len(column) + value_bytes(column.flatten())
-            if hasattr(column, "flatten")
-            else 64 * len(column)
-        )
-    if pa.types.is_null(kind):
-        return len(column)
-    try:
-        return len(column) * max(1, int(kind.bit_width) // 8)
-    except ValueError:
-        return 4 * len(column) + int(pc.sum(pc.binary_length(column)).as_py() or 0)
-
-
 class Regrouped:
-    """Collects batches and gives them back as tables of the sizes described above."""
+    """Collects batches and gives them back as batches of the sizes described above."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -50,65 +30,32 @@ class Regrouped:
         self._rows = 0
         self._bytes = 0
 
-    def add(self, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """The groups that are complete now."""
-        if not batch.num_rows:
-            return []
-        self._pending.append(batch)
-        self._rows += batch.num_rows
-        self._bytes += sum(value_bytes(column) for column in batch.columns)
-        groups = []
-        while self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
-            group = self._cut()
-            if group is None:
-                break
-            groups.append(group)
-        return groups
+        ends, done, at = np.cumsum(row_sizes(batch)), 0, 0
+        while at < batch.num_rows:
+            fills = int(np.searchsorted(ends, done + _GROUP_BYTES - self._bytes))
+            end = min(fills + 1, at + _GROUP_ROWS - self._rows, batch.num_rows)
+            self._pending.append(batch.slice(at, end - at))
+            self._rows += end - at
+            self._bytes += int(ends[end - 1]) - done
+            done, at = int(ends[end - 1]), end
+            if self._rows == _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+                yield self._take()
 
-    def finish(self) -> list[pa.RecordBatch]:
-        groups = []
-        while self._rows:
-            group = self._cut()
-            groups.append(group if group is not None else self._take(self._rows))
-        return groups
+    def finish(self) -> Iterator[pa.RecordBatch]:
+        if self._rows:
+            yield self._take()
 
-    def _cut(self) -> pa.RecordBatch | None:
-        """The first group of what is pending, or None if its end is not among the rows yet."""
-        if self._bytes < _GROUP_BYTES:
-            return self._take(_GROUP_ROWS) if self._rows >= _GROUP_ROWS else None
-        table = self._table()
-        size = 0
-        for low in range(0, min(self._rows, _GROUP_ROWS), _STEP_ROWS):
-            if low + _STEP_ROWS > self._rows:
-                return None
-            for column in table.columns:
-                size += value_bytes(_one_chunk(column.slice(low, _STEP_ROWS)))
-            if size >= _GROUP_BYTES or low + _STEP_ROWS == _GROUP_ROWS:
-                return self._take(low + _STEP_ROWS)
-        return None
-
-    def _table(self) -> pa.Table:
-        return pa.Table.from_batches(self._pending, schema=self._schema)
-
-    def _take(self, rows: int) -> pa.RecordBatch:
-        table = self._table()
-        group = table.slice(0, rows)
-        rest = table.slice(rows)
-        self._pending = rest.to_batches()
-        self._rows = rest.num_rows
-        self._bytes = sum(value_bytes(column) for batch in self._pending for column in batch.columns)
-        return pa.RecordBatch.from_arrays([_cleared(c) for c in group.columns], schema=self._schema)
-
-
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    def _take(self) -> pa.RecordBatch:
+        table = pa.Table.from_batches(self._pending, schema=self._schema)
+        self._pending, self._rows, self._bytes = [], 0, 0
+        return pa.RecordBatch.from_arrays([_cleared(c) for c in table.columns], schema=self._schema)
 
 
 def _cleared(column: pa.ChunkedArray) -> pa.Array:
     """One array with nothing in it but its values: zero under nulls, bitmaps that end with the rows."""
-    array = _one_chunk(column)
+    array = pa.concat_arrays(column.chunks)  # a copy even of one: Arrow pads a slice with what follows it
     if not array.null_count and not pa.types.is_nested(array.type) and not pa.types.is_boolean(array.type):
         return array
     # take makes every buffer anew and writes zero where the index or the value is null.

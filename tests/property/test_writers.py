@@ -143,7 +143,6 @@ def test_bytes_depend_on_the_rows_alone(
     table = _table(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columnar_writers, "_GROUP_ROWS", 8)
-        patch.setattr(columnar_writers, "_STEP_ROWS", 2)
         patch.setattr(columnar_writers, "_GROUP_BYTES", 400)
         whole = _write(tmp_path / "one", format_, table, [])
         parts = _write(tmp_path / "two", format_, _dirty(table), sizes)
@@ -167,3 +166,11 @@ def test_garbage_under_nulls_is_not_written(tmp_path: Path, format_: str) -> Non
         else pa.ipc.open_file(pa.BufferReader(written[1])).read_all()
     )
     assert reread.column(0).to_pylist() == [0, None, 0]
+
+
+def test_what_follows_a_group_in_memory_is_not_written(tmp_path: Path) -> None:
+    table = pa.table({"s": ["a", "bcd", "ef", "g"] * 3, "i": pa.array(range(12), pa.int8())})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columnar_writers, "_GROUP_ROWS", 3)
+        written = [_write(tmp_path / "x", "arrow", table, sizes) for sizes in ([], [1] * 12, [5, 5])]
+    assert written[0] == written[1] == written[2]

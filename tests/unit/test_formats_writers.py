@@ -188,7 +188,6 @@ def test_extensions() -> None:
 
 def test_wide_rows_make_small_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columnar_writers, "_GROUP_BYTES", 100_000)
-    monkeypatch.setattr(columnar_writers, "_STEP_ROWS", 16)
     table = pa.table({"s": ["x" * 1000] * 1000 + ["y"] * 70_000})
     files = []
     for size in (7, 1000, 71_000):
@@ -201,7 +200,26 @@ def test_wide_rows_make_small_groups(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert files[0] == files[1] == files[2]
     metadata = pq.read_metadata(tmp_path / "7.parquet")
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    assert groups[0] == 112
+    assert groups[:2] == [100, 100]
     assert sum(groups) == 71_000
     assert max(groups) <= 65_536
     assert pq.read_table(tmp_path / "7.parquet").equals(table)
+
+
+@pytest.mark.parametrize("format_", ["parquet", "arrow"])
+@pytest.mark.parametrize("batch_rows", [1, 7, 600])
+def test_a_group_ends_at_the_row_that_fills_it(tmp_path: Path, format_: str, batch_rows: int) -> None:
+    """Long values do not wait for a number of rows."""
+    table = pa.table({"i": range(600), "s": ["x" * 100_000 + str(i) for i in range(600)]})
+    path = tmp_path / "out"
+    writer = open_writer(str(path), format_, table.schema)
+    for batch in table.to_batches(max_chunksize=batch_rows):
+        writer.write(batch)
+    writer.close()
+    if format_ == "parquet":
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    else:
+        file = pa.ipc.open_file(path)
+        groups = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
+    assert groups == [168, 168, 168, 96]
