@@ -26,6 +26,9 @@ def bounded(batch: pa.RecordBatch, rows_max: int, bytes_max: int) -> Iterator[pa
     """Slices of at most `rows_max` rows, each ended early by the row that brings it to `bytes_max`."""
     for low in range(0, batch.num_rows, rows_max):
         part = batch.slice(low, rows_max)
+        if part.nbytes < bytes_max and not any(_shares(kind) for kind in part.schema.types):
+            yield part
+            continue
         ends, done, at = np.cumsum(row_sizes(part)), 0, 0
         while at < part.num_rows:
             end = min(int(np.searchsorted(ends, done + bytes_max)) + 1, part.num_rows)
@@ -71,6 +74,14 @@ def _sizes(column: pa.Array) -> NDArray[np.int64] | int:
         except ValueError:
             return 1 if pa.types.is_null(kind) else _OTHER_BYTES
     return sizes
+
+
+def _shares(kind: pa.DataType) -> bool:
+    """True if rows may have their bytes in common, and so take more than the array's buffers."""
+    tests = (pa.types.is_dictionary, pa.types.is_string_view, pa.types.is_binary_view, pa.types.is_list_view)
+    return any(test(kind) for test in tests) or any(
+        _shares(kind.field(i).type) for i in range(kind.num_fields)
+    )
 
 
 def _is_any_list(kind: pa.DataType) -> bool:

@@ -6,6 +6,7 @@ Nothing is carried from batch to batch, so the bytes depend on the rows alone.
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from typing import Final
 
 import pyarrow as pa
@@ -13,10 +14,13 @@ import pyarrow.compute as pc
 
 from cortex.job.protocol import FIELD_KIND, KIND_JSON
 from cortex.job.types import type_class
+from cortex.limits import MIB
 
 from .cells import field_text, json_text
+from .row_sizes import bounded
 
-_ROWS: Final = 16_384  # rows formatted at once: a few MB of strings
+_ROWS: Final = 16_384  # rows formatted at once: a few MB of strings, of which there are several copies
+_BYTES: Final = 4 * MIB  # or fewer, when they are long
 
 
 class LineFormat(abc.ABC):
@@ -29,12 +33,9 @@ class LineFormat(abc.ABC):
     def header(self) -> bytes:
         return b""
 
-    def encode(self, batch: pa.RecordBatch) -> list[pa.Buffer]:
-        buffers = []
-        for at in range(0, batch.num_rows, _ROWS):
-            part = batch.slice(at, _ROWS)
-            buffers.append(_values_buffer(self.lines(part)))
-        return buffers
+    def encode(self, batch: pa.RecordBatch) -> Iterator[pa.Buffer]:
+        for part in bounded(batch, _ROWS, _BYTES):
+            yield _values_buffer(self.lines(part))
 
     @abc.abstractmethod
     def lines(self, batch: pa.RecordBatch) -> pa.Array:
@@ -135,5 +136,6 @@ class JsonLinesFormat(LineFormat):
                     [json_text(field.name, v)[1:-1] for v in text.filter(special).to_pylist()], pa.string()
                 )
                 mask = pc.fill_null(special, False)
+                text = pa.concat_arrays([text])  # of a slice the kernel would reserve the whole buffer
                 text = pc.replace_with_mask(text, mask, escaped)
         return pc.binary_join_element_wise('"', text, '"', "")

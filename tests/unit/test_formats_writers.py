@@ -16,6 +16,7 @@ from cortex.errors import OutputFailed, UsageError, ValueTypeError
 from cortex.formats import columnar_writers
 from cortex.formats.writers import open_writer, output_extension
 from cortex.job.spec import OUTPUT_FORMATS
+from tests.arrow_memory import arrow_peak
 
 
 def _written(tmp_path: Path, format_: str, **columns: object) -> str:
@@ -223,3 +224,14 @@ def test_a_group_ends_at_the_row_that_fills_it(tmp_path: Path, format_: str, bat
         file = pa.ipc.open_file(path)
         groups = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
     assert groups == [168, 168, 168, 96]
+
+
+@pytest.mark.parametrize("format_", ["csv", "tsv", "jsonl", "text"])
+def test_a_batch_of_long_values_is_made_text_piece_by_piece(tmp_path: Path, format_: str) -> None:
+    batch = pa.record_batch({"s": ['"' + "x" * 500_000] * 100})
+    writer = open_writer(str(tmp_path / "out"), format_, batch.schema)
+    with arrow_peak() as peak:
+        writer.write(batch)
+    _, size = writer.close()
+    assert size >= 50_000_000
+    assert peak.bytes < 30_000_000
