@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-
 _POOLS: list[pa.MemoryPool] = []  # arrays may outlive the test, and a pool must outlive its arrays
 
 

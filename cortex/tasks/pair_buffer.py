@@ -13,7 +13,7 @@ from typing import Any, Final
 
 PAIRS_AT_ONCE: Final = 65_536
 _PAIR_BYTES: Final = 180  # of a tuple and two small objects
-_LOOK_PAIRS: Final = 256  # pairs between two looks: 5 us each, or 20 ns a pair
+LOOK_PAIRS: Final = 256  # pairs between two looks: 5 us each, or 20 ns a pair
 _FIRST_LOOKS: Final = (1, 16)  # a first pair of 30 MB is not followed by 255 others
 _SAMPLE: Final = 8
 _SMALL: Final = frozenset((bool, int, float, type(None)))
@@ -33,12 +33,18 @@ def bytes_of(part: Any) -> int:
 
 
 class PairBuffer:
-    """`bytes_max` bounds about what the pairs weigh; `send(pairs)` is given them when they are enough."""
+    """`bytes_max` bounds about what the pairs weigh; `send(pairs)` is given them when they are enough.
 
-    def __init__(self, bytes_max: int, send: Callable[[list[Any]], None]) -> None:
+    `look_pairs` pairs, which may all be large after small ones, come between two looks.
+    """
+
+    def __init__(
+        self, bytes_max: int, send: Callable[[list[Any]], None], *, look_pairs: int = LOOK_PAIRS
+    ) -> None:
         self.pairs: list[Any] = []
         self._bytes_max = bytes_max
         self._send = send
+        self._look_pairs = look_pairs
         self._weighed = 0
         """How many of `pairs` `_bytes` counts."""
         self._bytes = 0
@@ -59,11 +65,13 @@ class PairBuffer:
         for first in _FIRST_LOOKS:
             if self._weighed < first:
                 return first
-        return min(self._weighed + _LOOK_PAIRS, PAIRS_AT_ONCE)
+        return min(self._weighed + self._look_pairs, PAIRS_AT_ONCE)
 
     def _enough(self) -> bool:
         """Weigh what has come since the last look."""
-        fresh = self.pairs[self._weighed :: max(1, (len(self.pairs) - self._weighed) // _SAMPLE)]
+        # One less than an even step: every second pair, or every third, may be a large one.
+        step = max(1, (len(self.pairs) - self._weighed) // _SAMPLE - 1)
+        fresh = self.pairs[self._weighed :: step]
         total = sum(_PAIR_BYTES + sum(map(bytes_of, pair)) for pair in fresh if type(pair) in (tuple, list))
         if fresh:
             self._bytes += total * (len(self.pairs) - self._weighed) // len(fresh)

@@ -26,7 +26,7 @@ from cortex.shuffle.run_schema import VALUES, Layout
 from cortex.shuffle.values import ARROW_TYPES, NONE, PICKLE, decode_values, encode_values
 from cortex.tasks import folding
 from cortex.tasks.pair_buffer import PAIRS_AT_ONCE, PairBuffer, bytes_of
-from cortex.tasks.part_output import PairWriter, check_pairs
+from cortex.tasks.part_output import PAIRS_BYTES, PairWriter, check_pairs
 from cortex.tasks.shuffle_output import ShuffleOutput
 from cortex.tasks.user_errors import raise_fold_error, shorten
 
@@ -54,15 +54,15 @@ class PairsToPart:
     def __init__(self, writer: PairWriter) -> None:
         self.rows_out = 0
         self._writer = writer
-
-        self._buffer = PairBuffer(_PAIRS_AT_ONCE_BYTES // 4, self._send)
+        self._buffer = PairBuffer(PAIRS_BYTES, self._send)
 
     def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
         self._buffer.take(folding.pairs_of(records, map_record))
         self._buffer.send()  # now: a pair that cannot be written is one of the records in hand
 
     def _send(self, pairs: list[Any]) -> None:
-        self.rows_out += self._writer.write_all(pairs, "map()")
+        self._writer.write_pairs(pairs, "map()")
+        self.rows_out += len(pairs)
 
     def flush(self) -> None:
         return None

@@ -10,9 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -27,13 +26,17 @@ from cortex.job.protocol import (
     VALUE_COLUMN,
 )
 from cortex.job.types import type_name
+from cortex.limits import MIB
 from cortex.shuffle.keys import encode_keys, key_array, key_metadata, merge_key_types
 from cortex.shuffle.values import NONE, PICKLE, encode_values
+from cortex.tasks.pair_buffer import PairBuffer
 from cortex.tasks.user_errors import shorten
 from cortex.wire.messages import OutputPart
 
-PAIRS_AT_ONCE = 16_384
-
+PAIRS_BYTES: Final = 3 * MIB  # written at once: some 16,000 small ones, or one large one
+_LOOK_PAIRS: Final = 64  # few: a reduce may yield large pairs after any number of small ones
+_UNTYPED_ROWS_MAX: Final = 16_384  # held until a value other than None shows the type of its column
+_UNTYPED_BYTES_MAX: Final = 16 * MIB
 
 _SCALARS: dict[type, str] = {
     type(None): "none",
@@ -106,16 +109,19 @@ class PairWriter:
         self._schema: pa.Schema | None = None
         self._pending: list[pa.RecordBatch] = []
 
-    def write_all(self, pairs: Iterable[Any], function: str) -> int:
-        """Write every pair of the iterable, which `function` yields; returns how many."""
-        source: Iterator[Any] = iter(pairs)
-        count = 0
-        while chunk := list(islice(source, PAIRS_AT_ONCE)):
-            check_pairs(chunk, function)
-            keys, values = zip(*chunk)
-            self.write(keys, values)
-            count += len(chunk)
-        return count
+    def write_all(self, pairs: Iterable[Any], function: str) -> None:
+        """Write every pair of the iterable, which `function` yields."""
+        buffer = PairBuffer(
+            PAIRS_BYTES, lambda held: self.write_pairs(held, function), look_pairs=_LOOK_PAIRS
+        )
+        buffer.take(iter(pairs))
+        buffer.send()
+
+    def write_pairs(self, pairs: Sequence[Any], function: str) -> None:
+        """Write these pairs, of which there is at least one."""
+        check_pairs(pairs, function)
+        keys, values = zip(*pairs)
+        self.write(keys, values)
 
     def write(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         key_type, key_columns = encode_keys(keys)
@@ -152,7 +158,8 @@ class PairWriter:
             # Only None so far: the column's type shows itself with the first other value.
             self._key_type, self._value_tag = merged_key, merged_tag
             self._pending.append(pa.RecordBatch.from_arrays([keys, values], names=[KEY_COLUMN, VALUE_COLUMN]))
-            if sum(b.num_rows for b in self._pending) >= PAIRS_AT_ONCE:
+            rows, size = sum(b.num_rows for b in self._pending), sum(b.nbytes for b in self._pending)
+            if rows >= _UNTYPED_ROWS_MAX or size >= _UNTYPED_BYTES_MAX:
                 self._settle(keys.type, values.type)
             return
         self._key_type, self._value_tag = merged_key, merged_tag
@@ -191,8 +198,8 @@ class PairWriter:
         assert self._schema is not None
         columns = []
         for column, field in zip((keys, values), self._schema):
-            if column.type != field.type:
-                column = column.cast(field.type)  # None where the column's type was not known yet
+            if column.type != field.type:  # None where the column's type was not known yet
+                column = _typed(column, field)
             columns.append(column)
         if self._text and pa.types.is_null(columns[0].type):  # a line without a key is the value alone
             self.part.write(pa.RecordBatch.from_arrays([columns[1]], names=[VALUE_COLUMN]))
@@ -214,6 +221,16 @@ def check_pairs(chunk: Sequence[Any], function: str) -> None:
         f"{function} yielded {shorten(repr(bad))}, which is no (key, value) pair",
         cure=f"yield pairs from {function}: yield key, value",
     )
+
+
+def _typed(column: pa.Array, field: pa.Field) -> pa.Array:
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueTypeError(
+            f"too many None came before the first {field.name} of another type ({type_name(column.type)})",
+            cure=f"yield a {field.name} of one type in place of None, or leave out pairs without one",
+        ) from error
 
 
 def _as_json(pickles: pa.Array) -> pa.Array:

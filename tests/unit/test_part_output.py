@@ -1,0 +1,93 @@
+"""Pairs are written before they are many bytes, wherever they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cortex.errors import ValueTypeError
+from cortex.limits import MIB
+from cortex.tasks.pair_emitters import PairsToPart
+from cortex.tasks.part_output import PairWriter
+
+LONG = "x" * 500_000
+
+
+class Part:
+    """In place of a `PartWriter`."""
+
+    def __init__(self) -> None:
+        self.batches: list[pa.RecordBatch] = []
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self.batches.append(batch)
+
+    @property
+    def rows(self) -> int:
+        return sum(batch.num_rows for batch in self.batches)
+
+
+def written(pairs: Iterator[Any]) -> Part:
+    part = Part()
+    PairWriter(part, "csv", False).write_all(pairs, "reduce()")
+    return part
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [(1, LONG), (LONG, 1), (("k", LONG), 2), (1, [LONG, 2]), (1, {"a": LONG})],
+    ids=["value", "key", "tuple", "list", "dict"],
+)
+def test_large_pairs_are_written_as_they_come(pair: Any) -> None:
+    taken = 0
+
+    class Watched(Part):
+        def write(self, batch: pa.RecordBatch) -> None:
+            super().write(batch)
+            waiting.append(taken - (self.rows - batch.num_rows))
+
+    def pairs() -> Iterator[Any]:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield pair
+
+    part, waiting = Watched(), []
+    PairWriter(part, "csv", False).write_all(pairs(), "reduce()")
+    assert part.rows == 100
+    assert max(waiting) <= 17
+
+
+def test_large_pairs_after_small_ones_or_between_them_are_few_at_once() -> None:
+    part = written(pair for i in range(600) for pair in ((i, LONG if i > 500 else ""),))
+    assert max(batch.nbytes for batch in part.batches) < 40 * MIB
+    part = written((i, LONG if i % 2 else "") for i in range(600))
+    assert max(batch.nbytes for batch in part.batches) < 20 * MIB
+
+
+def test_small_pairs_are_many_at_once() -> None:
+    part = written((i, 1) for i in range(50_000))
+    assert len(part.batches) < 5
+    assert [key for batch in part.batches for key in batch.column(0).to_pylist()] == list(range(50_000))
+
+
+def test_large_keys_do_not_wait_for_a_value_other_than_none() -> None:
+    part = Part()
+    writer = PairWriter(part, "csv", False)
+    writer.write_all(((f"{i}{LONG}", None) for i in range(100)), "reduce()")
+    assert part.rows > 50
+    with pytest.raises(ValueTypeError, match=r"None came before the first value of another type \(int64\)"):
+        writer.write_all([("k", 1)], "reduce()")
+
+
+@pytest.mark.parametrize("repeat", [1, 100])
+def test_a_map_only_job_writes_large_pairs_as_they_come(repeat: int) -> None:
+    """Of many records, or of one."""
+    part = Part()
+    emitter = PairsToPart(PairWriter(part, "csv", False))
+    emitter.records(iter(range(100 // repeat)), lambda record: ((record, LONG) for _ in range(repeat)))
+    assert emitter.rows_out == part.rows == 100
+    assert max(batch.nbytes for batch in part.batches) < 10 * MIB
