@@ -16,7 +16,7 @@ SMALL_FILES_PER_TASK_MAX: Final = 1000  # packing bound, so that one map's failu
 BLOCK_BYTES: Final = 4 * MIB  # text and CSV are decoded in blocks: pyarrow's parse needs 3-4 times this
 RECORD_BYTES_MAX: Final = 64 * MIB  # one record must fit in memory beside its batch
 BATCH_ROWS_MAX: Final = 65_536  # rows handed to map_batch at once
-SPLITS_MAX: Final = 1_000_000  # the plan of a job must fit in one frame and in memory
+SPLITS_MAX: Final = 1_000_000  # the plan of a job must fit in one frame: 42 bytes each
 INFER_BYTES: Final = 1 * MIB  # the fixed sample of each file that column types are inferred from
 INFER_FILES_MAX: Final = 16  # files sampled: headers are checked in all of them all the same
 
@@ -46,7 +46,7 @@ SPILL_CHECK_BYTES: Final = 16 * MIB  # the disk's free space is looked at once f
 SPILL_RESERVE_BYTES: Final = 256 * MIB  # never taken: a disk at zero stops more than this job
 
 # Control plane
-FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: a plan of 1 M splits fits
+FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: a plan of 1 M splits has 40
 HELLO_BYTES_MAX: Final = 4 * KIB  # first frame of a connection, before it is known who sends it
 HELLO_S_MAX: Final = 10.0
 UNSENT_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX  # kept for a peer that does not read: a frame and its successor

@@ -93,7 +93,7 @@ def _run(context: JobContext, staging: str) -> Outcome:
             state = ends[state]
     maps: list[MapResult] = []
     reduces: list[ReduceResult] = []
-    tasks = plan.tasks or (((),) if plan.reducers == 0 else ())
+    tasks = list(plan.tasks) or ([range(0)] if plan.reducers == 0 else [])
     for index, members in enumerate(tasks):
         task = MapTask(index, tuple(splits[member] for member in members))
         result = context.run(f"{JOB}-m{index:06d}.0", task, progress)

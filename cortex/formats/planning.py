@@ -7,6 +7,7 @@ the output does not either. Types are decided here once; a value that does not f
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import msgspec
 import pyarrow as pa
 
 from cortex.errors import ColumnError, InputError, UsageError
-from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split
+from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits, SplitsMade
 from cortex.job.spec import InputSpec
 from cortex.job.types import arrow_type, columns_line, type_name
 from cortex.limits import (
@@ -85,7 +86,7 @@ def plan_inputs(
         reducers = default_reducers(total)
     return InputPlan(
         files=tuple(files),
-        splits=tuple(splits),
+        splits=splits,
         tasks=_tasks(splits, split_bytes),
         columns=tuple((name, type_name(data_type)) for name, data_type in columns),
         total_bytes=total,
@@ -370,8 +371,8 @@ def _with_columns(one: _Found, planned: dict[str, pa.DataType]) -> InputFile:
 
 def _splits(
     files: list[InputFile], units: list[list[Unit]], split_bytes: int
-) -> tuple[list[Split], list[InputFile]]:
-    splits: list[Split] = []
+) -> tuple[Splits, list[InputFile]]:
+    splits = SplitsMade()
     scanned = []
     for file, file_units in zip(files, units):
         if file.format in ("parquet", "arrow"):
@@ -379,14 +380,14 @@ def _splits(
         elif file.unsplittable:
             start = 0 if file.compression else file.data_start
             if file.size_bytes > start and file.columns:
-                splits.append(Split(len(splits), file.index, start, file.size_bytes - start))
+                splits.add(Split(len(splits), file.index, start, file.size_bytes - start))
         elif file.columns:
             file = _split_bytes(splits, file, split_bytes)
         scanned.append(file)
-    return splits, scanned
+    return splits.done(), scanned
 
 
-def _split_bytes(splits: list[Split], file: InputFile, split_bytes: int) -> InputFile:
+def _split_bytes(splits: SplitsMade, file: InputFile, split_bytes: int) -> InputFile:
     """Hadoop's rule: the last split may be `SPLIT_SLOP` times as large rather than leave a sliver."""
     count = -(-(file.size_bytes - file.data_start) // split_bytes)
     if len(splits) + count > SPLITS_MAX:
@@ -403,7 +404,7 @@ def _split_bytes(splits: list[Split], file: InputFile, split_bytes: int) -> Inpu
     scan = parts > 1 and file.dialect is not None and file.dialect.quote != ""
     between = UNKNOWN if scan else OUT
     for part in range(parts):
-        splits.append(
+        splits.add(
             Split(
                 index=len(splits),
                 file=file.index,
@@ -416,7 +417,7 @@ def _split_bytes(splits: list[Split], file: InputFile, split_bytes: int) -> Inpu
     return msgspec.structs.replace(file, needs_scan=scan)
 
 
-def _split_units(splits: list[Split], file: InputFile, units: list[Unit], split_bytes: int) -> None:
+def _split_units(splits: SplitsMade, file: InputFile, units: list[Unit], split_bytes: int) -> None:
     """Row groups or record batches packed in order: as many in a split as fit, at least one."""
     first = 0
     while first < len(units):
@@ -425,7 +426,7 @@ def _split_units(splits: list[Split], file: InputFile, units: list[Unit], split_
             size += units[last].length
             last += 1
         part = units[first:last]
-        splits.append(
+        splits.add(
             Split(
                 index=len(splits),
                 file=file.index,
@@ -439,19 +440,17 @@ def _split_units(splits: list[Split], file: InputFile, units: list[Unit], split_
         first = last
 
 
-def _tasks(splits: list[Split], split_bytes: int) -> tuple[tuple[int, ...], ...]:
+def _tasks(splits: Splits, split_bytes: int) -> SplitGroups:
     """Maps in input order: each split is one, except that whole small files share one."""
-    parts_of_file: dict[int, int] = {}
-    for split in splits:
-        parts_of_file[split.file] = parts_of_file.get(split.file, 0) + 1
-    tasks: list[list[int]] = []
+    parts_of_file = Counter(split.file for split in splits)
+    groups: list[range] = []
     room = 0  # bytes that the last task still takes; 0 when it takes no more
     for split in splits:
         whole = parts_of_file[split.file] == 1
-        if whole and room and split.length <= room and len(tasks[-1]) < SMALL_FILES_PER_TASK_MAX:
-            tasks[-1].append(split.index)
+        if whole and room and split.length <= room and len(groups[-1]) < SMALL_FILES_PER_TASK_MAX:
+            groups[-1] = range(groups[-1].start, split.index + 1)
         else:
-            tasks.append([split.index])
+            groups.append(range(split.index, split.index + 1))
             room = split_bytes if whole else 0
         room = max(0, room - split.length)
-    return tuple(tuple(task) for task in tasks)
+    return SplitGroups.of(groups)

@@ -15,7 +15,7 @@ import msgspec
 
 from cortex.errors import CortexError, ErrorReport, Fault, InternalError, MapChanged, ProtocolError, RowsLost
 from cortex.ids import AttemptId, JobId, attempt_id, task_id
-from cortex.job.plan import InputPlan, Split
+from cortex.job.plan import InputPlan, Split, SplitGroups
 from cortex.limits import LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
@@ -172,11 +172,12 @@ class JobRun:
 
     def _planned(self, plan: InputPlan) -> None:
         if self.map_only and not plan.tasks:
-            plan = msgspec.structs.replace(plan, tasks=((),))  # one map without input writes the empty part
+            # one map without input writes the empty part
+            plan = msgspec.structs.replace(plan, tasks=SplitGroups.of([()]))
         if not self.map_only and plan.reducers < 1:
             raise InternalError(f"the plan has {plan.reducers} reducers for a job that reduces")
         self.plan = plan
-        self.bare_plan = msgspec.structs.replace(plan, splits=(), tasks=())
+        self.bare_plan = plan.bare()
         self._scans = ScanPlan(plan)
         maps = TaskTable(len(plan.tasks))
         self._outputs = MapOutputs(self.job, len(plan.tasks), 0 if self.map_only else plan.reducers)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from cortex.errors import ColumnError, CortexError, UserCodeError
 from cortex.job.aggregates import AggregateCall, columns_of_call, parse_aggregate
 from cortex.job.expressions import Expression, columns_of, parse_expression
-from cortex.job.plan import InputPlan
+from cortex.job.plan import InputPlan, SplitGroups, Splits
 from cortex.job.protocol import JobCode
 from cortex.job.spec import JobSpec
 from cortex.job.types import arrow_type
@@ -36,7 +36,7 @@ class Program:
         self.staging_dir = staging_dir
         self.budget = budget
         self.position = Position()
-        self.plan = InputPlan((), (), (), (), 0, 1)
+        self.plan = InputPlan((), Splits(), SplitGroups(), (), 0, 1)
         self.where: Expression | None = parse_expression(spec.where) if spec.where else None
         self.calls: list[AggregateCall] = [parse_aggregate(text) for text in spec.aggregate.values()]
         needed = self._needed_columns()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from cortex.errors import InputError
-from cortex.job.plan import InputFile, InputPlan, Split
+from cortex.job.plan import InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.wire.messages import (
     MapResult,
     MapTask,
@@ -98,6 +98,6 @@ class Context:
 def plan_of(job: OpenJob) -> InputPlan:
     commands = [path.removeprefix("/") for path in job.spec.input.paths]
     files = tuple(InputFile(i, command, "text", 100, 0, 0) for i, command in enumerate(commands))
-    splits = tuple(Split(i, i, 0, 100) for i in range(len(commands)))
-    tasks = tuple((i,) for i in range(len(commands)))
+    splits = Splits.of(Split(i, i, 0, 100) for i in range(len(commands)))
+    tasks = SplitGroups.of((i,) for i in range(len(commands)))
     return InputPlan(files, splits, tasks, (("line", "string"),), 100 * len(commands), 1)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cortex.errors import ErrorReport
 from cortex.ids import is_attempt_id, new_job_id
-from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split
+from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import (
     LEASE_S,
@@ -57,8 +57,9 @@ class World:
             n = rng.choice([1, 1, 1, 2, 30])
             tasks.append(tuple(range(i, min(i + n, len(splits)))))
             i += n
+        total_bytes = sum(s.length for s in splits)
         self.plan = InputPlan(
-            tuple(files), tuple(splits), tuple(tasks), (), sum(s.length for s in splits), self.reducers
+            tuple(files), Splits.of(splits), SplitGroups.of(tasks), (), total_bytes, self.reducers
         )
         self.maps = max(1, len(tasks)) if self.map_only else len(tasks)
         self.rows = [[rng.choice([0, 0, 3, 5]) for _ in range(self.reducers)] for _ in range(self.maps)]
@@ -83,7 +84,7 @@ class World:
         return m.ScanResult(tuple(ends))
 
     def check_map(self, task: m.MapTask) -> None:
-        wanted = self.plan.tasks[task.map_index] if self.plan.tasks else ()
+        wanted = self.plan.tasks[task.map_index] if len(self.plan.tasks) else ()
         assert [s.index for s in task.splits] == list(wanted)
         for split in task.splits:
             after = self.plan.splits[split.index + 1 :][:1]
@@ -168,7 +169,7 @@ class Simulation:
             node.jobs.add(message.job)
         elif isinstance(message, m.JobPlanned):
             assert message.job in node.jobs
-            assert message.plan.splits == message.plan.tasks == ()
+            assert len(message.plan.splits) == len(message.plan.tasks) == 0
             node.planned.add(message.job)
         elif isinstance(message, m.Revoke):
             node.queue = [r for r in node.queue if r.attempt not in message.attempts]

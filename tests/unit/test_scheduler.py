@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cortex.errors import ErrorReport, Fault, InternalError
-from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split
+from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import LEASE_S, LOST_REDOS_MAX, PROGRESS_S, TASK_ATTEMPTS_MAX
 from cortex.scheduling import events
@@ -25,8 +25,8 @@ def make_plan(splits: int = 2, reducers: int = 1, scan: bool = False, length: in
     states = [UNKNOWN if scan and i else 0 for i in range(splits)]
     return InputPlan(
         (InputFile(0, "/in/a.csv", "csv", splits * length, 0, 1, needs_scan=scan),) if splits else (),
-        tuple(Split(i, 0, i * length, length, start_state=states[i]) for i in range(splits)),
-        tuple((i,) for i in range(splits)),
+        Splits.of(Split(i, 0, i * length, length, start_state=states[i]) for i in range(splits)),
+        SplitGroups.of((i,) for i in range(splits)),
         (("x", "int64"),),
         splits * length,
         reducers,
@@ -122,7 +122,7 @@ def test_a_job_from_submission_to_its_end() -> None:
     ]
     planned = d.last[0].message
     assert isinstance(planned, m.JobPlanned)
-    assert (planned.plan.splits, planned.plan.tasks, planned.plan.reducers) == ((), (), 2)
+    assert (len(planned.plan.splits), len(planned.plan.tasks), planned.plan.reducers) == (0, 0, 2)
     assert d.mapped(1, rows=(4, 0)) == ["n <- Lease 1-m000002.0 map 20+10:0>0"]
     assert d.mapped(2, rows=(1, 1)) == []
     assert d.mapped(0, rows=(0, 6)) == [

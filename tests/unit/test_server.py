@@ -14,7 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from cortex.errors import ErrorReport
-from cortex.job.plan import InputFile, InputPlan, Split
+from cortex.job.plan import InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import FRAME_BYTES_MAX, PROGRESS_S
 from cortex.server import LocalLink, Server
@@ -25,7 +25,14 @@ from cortex.wire.versions import local_versions
 SUBMIT = m.SubmitJob(
     JobSpec("a job", InputSpec(("/in/a",)), reduce_form="aggregate"), b"\x80code", (), "/staging"
 )
-PLAN = InputPlan((InputFile(0, "/in/a", "text", 10, 0, 1),), (Split(0, 0, 0, 10),), ((0,),), (), 10, 1)
+PLAN = InputPlan(
+    (InputFile(0, "/in/a", "text", 10, 0, 1),),
+    Splits.of([Split(0, 0, 0, 10)]),
+    SplitGroups.of([(0,)]),
+    (),
+    10,
+    1,
+)
 
 
 class Machine:
