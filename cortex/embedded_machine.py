@@ -9,6 +9,7 @@ what remains with this process.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -137,6 +138,7 @@ class Machine:
             self._reactor.callWhenRunning(self.shut_down, True)
         self._reactor.addReader(_Life(self._life, self.shut_down))
         self._check_parent()
+        gc.freeze()  # what is there now stays: the garbage collector need not look at it again and again
         self._reactor.run(installSignalHandlers=False)
         return self._status
 

@@ -29,6 +29,7 @@ def role_named(text: str) -> Role | None:
 
 
 _ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
+_MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")
 _CLUSTER = re.compile(r"k[0-9a-f]{12}")
 _PEER = re.compile(r"[snca][0-9a-f]{12}")
 _TOKEN = re.compile(r"t[0-9a-f]{12}")
@@ -54,6 +55,16 @@ def is_attempt_id(text: str) -> bool:
 
 def task_of(attempt: AttemptId) -> TaskId:
     return TaskId(attempt.rpartition(".")[0])
+
+
+def job_of(attempt: AttemptId) -> JobId:
+    return JobId(attempt.partition("-")[0])
+
+
+def map_attempt(text: str) -> tuple[JobId, int, int] | None:
+    """Job, map and number of a map's attempt; None if it is none."""
+    found = _MAP_ATTEMPT.fullmatch(text)
+    return None if found is None else (JobId(found[1]), int(found[2]), int(found[3]))
 
 
 def new_cluster_id() -> str:

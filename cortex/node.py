@@ -41,6 +41,7 @@ from cortex.memory_plan import MemoryPlan
 from cortex.process_memory import descendant_pids, own_anonymous_bytes, proportional_bytes
 from cortex.tasks.words import describe_task
 from cortex.units import format_bytes
+from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
@@ -49,8 +50,10 @@ from cortex.wire.messages import (
     Heartbeat,
     JobPlanned,
     Lease,
+    MapLocations,
     NodeHello,
     OpenJob,
+    ReduceTask,
     Revoke,
     RunTask,
     StartJob,
@@ -71,6 +74,7 @@ _DISCARDERS = 2  # threads that remove run files: unlinking large files blocks, 
 class _Job:
     start: StartJob
     work_dir: str
+    outputs: LocationTable = field(default_factory=LocationTable)
     ended: bool = False
 
 
@@ -134,6 +138,7 @@ class Node:
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
+        self._progress_s = PROGRESS_S
         self._reported_peak = 0
         self._timer: Any = None
         self.memory = MemoryWatch(client_pid)
@@ -169,6 +174,8 @@ class Node:
             self._start_job(message)
         elif isinstance(message, JobPlanned):
             self._pool.planned(message)
+        elif isinstance(message, MapLocations):
+            self._jobs[message.job].outputs.update(message)
         elif isinstance(message, Lease):
             self._lease(message)
         elif isinstance(message, Revoke):
@@ -216,6 +223,7 @@ class Node:
                 cure="check that the folder is there and its disk is not full, or name another",
             ) from error
         self._jobs[message.job] = _Job(message, work_dir)
+        self._progress_s = message.progress_s
         self.staging_dirs.add(message.staging_dir)
         self._pool.open_job(
             OpenJob(
@@ -232,6 +240,8 @@ class Node:
     def _lease(self, message: Lease) -> None:
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
+            if isinstance(run.task, ReduceTask):
+                run = RunTask(run.attempt, self._jobs[job].outputs.fill(run.task))
             self._job_of[run.attempt] = job
             self._queue.append((job, run))
         self.room()
@@ -335,7 +345,7 @@ class Node:
         return executors
 
     def _beat(self) -> None:
-        self._heartbeat_due = self._clock() + (PROGRESS_S if self._progress else HEARTBEAT_S) - 0.01
+        self._heartbeat_due = self._clock() + (self._progress_s if self._progress else HEARTBEAT_S) - 0.01
         self._reported_peak = self.memory.peak_bytes
         running = tuple(self._progress.values())
         beat = Heartbeat(

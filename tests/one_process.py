@@ -17,7 +17,7 @@ from cortex.job.plan import OUT, InputPlan
 from cortex.job.spec import JobSpec
 from cortex.tasks.runner import JobContext
 from cortex.wire.messages import (
-    MapOutputRef,
+    MapBlock,
     MapResult,
     MapTask,
     OpenJob,
@@ -100,12 +100,11 @@ def _run(context: JobContext, staging: str) -> Outcome:
         assert isinstance(result, MapResult)
         maps.append(result)
     for partition in range(plan.reducers):
-        refs = tuple(
-            MapOutputRef(m.map_index, f"{JOB}-m{m.map_index:06d}.0")
-            for m in maps
-            if m.partition_rows[partition]
-        )
-        reduced = context.run(f"{JOB}-r{partition:06d}.0", ReduceTask(partition, refs), progress)
+        wrote = [m.map_index for m in maps if m.partition_rows[partition]]
+        spans = tuple(bound for index in wrote for bound in (index, index + 1))
+        inputs = tuple(MapBlock(index, (1, 0)) for index in wrote)
+        task = ReduceTask(partition, spans, inputs)
+        reduced = context.run(f"{JOB}-r{partition:06d}.0", task, progress)
         assert isinstance(reduced, ReduceResult)
         assert reduced.stats.rows_in == sum(m.partition_rows[partition] for m in maps)
         reduces.append(reduced)

@@ -2,8 +2,8 @@
 
 `JobRun` decides which task is next and what a result means. It never speaks to a node: the Scheduler
 asks `next_task` when a node has room, hands over what nodes report, and looks at `state` and
-`take_revoked` afterwards. Every method is O(1) in the number of tasks, but for the start of a stage,
-for a lost node, and for the list of inputs that a reduce is sent.
+`take_revoked` afterwards. Every method is O(1) in the number of tasks, but for a lost node, which costs
+what it held.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import traceback
 import msgspec
 
 from cortex.errors import CortexError, ErrorReport, Fault, InternalError, MapChanged, ProtocolError, RowsLost
-from cortex.ids import AttemptId, JobId, attempt_id, task_id
+from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, task_id
 from cortex.job.plan import InputPlan, Split, SplitGroups
-from cortex.limits import LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT
+from cortex.limits import LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT, SCAN_SPLITS_PER_TASK
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
-from cortex.scheduling.map_outputs import MapOutputs
+from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.progress import BYTES_OUT, MapStats, Progress, stats_tuple
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
     Counters,
+    JobPlanned,
+    MapLocations,
     MapResult,
     MapTask,
     OutputPart,
@@ -35,6 +37,7 @@ from cortex.wire.messages import (
     ReduceTask,
     ScanResult,
     ScanTask,
+    StartJob,
     SubmitJob,
     Task,
     TaskFailed,
@@ -58,8 +61,9 @@ class JobRun:
         self.progress = Progress()
         self.memory_peak_bytes = 0
         self.plan: InputPlan | None = None
-        self.bare_plan: InputPlan | None = None
-        """The plan without splits and tasks, as nodes are sent it."""
+        self.planned_message: JobPlanned | None = None
+        """One object for all nodes, as `start_message` is: it may be large, and need be encoded only once."""
+        self._start_message: StartJob | None = None
         self.map_only = request.spec.reduce_form == "none"
         self.running: dict[AttemptId, Running] = {}
         self._tables: dict[str, TaskTable] = {}
@@ -67,9 +71,17 @@ class JobRun:
         self._revoked: list[Running] = []
         self._redos: dict[int, int] = {}
         self._scan_ahead = 0
-        self._map_needs: dict[int, int] = {}
         self._open_stage(PLAN, TaskTable(1))
-        self._tables[PLAN].all_needs_met()
+        self._tables[PLAN].needs_met(0, 1)
+
+    def start_message(self, progress_s: float) -> StartJob:
+        """What a node is sent before anything else of the job."""
+        message, request = self._start_message, self.request
+        if message is None or message.progress_s != progress_s:
+            message = self._start_message = StartJob(
+                self.job, request.spec, request.code, request.sys_path, request.staging_dir, progress_s
+            )
+        return message
 
     # --- what to do next ---
 
@@ -82,14 +94,34 @@ class JobRun:
         index, number = table.lease_first()
         attempt = attempt_id(task_id(self.job, _LETTERS[stage], None if stage == PLAN else index), number)
         task = self._task(stage, index, number)
-        running = Running(attempt, self.job, stage, index, number, node.name, task)
+        running = Running(attempt, self.job, stage, index, number, node.output_node, task)
         if stage == REDUCE:
             running.expected_rows = self._outputs.expected_rows(index)
+            running.outputs_version = self._outputs.version
         self.running[attempt] = running
         totals = self.progress.stages[stage]
         if totals.began_at is None:
             totals.began_at = now
         return running
+
+    def ready_tasks(self, slots: int) -> int:
+        """About how many tasks could be leased now."""
+        if self.state is JobState.PLANNING:
+            return self._tables[PLAN].ready
+        if self.state is JobState.REDUCING:
+            return self._tables[REDUCE].ready
+        if self.state is not JobState.MAPPING:
+            return 0
+        scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
+        return self._tables[MAP].ready + min(scans_ahead, self._tables[SCAN].waiting)
+
+    def locations(self, version: int, nodes: int) -> MapLocations | None:
+        """What a node that is sent a reduce must be told of map outputs, knowing this much."""
+        return self._outputs.news(version, nodes)
+
+    def locations_known(self) -> tuple[int, int]:
+        """(version, nodes) as a node knows them that was told all."""
+        return self._outputs.version, self._outputs.nodes
 
     def _next_stage(self, slots: int) -> str | None:
         """The stage whose first ready task is next: scans, as far ahead as they may be, then maps."""
@@ -118,13 +150,20 @@ class JobRun:
             chunk = self._scans.chunks[index]
             if chunk.fresh:
                 self._scan_ahead += chunk.count
+                self._cut_scan()
             return self._scans.issue(index)
         if stage == MAP:
             splits = self._splits_of(index)
             if number == 0:
                 self._scan_ahead -= sum(map(self._scans.is_scanned, splits))
             return MapTask(index, tuple(self._scans.fill(s) for s in splits))
-        return ReduceTask(index, self._outputs.refs(index))
+        return ReduceTask(index, self._outputs.spans(index))
+
+    def _cut_scan(self) -> None:
+        """The next scan is there to be leased."""
+        index = self._scans.cut_next()
+        if index is not None:
+            self._tables[SCAN].apply(index, TaskEvent.NEEDS_MET)
 
     # --- what came back ---
 
@@ -177,28 +216,22 @@ class JobRun:
         if not self.map_only and plan.reducers < 1:
             raise InternalError(f"the plan has {plan.reducers} reducers for a job that reduces")
         self.plan = plan
-        self.bare_plan = plan.bare()
+        self.planned_message = JobPlanned(self.job, plan.bare())
+        count = len(plan.tasks)
         self._scans = ScanPlan(plan)
-        maps = TaskTable(len(plan.tasks))
-        self._outputs = MapOutputs(self.job, len(plan.tasks), 0 if self.map_only else plan.reducers)
-        self._map_stats = MapStats(len(plan.tasks))
-        scans = TaskTable(len(plan.splits) if self._scans.chunks else 0, total=len(self._scans.chunks))
-        self._tables[SCAN] = scans
-        for index in self._scans.chunks:
-            scans.apply(index, TaskEvent.NEEDS_MET)
-        if self._scans.chunks:
+        self._outputs = MapOutputs(self.job, 0 if self.map_only else count, plan.reducers)
+        self._map_stats = MapStats(count)
+        scanned = self._scans.tasks > 0
+        scans = self._tables[SCAN] = TaskTable(len(plan.splits) if scanned else 0, self._scans.tasks)
+        if scanned:
             self._open_stage(SCAN, scans, self._scans.bytes_total)
-            self._map_of_split: dict[int, int] = {}
-            for i, splits in enumerate(plan.tasks):
-                unknown = [s for s in splits if not self._scans.is_known(plan.splits[s])]
-                self._map_of_split.update(dict.fromkeys(unknown, i))
-                if unknown:
-                    self._map_needs[i] = len(unknown)
-                else:
-                    maps.apply(i, TaskEvent.NEEDS_MET)
+            self._cut_scan()
+        self._open_stage(MAP, TaskTable(count), plan.total_bytes)
+        if scanned:
+            for splits in self._scans.unscanned:
+                self._splits_known(splits)
         else:
-            maps.all_needs_met()
-        self._open_stage(MAP, maps, plan.total_bytes)
+            self._tables[MAP].needs_met(0, count)
         if not self.map_only:
             self._open_stage(REDUCE, TaskTable(plan.reducers))
         self._step(JobEvent.PLANNED)
@@ -210,42 +243,52 @@ class JobRun:
         totals.bytes_done += running.task.boundaries[-1] - running.task.boundaries[0]
         table = self._tables[SCAN]
         if again is not None:
-            chunk = self._scans.chunks[again]
-            offsets = chunk.chain.offsets
-            totals.bytes_done -= offsets[chunk.k + chunk.count] - offsets[chunk.k]
+            totals.bytes_done -= self._scans.bytes_of(again)
             if table.state(again) is TaskState.DONE:
                 table.apply(again, TaskEvent.LOSE)
             else:
                 table.total += 1
                 table.apply(again, TaskEvent.NEEDS_MET)
-        for split in known:
-            index = self._map_of_split.pop(split, None)
-            if index is None:
-                continue
-            self._map_needs[index] -= 1
-            if not self._map_needs[index]:
-                del self._map_needs[index]
-                self._tables[MAP].apply(index, TaskEvent.NEEDS_MET)
+        if known:
+            self._splits_known(known)
+
+    def _splits_known(self, splits: range) -> None:
+        """Maps become ready that needed only these. A map at either end may need others as well."""
+        assert self.plan is not None
+        tasks = self.plan.tasks
+        first, last = tasks.group_of(splits.start), tasks.group_of(splits.stop - 1)
+        if not all(map(self._scans.is_known, tasks[first])):
+            first += 1
+        if last >= first and not all(map(self._scans.is_known, tasks[last])):
+            last -= 1
+        if first <= last:
+            self._tables[MAP].needs_met(first, last + 1)
 
     def _mapped(self, running: Running, result: MapResult) -> None:
         index = running.index
         if self.map_only:
             self._parts[index] = result.parts
-        elif not self._outputs.accept(result, running.number, running.node):
-            self._map_changed(running)
+        else:
+            redo = self._outputs.accept(result, running.number, running.output_node)
+            if redo is not Redo.SAME:
+                self._map_changed(running, redo)
+        assert isinstance(running.task, MapTask)
+        length = sum(split.length for split in running.task.splits)
         stats = stats_tuple(result.stats)
         replaced = self._map_stats.replace(index, stats, result.counters)
         if replaced is not None:
-            self._count_map(index, *replaced, -1)
-        self._count_map(index, stats, result.counters, 1)
+            self._count_map(length, *replaced, -1)
+        self._count_map(length, stats, result.counters, 1)
 
-    def _map_changed(self, running: Running) -> None:
+    def _map_changed(self, running: Running, redo: Redo) -> None:
         """A redo wrote other rows than the output it replaces: nothing may be made of both."""
         reduces = self._tables[REDUCE]
-        if reduces.done:
+        if reduces.done or redo is Redo.UNCOUNTED:
+            read = f"{format_count(reduces.done)} of {format_count(reduces.total)} reduces had read the first"
+            large = "the job is too large to keep every map's count of rows for every partition"
             raise MapChanged(
                 f"{self.what(running)} gave other rows when it ran again after its output was lost, and"
-                f" {format_count(reduces.done)} of {format_count(reduces.total)} reduces had read the first",
+                f" {read if reduces.done else large}",
                 cure="make the map give the same rows for the same input (no random numbers, clocks or sets"
                 " of objects ordered by address)",
                 details={"attempt": running.attempt},
@@ -254,11 +297,11 @@ class JobRun:
             self.abandoned(other)
             self._revoked.append(other)
 
-    def _count_map(self, index: int, stats: tuple[int, ...], counters: Counters, sign: int) -> None:
+    def _count_map(self, length: int, stats: tuple[int, ...], counters: Counters, sign: int) -> None:
         self.progress.merge_counters(counters, sign)
         totals = self.progress.stages[MAP]
         totals.add(stats, sign)
-        totals.bytes_done += sign * sum(s.length for s in self._splits_of(index))
+        totals.bytes_done += sign * length
         if not self.map_only:
             reduce_totals = self.progress.stages[REDUCE]
             reduce_totals.bytes_total += sign * stats[BYTES_OUT]
@@ -295,12 +338,12 @@ class JobRun:
             self.fail(final)
 
     def _lost_input(self, running: Running, error: ErrorReport) -> tuple[int, int] | None:
-        """The map attempt whose output a reduce misses, as (map, number), if it was one of its inputs."""
-        if isinstance(running.task, ReduceTask):
-            for ref in running.task.inputs:
-                if ref.attempt == error.details.get("attempt"):
-                    return ref.map_index, int(ref.attempt.rpartition(".")[2])
-        return None
+        """The map attempt whose output a reduce misses, as (map, number), if it may have been an input."""
+        named = map_attempt(error.details.get("attempt", ""))
+        if not isinstance(running.task, ReduceTask) or named is None or named[0] != self.job:
+            return None
+        _, index, number = named
+        return (index, number) if self._outputs.was_input(index, number, running.outputs_version) else None
 
     def _redo(self, lost: tuple[int, int], error: ErrorReport) -> None:
         index, number = lost
@@ -366,7 +409,7 @@ class JobRun:
         if self.state is JobState.MAPPING and not self.map_only and self._tables[MAP].finished:
             self.progress.stages[REDUCE].rows_total = self._outputs.all_rows()
             if final.state(0) is TaskState.BLOCKED:
-                final.all_needs_met()
+                final.needs_met(0, final.total)
             self._step(JobEvent.MAPPED)
         if final.finished:
             self._step(JobEvent.OUTPUT_DONE)
@@ -384,7 +427,8 @@ class JobRun:
 
     def _splits_of(self, index: int) -> list[Split]:
         assert self.plan is not None
-        return [self.plan.splits[s] for s in self.plan.tasks[index]]
+        splits = self.plan.tasks[index]
+        return self.plan.splits[splits.start : splits.stop]
 
     def what(self, running: Running) -> str:
         """What an attempt works on, for people."""

@@ -1,58 +1,84 @@
 """Leases: which node has which attempts, how much room it has, and when it was last heard.
 
 A node's incarnation is checked here, so that nothing from an earlier life of a node, or about an
-attempt it no longer holds, gets any further.
+attempt it no longer holds, gets any further. Sums over all nodes are kept, not made: no question but
+`expired` costs more with a thousand nodes than with one.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
+import msgspec
+
 from cortex.ids import AttemptId
-from cortex.limits import LEASE_S, LEASES_AHEAD_PER_SLOT
-from cortex.wire.messages import NodeHello, Task, TaskStats
+from cortex.limits import (
+    HEARTBEAT_S,
+    LEASE_S,
+    LEASES_AHEAD_PER_SLOT,
+    PROGRESS_BEATS_PER_S_MAX,
+    PROGRESS_S,
+)
+from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
 
 PLAN, SCAN, MAP, REDUCE = "plan", "scan", "map", "reduce"
 NO_STATS = TaskStats()
 
 
-class Running:
+class Running(msgspec.Struct, gc=False, eq=False):  # part of no cycle, and there are thousands
     """One leased attempt: queued or running at a node."""
 
-    __slots__ = ("attempt", "expected_rows", "index", "job", "node", "number", "stage", "stats", "task")
+    attempt: AttemptId
+    job: str
+    stage: str
+    index: int
+    number: int
+    output_node: OutputNode
+    task: Task
+    stats: TaskStats = NO_STATS
+    """As of its last heartbeat."""
+    expected_rows: int = 0
+    """A reduce: rows that the maps say it will read."""
+    outputs_version: int = 0
+    """A reduce: which state of the map outputs it was leased with."""
 
-    def __init__(
-        self, attempt: AttemptId, job: str, stage: str, index: int, number: int, node: str, task: Task
-    ) -> None:
-        self.attempt = attempt
-        self.job = job
-        self.stage = stage
-        self.index = index
-        self.number = number
-        self.node = node
-        self.task = task
-        self.stats = NO_STATS
-        """As of its last heartbeat."""
-        self.expected_rows = 0
-        """A reduce: rows that the maps say it will read."""
+    @property
+    def node(self) -> str:
+        return self.output_node.node
+
+
+class Told:
+    """What a node knows of a job that it was sent tasks of."""
+
+    __slots__ = ("locations", "plan")
+
+    def __init__(self) -> None:
+        self.plan = False
+        self.locations = (0, 0)
+        """(version, nodes): see `MapOutputs.news`."""
 
 
 class Node:
     """A node as the scheduler sees it. Silent: its lease has expired, but its link is still there."""
 
     __slots__ = (
-        "held", "hello", "jobs", "memory_bytes", "memory_peak_bytes", "planned", "renewed_at", "silent"
+        "held", "hello", "memory_bytes", "memory_peak_bytes", "offer", "output_node", "renewed_at", "serial",
+        "silent", "told",
     )  # fmt: skip
 
-    def __init__(self, hello: NodeHello, now: float) -> None:
+    def __init__(self, hello: NodeHello, serial: int, now: float) -> None:
         self.hello = hello
+        self.output_node = OutputNode(hello.node, hello.data_address)
+        self.serial = serial
+        """Which joined first: who is as good is served in this order."""
         self.renewed_at = now
         self.silent = False
         self.held: dict[AttemptId, Running] = {}
-        self.jobs: set[str] = set()
+        self.offer = 0.0
+        """The part of its slots that it has room for, as `LeaseBook.roomiest` knows it."""
+        self.told: dict[str, Told] = {}
         """Jobs it was told of (StartJob) and not told to end."""
-        self.planned: set[str] = set()
-        """Those of them whose plan it has."""
         self.memory_bytes = 0
         self.memory_peak_bytes = 0
 
@@ -67,19 +93,62 @@ class Node:
             return 0
         return self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
 
+    @property
+    def wants(self) -> bool:
+        """Half of its queue is used up: now is the time for the next lease, of several tasks at once."""
+        return self.room >= max(1, self.hello.slots * LEASES_AHEAD_PER_SLOT // 2)
+
 
 class LeaseBook:
-    """All nodes and what they hold."""
+    """All nodes and what they hold. Every change of a node's room goes through here."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.slots = 0
+        """Of all nodes that are not silent."""
+        self.cap_bytes = 0
+        self.memory_bytes = 0
+        self.memory_peak_bytes = 0
+        self.wanting = 0
+        """Nodes that want a lease."""
+        self._joined = 0
+        self._by_room: list[tuple[float, int, str]] = []
+        """A heap of (-offer, serial, name); an entry that is not the node's offer any more is void."""
+
+    # --- nodes ---
 
     def join(self, hello: NodeHello, now: float) -> Node:
-        node = self.nodes[hello.node] = Node(hello, now)
+        self._joined += 1
+        node = self.nodes[hello.node] = Node(hello, self._joined, now)
+        self.slots += hello.slots
+        self.cap_bytes += hello.memory_bytes
+        self._room_changed(node)
         return node
 
     def leave(self, name: str) -> Node | None:
-        return self.nodes.pop(name, None)
+        node = self.nodes.pop(name, None)
+        if node is not None:
+            self.silence(node)
+            self.cap_bytes -= node.hello.memory_bytes
+            self.measured(node, 0, 0)
+        return node
+
+    def silence(self, node: Node) -> None:
+        """Its leases have expired: nothing is leased to it until it is heard again."""
+        if not node.silent:
+            node.silent = True
+            self.slots -= node.hello.slots
+            self._room_changed(node)
+
+    def revive(self, node: Node) -> None:
+        node.silent = False
+        self.slots += node.hello.slots
+        self._room_changed(node)
+
+    def measured(self, node: Node, memory_bytes: int, memory_peak_bytes: int) -> None:
+        self.memory_bytes += memory_bytes - node.memory_bytes
+        self.memory_peak_bytes += memory_peak_bytes - node.memory_peak_bytes
+        node.memory_bytes, node.memory_peak_bytes = memory_bytes, memory_peak_bytes
 
     def current(self, name: str, incarnation: str, now: float) -> Node | None:
         """The node that this message is from, with its leases renewed; None if the sender is stale."""
@@ -98,21 +167,55 @@ class LeaseBook:
         for node in self.nodes.values():
             node.renewed_at += seconds
 
-    def roomiest(self) -> Node | None:
-        """The node with the most room for its size; None when all are full."""
-        best = max(self.nodes.values(), key=lambda n: n.room / n.hello.slots, default=None)
-        return best if best is not None and best.room > 0 else None
-
     @property
-    def slots(self) -> int:
-        return sum(n.hello.slots for n in self.nodes.values() if not n.silent)
+    def progress_s(self) -> float:
+        """How often a node should tell of its running attempts."""
+        return min(HEARTBEAT_S, max(PROGRESS_S, len(self.nodes) / PROGRESS_BEATS_PER_S_MAX))
 
-    @property
-    def cap_bytes(self) -> int:
-        return sum(n.hello.memory_bytes for n in self.nodes.values())
+    # --- leases ---
+
+    def hold(self, node: Node, leased: Iterable[Running]) -> None:
+        node.held.update((running.attempt, running) for running in leased)
+        self._room_changed(node)
+
+    def take(self, node: Node, attempt: str) -> Running | None:
+        """The attempt, held by the node no more; None if it did not hold it."""
+        running = node.held.pop(attempt, None)  # type: ignore[call-overload]
+        if running is not None:
+            self._room_changed(node)
+        return running  # type: ignore[no-any-return]
+
+    def take_all(self, node: Node) -> list[Running]:
+        held = list(node.held.values())
+        node.held.clear()
+        self._room_changed(node)
+        return held
 
     def release(self, attempts: Iterable[Running]) -> None:
         for running in attempts:
             node = self.nodes.get(running.node)
             if node is not None:
-                node.held.pop(running.attempt, None)
+                self.take(node, running.attempt)
+
+    def roomiest(self) -> Node | None:
+        """The node with the most room for its size, of those that want a lease; None when none does."""
+        heap = self._by_room
+        while heap:
+            negative, serial, name = heap[0]
+            node = self.nodes.get(name)
+            if node is not None and node.serial == serial and node.offer == -negative:
+                return node
+            heapq.heappop(heap)
+        return None
+
+    def _room_changed(self, node: Node) -> None:
+        offer = node.room / node.hello.slots if node.wants else 0.0
+        if offer == node.offer:
+            return
+        self.wanting += (offer > 0.0) - (node.offer > 0.0)
+        node.offer = offer
+        if offer:
+            heapq.heappush(self._by_room, (-offer, node.serial, node.name))
+            if len(self._by_room) > 4 * len(self.nodes) + 16:  # mostly void: begin anew
+                self._by_room = [(-n.offer, n.serial, n.name) for n in self.nodes.values() if n.offer]
+                heapq.heapify(self._by_room)

@@ -1,85 +1,161 @@
-"""Which attempt of each map made its output, where it is, and how many rows it has for each partition.
+"""Which attempt of each map made its output, where it is, and how many rows there are for each partition.
 
 Rows are conserved: the rows that all maps say they wrote for a partition are what its reduce must
-say it read. Reads follow map order, so the list of a partition's inputs is the same however the maps
-were spread over nodes.
+say it read. For that the sums are kept, and of each map a hash of its counts, to compare its redo with:
+a table of counts, a million maps times a thousand partitions, would be gigabytes. Only jobs that are
+small enough keep it, so that a redo with other counts can take the place of what it replaces.
+
+Maps are looked at in blocks of neighbours, `limits.MAP_BLOCKS_MAX` at most: for a block is known which
+partitions *may* have rows from it, and, once all its maps are done, the message that says where its
+outputs are. Reads follow map order, however the maps were spread over nodes.
 """
 
 from __future__ import annotations
 
+import enum
 from array import array
+from operator import add, or_, sub
 
 from cortex.errors import InternalError
-from cortex.ids import JobId, attempt_id, task_id
-from cortex.wire.messages import MapOutputRef, MapResult
+from cortex.limits import MAP_BLOCKS_MAX, MAP_ROWS_KEPT_MAX
+from cortex.scheduling.columns import zeros
+from cortex.wire.messages import MapBlock, MapLocations, MapResult, OutputNode
+
+_NONE = -1  # in place of a node's number: the map has no output
+
+
+class Redo(enum.Enum):
+    """How an output compares with the one it replaces."""
+
+    SAME = "the same"  # or there was none
+    OTHER = "other"  # other rows; the counts are now those of the new one
+    UNCOUNTED = "uncounted"  # other counts, and the old ones are not known: the sums are wrong now
 
 
 class MapOutputs:
-    """Outputs of the maps 0 .. maps-1 for the partitions 0 .. partitions-1."""
+    """Outputs of the maps 0 .. maps-1 for the partitions 0 .. partitions-1, of one job."""
 
-    def __init__(self, job: JobId, maps: int, partitions: int) -> None:
+    def __init__(self, job: str, maps: int, partitions: int) -> None:
         self._job = job
+        self._maps = maps
         self._partitions = partitions
-        self._numbers = array("H", bytes(2 * maps))
-        self._nodes: list[str | None] = [None] * maps
-        self._rows: list[array[int] | None] = [None] * maps
-        self._checksums = array("Q", bytes(8 * maps))
+        self._numbers = zeros("H", maps)
+        self._node_of = array("i", [_NONE]) * maps
+        self._made = bytearray(maps)
+        """1: the map has had an output; the hashes of the last one follow."""
+        self._row_hashes = zeros("q", maps)
+        self._checksums = zeros("Q", maps)
+        self._rows: dict[int, tuple[int, ...]] | None = {} if maps * partitions <= MAP_ROWS_KEPT_MAX else None
         self._totals = [0] * partitions
-        self._writers = [array("L") for _ in range(partitions)]
-        """For each partition, the maps that wrote rows for it, as they came."""
-        self._in_order = [True] * partitions
+        self._block_maps = max(1, -(-maps // MAP_BLOCKS_MAX))
+        blocks = -(-maps // self._block_maps)
+        self._full = bytes([1]) * partitions
+        self._wrote = bytearray(blocks * partitions)
+        """Block after block, a byte for each partition: 1 if it may have rows from a map of the block."""
+        self._missing = array("I", (len(self._maps_of(block)) for block in range(blocks)))
+        """Of each block, the maps without output."""
+        self._blocks: list[MapBlock | None] = [None] * blocks
+        self._block_versions = zeros("I", blocks)
+        self.version = 0
+        """Goes up whenever a block is complete (again)."""
+        self._news: dict[tuple[int, int], MapLocations] = {}
+        self._nodes: list[OutputNode] = []
+        self._node_numbers: dict[str, int] = {}
+        self._made_by: list[array[int]] = []
+        """Of each node, the maps whose output it made; some of them may have been made anew elsewhere."""
+        self._lost: dict[tuple[int, int], int] = {}
+        """(map, attempt number) of an output that was lost -> version at that time."""
 
-    def accept(self, result: MapResult, number: int, node: str) -> bool:
-        """Take a map's output. False when it is a redo that differs from the output it replaces.
+    # --- outputs come and go ---
+
+    def accept(self, result: MapResult, number: int, node: OutputNode) -> Redo:
+        """Take a map's output.
 
         Raises InternalError when the result does not have one row count for each partition.
         """
-        index = result.map_index
-        if len(result.partition_rows) != self._partitions or min(result.partition_rows, default=0) < 0:
+        index, rows = result.map_index, result.partition_rows
+        try:
+            fits = len(array("Q", rows)) == self._partitions
+        except OverflowError:
+            fits = False
+        if not fits:
             raise InternalError(
-                f"map {index} counted rows for {len(result.partition_rows)} partitions,"
-                f" not {self._partitions}, or fewer than none"
+                f"map {index} counted rows for {len(rows)} partitions, not {self._partitions},"
+                " or numbers that cannot be"
             )
-        rows = array("Q", result.partition_rows)
-        old = self._rows[index]
-        same = old is None or (old == rows and self._checksums[index] == result.row_checksum)
-        if old is None:
-            self._add(index, rows)
-        elif old != rows:
-            self._remove(index, old)
-            self._add(index, rows)
-        self._rows[index] = rows
+        row_hash = hash(rows)
+        redo = Redo.SAME
+        if not self._made[index]:
+            self._count(index, rows)
+        elif self._row_hashes[index] != row_hash:
+            redo = self._recount(index, rows)
+        elif self._checksums[index] != result.row_checksum:
+            redo = Redo.OTHER
+        self._made[index] = 1
+        self._row_hashes[index] = row_hash
         self._checksums[index] = result.row_checksum
         self._numbers[index] = number
-        self._nodes[index] = node
-        return same
+        node_number = self._number_of(node)
+        self._node_of[index] = node_number
+        self._made_by[node_number].append(index)
+        self._there(index)
+        return redo
 
-    def _add(self, index: int, rows: array[int]) -> None:
-        for partition, count in enumerate(rows):
-            if count:
-                self._totals[partition] += count
-                writers = self._writers[partition]
-                if writers and writers[-1] > index:
-                    self._in_order[partition] = False
-                writers.append(index)
+    def _count(self, index: int, rows: tuple[int, ...]) -> None:
+        if self._rows is not None:
+            self._rows[index] = rows
+        self._totals = list(map(add, self._totals, rows))
+        self._note(index // self._block_maps, rows)
 
-    def _remove(self, index: int, rows: array[int]) -> None:
-        for partition, count in enumerate(rows):
-            if count:
-                self._totals[partition] -= count
-                self._writers[partition].remove(index)
+    def _recount(self, index: int, rows: tuple[int, ...]) -> Redo:
+        """Take these counts in place of those of the output before, if those are known."""
+        if self._rows is None:
+            return Redo.UNCOUNTED
+        self._totals = list(map(sub, self._totals, self._rows.pop(index)))
+        block = index // self._block_maps
+        self._wrote[self._row_of(block)] = bytes(self._partitions)
+        for other in self._maps_of(block):
+            if other in self._rows:
+                self._note(block, self._rows[other])
+        self._count(index, rows)
+        return Redo.OTHER
+
+    def _note(self, block: int, rows: tuple[int, ...]) -> None:
+        """Partitions that may have rows from the block."""
+        place = self._row_of(block)
+        before = self._wrote[place]
+        if before != self._full:
+            wrote = bytes(map(bool, rows))
+            if wrote != before:
+                self._wrote[place] = bytes(map(or_, before, wrote))
 
     def lose(self, index: int) -> None:
         """The output is gone. Its counts stay, to compare its redo with."""
-        self._nodes[index] = None
+        self._lost[index, self._numbers[index]] = self.version
+        self._node_of[index] = _NONE
+        block = index // self._block_maps
+        self._missing[block] += 1
+        self._blocks[block] = None
+
+    def lost_with(self, node: str) -> list[int]:
+        """The maps whose output is on `node`, in order. It has none from now on."""
+        number = self._node_numbers.pop(node, None)
+        if number is None:
+            return []
+        made, self._made_by[number] = self._made_by[number], array("I")
+        return sorted({index for index in made if self._node_of[index] == number})
+
+    # --- questions ---
 
     def is_current(self, index: int, number: int) -> bool:
         """Does this attempt's output exist and count?"""
-        return self._nodes[index] is not None and self._numbers[index] == number
+        return self._node_of[index] != _NONE and self._numbers[index] == number
 
-    def lost_with(self, node: str) -> list[int]:
-        """The maps whose output is on `node`. Looks at every map: nodes are lost seldom."""
-        return [i for i, holder in enumerate(self._nodes) if holder == node]
+    def was_input(self, index: int, number: int, version: int) -> bool:
+        """Could a reduce that was leased at `version` have read this attempt's output?"""
+        if not 0 <= index < self._maps:
+            return False
+        return self.is_current(index, number) or self._lost.get((index, number), -1) >= version
 
     def expected_rows(self, partition: int) -> int:
         return self._totals[partition]
@@ -87,11 +163,74 @@ class MapOutputs:
     def all_rows(self) -> int:
         return sum(self._totals)
 
-    def refs(self, partition: int) -> tuple[MapOutputRef, ...]:
-        """The inputs of a reduce, in map order."""
-        writers = self._writers[partition]
-        if not self._in_order[partition]:
-            writers = self._writers[partition] = array("L", sorted(writers))
-            self._in_order[partition] = True
-        job, numbers = self._job, self._numbers
-        return tuple([MapOutputRef(i, attempt_id(task_id(job, "m", i), numbers[i])) for i in writers])
+    def spans(self, partition: int) -> tuple[int, ...]:
+        """The inputs of a reduce (see `ReduceTask`): maps of all blocks that may have rows for it."""
+        spans: list[int] = []
+        wrote = self._wrote[partition :: self._partitions]
+        start = wrote.find(1)
+        while start >= 0:
+            end = wrote.find(0, start)
+            end = len(wrote) if end < 0 else end
+            spans += start * self._block_maps, min(end * self._block_maps, self._maps)
+            start = wrote.find(1, end)
+        return tuple(spans)
+
+    def news(self, version: int, nodes: int) -> MapLocations | None:
+        """What a node must be told that knows this version and so many nodes; None if nothing.
+
+        Only while every map has its output. The same message for all nodes that know as much.
+        """
+        if version == self.version:
+            return None
+        news = self._news.get((version, nodes))
+        if news is None:
+            blocks = [b for b, at in zip(self._blocks, self._block_versions) if at > version]
+            if None in blocks:
+                raise InternalError("a reduce was leased while a map had no output")
+            whole: tuple[MapBlock, ...] = tuple(b for b in blocks if b is not None)
+            news = MapLocations(self._job, nodes, tuple(self._nodes[nodes:]), whole)
+            self._news[version, nodes] = news
+        return news
+
+    @property
+    def nodes(self) -> int:
+        return len(self._nodes)
+
+    # --- inside ---
+
+    def _maps_of(self, block: int) -> range:
+        return range(block * self._block_maps, min((block + 1) * self._block_maps, self._maps))
+
+    def _row_of(self, block: int) -> slice:
+        return slice(block * self._partitions, (block + 1) * self._partitions)
+
+    def _number_of(self, node: OutputNode) -> int:
+        number = self._node_numbers.get(node.node)
+        if number is None:
+            number = self._node_numbers[node.node] = len(self._nodes)
+            self._nodes.append(node)
+            self._made_by.append(array("I"))
+        return number
+
+    def _there(self, index: int) -> None:
+        """A map has an output: if it was the last of its block, the block can be told of."""
+        block = index // self._block_maps
+        self._missing[block] -= 1
+        if not self._missing[block]:
+            self.version += 1
+            self._news.clear()
+            self._block_versions[block] = self.version
+            self._blocks[block] = self._told(self._maps_of(block))
+
+    def _told(self, maps: range) -> MapBlock:
+        runs: list[int] = []
+        redone = {}
+        for index in maps:
+            node, number = self._node_of[index], self._numbers[index]
+            if runs and runs[-1] == node:
+                runs[-2] += 1
+            else:
+                runs += 1, node
+            if number:
+                redone[index] = number
+        return MapBlock(maps.start, tuple(runs), redone)

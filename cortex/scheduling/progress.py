@@ -10,12 +10,16 @@ from array import array
 from collections.abc import Iterable
 from operator import attrgetter
 
+import msgspec
+
+from cortex.scheduling.columns import zeros
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, SCAN, Running
 from cortex.scheduling.task_state import TaskTable
 from cortex.wire.messages import Counters, StageProgress, TaskStats, TaskSummary
 
 FIELDS = ("rows_in", "bytes_in", "rows_out", "bytes_out", "spilled_bytes", "shuffled_bytes", "groups")
 _in_order = attrgetter(*FIELDS)
+_NO_COUNTERS = msgspec.msgpack.encode({})
 ROWS_IN, BYTES_IN, ROWS_OUT, BYTES_OUT, SPILLED, SHUFFLED, GROUPS = range(7)
 
 
@@ -40,14 +44,13 @@ class StageTotals:
         self.ended_at: float | None = None
 
     def add(self, stats: Iterable[int], sign: int = 1) -> None:
-        for i, value in enumerate(stats):
-            self.sums[i] += sign * value
+        self.sums = [total + sign * value for total, value in zip(self.sums, stats)]
 
     def change_live(self, running: Running, stats: TaskStats) -> None:
-        if stats is running.stats:
+        if stats == running.stats:
             return
-        for i, name in enumerate(FIELDS):
-            self.live[i] += getattr(stats, name) - getattr(running.stats, name)
+        change = zip(self.live, stats_tuple(stats), stats_tuple(running.stats))
+        self.live = [live + now - before for live, now, before in change]
         running.stats = stats
 
     def seconds(self, now: float) -> float:
@@ -85,9 +88,10 @@ class MapStats:
     """
 
     def __init__(self, maps: int) -> None:
-        self._values = array("q", bytes(8 * len(FIELDS) * maps))
+        self._values = zeros("q", len(FIELDS) * maps)
         self._there = bytearray(maps)
-        self._counters: dict[int, Counters] = {}
+        self._counters: dict[int, bytes] = {}
+        """Encoded, which takes a fifth of the memory."""
 
     def replace(
         self, index: int, stats: tuple[int, ...], counters: Counters
@@ -95,12 +99,18 @@ class MapStats:
         """Keep what map `index` added; gives what it had added before, if it had."""
         width = len(FIELDS)
         place = slice(index * width, (index + 1) * width)
-        old = (tuple(self._values[place]), self._counters.pop(index, {})) if self._there[index] else None
+        old = None
+        if self._there[index]:
+            old = tuple(self._values[place]), self._decode(self._counters.pop(index, _NO_COUNTERS))
         self._there[index] = 1
         self._values[place] = array("q", stats)
         if counters:
-            self._counters[index] = counters
+            self._counters[index] = msgspec.msgpack.encode(counters)
         return old
+
+    @staticmethod
+    def _decode(encoded: bytes) -> Counters:
+        return msgspec.msgpack.decode(encoded, type=Counters)
 
 
 class Progress:

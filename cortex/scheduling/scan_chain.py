@@ -7,13 +7,14 @@ gets there. Where the cheap hypothesis could not tell (UNKNOWN), the chunk is sc
 split with the state that is known by then.
 
 A scan task's number is the index of the first split it reads. The last split of a file is not
-scanned: nothing depends on its end.
+scanned: nothing depends on its end. Chunks are cut when they are next, and forgotten when the chain has
+passed them: a million splits need a byte each.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cortex.errors import InternalError
 from cortex.job.plan import CLOSED, IN, OUT, UNKNOWN, InputPlan, Split
@@ -23,24 +24,37 @@ from cortex.wire.messages import ScanResult, ScanTask
 _STATES = frozenset({OUT, IN, CLOSED, UNKNOWN})
 
 
+def _chunk_sizes(splits: int) -> Iterator[int]:
+    """How `splits` are cut: small at first, so that the first maps need not wait for a whole chunk."""
+    size = 1
+    while splits > 0:
+        size = min(size, SCAN_SPLITS_PER_TASK, splits)
+        yield size
+        splits, size = splits - size, size * 2
+
+
+def _chunk_count(splits: int) -> int:
+    few = min(splits, 4 * SCAN_SPLITS_PER_TASK)  # by then they have their full size
+    full, rest = divmod(splits - few, SCAN_SPLITS_PER_TASK)
+    return full + sum(1 for _ in _chunk_sizes(few + rest))
+
+
 class Chain:
-    """One file: `offsets[k]` is where its k-th split starts, `states[k]` the state there, if k <= `front`."""
+    """One file, splits `first` to `first + last`: `states[k]` is that at its k-th split, if k <= `front`."""
 
-    __slots__ = ("ends", "file", "first", "front", "offsets", "states")
+    __slots__ = ("ends", "file", "first", "front", "last", "passed", "states")
 
-    def __init__(self, file: int, splits: Sequence[Split]) -> None:
+    def __init__(self, file: int, first: int, last: int) -> None:
         self.file = file
-        self.first = splits[0].index
-        self.offsets = array("q", (s.offset for s in splits))
-        self.states = array("b", [UNKNOWN]) * len(splits)
+        self.first = first
+        self.last = last
+        self.states = array("b", [UNKNOWN]) * (last + 1)
         self.states[0] = OUT
         self.front = 0
+        self.passed = 0
+        """The first chunk that is still known starts here."""
         self.ends: dict[int, tuple[Sequence[int], bool]] = {}
         """Results ahead of the front: split k -> its end states, and whether its start was known."""
-
-    @property
-    def last(self) -> int:
-        return len(self.offsets) - 1
 
 
 class Chunk:
@@ -55,38 +69,51 @@ class Chunk:
 
 
 class ScanPlan:
-    """The chains and chunks of an input plan. Raises InternalError for a plan it cannot follow."""
+    """The chains of an input plan and its chunks, by scan task."""
 
     def __init__(self, plan: InputPlan) -> None:
+        self._splits = plan.splits
         self.chains: dict[int, Chain] = {}
         self.chunks: dict[int, Chunk] = {}
+        """Those that were cut and that their chain has not passed."""
+        self.unscanned: list[range] = []
+        """The splits whose states the plan knows."""
+        self.tasks = 0
+        """Scan tasks there are to do, unless one cannot tell."""
         self.bytes_total = 0
         scanned = {f.index for f in plan.files if f.needs_scan}
-        by_file: dict[int, list[Split]] = {}
-        for position, split in enumerate(plan.splits):
-            if split.index != position:
-                raise InternalError(f"split {split.index} stands at place {position} of the plan")
-            if split.file in scanned:
-                by_file.setdefault(split.file, []).append(split)
-        for file, splits in by_file.items():
-            if splits[-1].index - splits[0].index != len(splits) - 1:
-                raise InternalError(f"the splits of file {file} do not stand together in the plan")
-            chain = self.chains[file] = Chain(file, splits)
-            self.bytes_total += splits[-1].offset - splits[0].offset
-            k, count = 0, 1
-            while k < chain.last:
-                # The first chunks are small, so that the first maps need not wait for a whole one.
-                size = min(count, SCAN_SPLITS_PER_TASK, chain.last - k)
-                self.chunks[chain.first + k] = Chunk(chain, k, size)
-                k, count = k + size, count * 2
+        first, end = 0, len(plan.splits)
+        while first < end and scanned:
+            file, after = plan.splits[first].file, plan.splits.end_of_file(first)
+            if file in scanned and after - first > 1:
+                self.chains[file] = Chain(file, first, after - 1 - first)
+                self.tasks += _chunk_count(after - 1 - first)
+                self.bytes_total += plan.splits[after - 1].offset - plan.splits[first].offset
+            elif self.unscanned and self.unscanned[-1].stop == first:
+                self.unscanned[-1] = range(self.unscanned[-1].start, after)
+            else:
+                self.unscanned.append(range(first, after))
+            first = after
+        if first < end:
+            self.unscanned = [range(end)]
+        self._cutting = self._cut()
 
-    def is_known(self, split: Split) -> bool:
-        """Are both its states known, as far as they matter?"""
-        chain = self.chains.get(split.file)
-        if chain is None:
-            return True
-        k = split.index - chain.first
-        return chain.front >= min(k + 1, chain.last)
+    def _cut(self) -> Iterator[int]:
+        for chain in self.chains.values():
+            k = 0
+            for size in _chunk_sizes(chain.last):
+                self.chunks[chain.first + k] = Chunk(chain, k, size)
+                yield chain.first + k
+                k += size
+
+    def cut_next(self) -> int | None:
+        """The next scan task, in the order of the splits; None when all are cut."""
+        return next(self._cutting, None)
+
+    def is_known(self, index: int) -> bool:
+        """Are both states of this split known, as far as they matter?"""
+        chain = self.chains.get(self._splits[index].file)
+        return chain is None or chain.front >= min(index - chain.first + 1, chain.last)
 
     def is_scanned(self, split: Split) -> bool:
         """Does some chunk cover it?"""
@@ -111,8 +138,12 @@ class ScanPlan:
         chain = chunk.chain
         chunk.fresh = False
         chunk.start_state = chain.states[chunk.k]
-        boundaries = tuple(chain.offsets[chunk.k : chunk.k + chunk.count + 1])
-        return ScanTask(chain.file, boundaries, chunk.start_state)
+        splits = range(index, index + chunk.count + 1)
+        return ScanTask(chain.file, tuple(self._splits[i].offset for i in splits), chunk.start_state)
+
+    def bytes_of(self, index: int) -> int:
+        """What a scan task reads."""
+        return self._splits[index + self.chunks[index].count].offset - self._splits[index].offset
 
     def finish(self, index: int, task: ScanTask, result: ScanResult) -> tuple[range, int | None]:
         """Take a result. Gives the splits that are known now, and the scan task to issue (again).
@@ -146,6 +177,7 @@ class ScanPlan:
             chain.states[chain.front] = state
         if chain.front == before:
             return range(0), again
+        self._forget_passed(chain)
         end = chain.front + (chain.front == chain.last)  # the last split needs its start only
         return range(chain.first + before, chain.first + end), again
 
@@ -162,3 +194,12 @@ class ScanPlan:
         chunk.fresh = False
         for i in range(k, end):
             chain.ends.pop(i, None)
+
+    def _forget_passed(self, chain: Chain) -> None:
+        """What the front has passed is never scanned again."""
+        while chain.passed < chain.front:
+            chunk = self.chunks[chain.first + chain.passed]
+            if chunk.k + chunk.count > chain.front:
+                return
+            chain.passed += chunk.count
+            del self.chunks[chain.first + chunk.k]

@@ -2,9 +2,13 @@
 
 Pure: the same events at the same times give the same instructions. `now` is a monotonic time in
 seconds that never goes back. Jobs take turns, one task each; the node with the most room is served
-first. An attempt is leased to one node and ends in exactly one way: finished, failed, or abandoned
-(its node is lost, silent for too long, or its job is over). Whatever arrives about an attempt after
-that is stale and dropped, so at most one attempt of a task is ever accepted.
+first, with as many tasks as are its share of those that wait, and then not before half of its queue is
+used up: leases are of neighbouring tasks, in few messages. What a decision may lease is bounded; the next
+one goes on.
+
+An attempt is leased to one node and ends in exactly one way: finished, failed, or abandoned (its node is
+lost, silent for too long, or its job is over). Whatever arrives about an attempt after that is stale and
+dropped, so at most one attempt of a task is ever accepted.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 from cortex.errors import Cancelled, InternalError
 from cortex.ids import JobId
-from cortex.limits import PROGRESS_S, SERVER_STALL_S
+from cortex.limits import GRANTS_PER_DECISION_MAX, PROGRESS_S, SERVER_STALL_S
 from cortex.scheduling.events import (
     CancelRequested,
     Event,
@@ -29,7 +33,7 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
-from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running
+from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.wire.messages import (
     AttemptFailed,
@@ -38,14 +42,12 @@ from cortex.wire.messages import (
     Heartbeat,
     JobDone,
     JobFailed,
-    JobPlanned,
     JobProgress,
     JobReceived,
     JobReport,
     Lease,
     Revoke,
     RunTask,
-    StartJob,
 )
 
 
@@ -101,9 +103,7 @@ class Scheduler:
 
     def _lose_work(self, node: Node, now: float) -> None:
         """The node's attempts are abandoned and what it kept of map output is gone."""
-        held = list(node.held.values())
-        node.held.clear()
-        for running in held:
+        for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
         for job in self.jobs.values():
             job.node_lost(node.name)
@@ -125,7 +125,7 @@ class Scheduler:
     def _held(self, name: str, incarnation: str, attempt: str, now: float) -> Running | None:
         """The attempt, released from its node; None if the message is stale."""
         node = self._hear(name, incarnation, now)
-        running = None if node is None else node.held.pop(attempt, None)  # type: ignore[call-overload]
+        running = None if node is None else self.leases.take(node, attempt)
         if running is None:
             self.stale_messages += 1
         return running
@@ -134,11 +134,10 @@ class Scheduler:
         """The node is alive. One whose leases had expired may work again, with new ones."""
         node = self.leases.current(name, incarnation, now)
         if node is not None and node.silent:
-            node.silent = False
-            for job in sorted(node.jobs - self.jobs.keys()):
+            self.leases.revive(node)
+            for job in sorted(node.told.keys() - self.jobs.keys()):
+                del node.told[job]
                 self._out.append(SendToNode(name, EndJob(job)))
-            node.jobs &= self.jobs.keys()
-            node.planned &= self.jobs.keys()
         return node
 
     def _heartbeat(self, event: Heartbeat, now: float) -> None:
@@ -146,8 +145,8 @@ class Scheduler:
         if node is None:
             self.stale_messages += 1
             return
-        node.memory_bytes = event.memory_bytes
-        node.memory_peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
+        peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
+        self.leases.measured(node, event.memory_bytes, peak_bytes)
         not_ours = []
         for progress in event.running:
             running = node.held.get(progress.attempt)  # type: ignore[call-overload]
@@ -157,9 +156,6 @@ class Scheduler:
                 not_ours.append(progress.attempt)
         if not_ours:
             self._out.append(SendToNode(node.name, Revoke(tuple(not_ours))))
-        memory_peak_bytes = sum(n.memory_peak_bytes for n in self.leases.nodes.values())
-        for job in self.jobs.values():
-            job.memory_peak_bytes = max(job.memory_peak_bytes, memory_peak_bytes)
 
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
@@ -177,7 +173,7 @@ class Scheduler:
         if late_s > SERVER_STALL_S:
             self.leases.forgive(late_s)
         for node in self.leases.expired(now):
-            node.silent = True
+            self.leases.silence(node)
             self._lose_work(node, now)
         for job in self.jobs.values():
             self._out.append(SendToClient(job.job, self._progress(job, now)))
@@ -196,9 +192,8 @@ class Scheduler:
         del self.jobs[job.job]
         self._turns.remove(job.job)
         for node in self.leases.nodes.values():
-            if job.job in node.jobs and not node.silent:
-                node.jobs.discard(job.job)
-                node.planned.discard(job.job)
+            if job.job in node.told and not node.silent:
+                del node.told[job.job]
                 self._out.append(SendToNode(node.name, EndJob(job.job)))
         report = self._report(job, now)
         if job.state is JobState.DONE:
@@ -208,14 +203,27 @@ class Scheduler:
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
     def _dispatch(self, now: float) -> None:
-        """Give every node what it has room for: jobs in turn, one task each."""
+        """Give nodes what they have room for, the roomiest first, each a share of what waits."""
         granted: dict[str, list[RunTask]] = {}
+        left = GRANTS_PER_DECISION_MAX
+        while left > 0 and (node := self.leases.roomiest()) is not None:
+            ready = sum(job.ready_tasks(self.leases.slots) for job in self.jobs.values())
+            share = max(1, ready // self.leases.wanting)
+            leased = self._lease(node, min(left, share, node.room), now)
+            if not leased:
+                break
+            left -= len(leased)
+            tasks = granted.setdefault(node.name, [])
+            tasks += [RunTask(running.attempt, running.task) for running in leased]
+        for name, tasks in granted.items():
+            self._out.append(SendToNode(name, Lease(tuple(tasks))))
+
+    def _lease(self, node: Node, count: int, now: float) -> list[Running]:
+        """Up to `count` tasks for one node: jobs in turn, one task each."""
+        leased: list[Running] = []
         slots = self.leases.slots
         idle = 0
-        while idle < len(self._turns):
-            node = self.leases.roomiest()
-            if node is None:
-                break
+        while len(leased) < count and idle < len(self._turns):
             job = self.jobs[self._turns[0]]
             self._turns.rotate(-1)
             running = job.next_task(node, slots, now)
@@ -223,41 +231,44 @@ class Scheduler:
                 idle += 1
                 continue
             idle = 0
-            node.held[running.attempt] = running
-            self._introduce(node, job)
-            granted.setdefault(node.name, []).append(RunTask(running.attempt, running.task))
-        for name, tasks in granted.items():
-            self._out.append(SendToNode(name, Lease(tuple(tasks))))
+            leased.append(running)
+            self._introduce(node, job, running)
+        self.leases.hold(node, leased)
+        return leased
 
-    def _introduce(self, node: Node, job: JobRun) -> None:
-        """A node hears of a job, and of its plan, before its first task that needs them."""
-        if job.job not in node.jobs:
-            node.jobs.add(job.job)
-            request = job.request
-            self._out.append(
-                SendToNode(
-                    node.name,
-                    StartJob(job.job, request.spec, request.code, request.sys_path, request.staging_dir),
-                )
-            )
-        if job.bare_plan is not None and job.job not in node.planned:
-            node.planned.add(job.job)
-            self._out.append(SendToNode(node.name, JobPlanned(job.job, job.bare_plan)))
+    def _introduce(self, node: Node, job: JobRun, running: Running) -> None:
+        """A node hears of a job, of its plan and of its map outputs before its first task that needs them."""
+        told = node.told.get(job.job)
+        if told is None:
+            told = node.told[job.job] = Told()
+            self._out.append(SendToNode(node.name, job.start_message(self.leases.progress_s)))
+        if job.planned_message is not None and not told.plan:
+            told.plan = True
+            self._out.append(SendToNode(node.name, job.planned_message))
+        if running.stage == REDUCE:
+            locations = job.locations(*told.locations)
+            if locations is not None:
+                told.locations = job.locations_known()
+                self._out.append(SendToNode(node.name, locations))
 
     # --- what the client is told ---
 
     def _progress(self, job: JobRun, now: float) -> JobProgress:
-        nodes = self.leases.nodes.values()
+        self._note_peak(job)
         return JobProgress(
             job.job,
             job.progress.stage_messages(now),
             job.progress.total(SPILLED, live=True),
-            sum(n.memory_bytes for n in nodes),
+            self.leases.memory_bytes,
             job.memory_peak_bytes,
             self.leases.cap_bytes,
         )
 
+    def _note_peak(self, job: JobRun) -> None:
+        job.memory_peak_bytes = max(job.memory_peak_bytes, self.leases.memory_peak_bytes)
+
     def _report(self, job: JobRun, now: float) -> JobReport:
+        self._note_peak(job)
         stages = job.progress.stages
         source = stages.get(MAP, stages[PLAN]).sums
         final = (stages.get(MAP if job.map_only else REDUCE) or stages[PLAN]).sums

@@ -6,7 +6,7 @@
                              +----------------------- LOSE ------+
 
 Tasks of a stage are numbers. What a million of them need is kept in flat arrays (a byte each, and the
-ready ones in a heap); what only the troubled ones need is in dictionaries.
+ready ones as ranges in a heap); what only the troubled ones need is in dictionaries.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Failures:
 
 
 class TaskTable:
-    """The tasks 0 .. size-1 of one stage. READY ones are exactly those in the heap."""
+    """The tasks 0 .. size-1 of one stage. READY ones are exactly those in the heap's ranges."""
 
     def __init__(self, size: int, total: int | None = None) -> None:
         self.states = bytearray(size)
@@ -73,13 +73,19 @@ class TaskTable:
         """Tasks that there are to do: fewer than `size` where numbers have gaps."""
         self.done = 0
         self.leased = 0
-        self._ready: list[int] = []
+        self.ready = 0
+        self._ready: list[tuple[int, int]] = []
         self._attempts: dict[int, int] = {}
         self._failures: dict[int, Failures] = {}
 
     @property
     def finished(self) -> bool:
         return self.done == self.total
+
+    @property
+    def waiting(self) -> int:
+        """Tasks neither leased nor done: ready, or still blocked."""
+        return self.total - self.done - self.leased
 
     def state(self, index: int) -> TaskState:
         return _STATES[self.states[index]]
@@ -91,27 +97,35 @@ class TaskTable:
         self.states[index] = after
         self.leased += (after is TaskState.LEASED) - (before is TaskState.LEASED)
         self.done += (after is TaskState.DONE) - (before is TaskState.DONE)
+        self.ready += (after is TaskState.READY) - (before is TaskState.READY)
         if event is TaskEvent.FINISH and self._attempts.get(index) == 1:
             del self._attempts[index]  # done at its first attempt: the common case is not worth an entry
         elif event is TaskEvent.LOSE:
             self._attempts.setdefault(index, 1)  # its first attempt was forgotten: never use that id again
         if after is TaskState.READY:
-            heapq.heappush(self._ready, index)
+            heapq.heappush(self._ready, (index, index + 1))
 
-    def all_needs_met(self) -> None:
-        """Every task becomes READY, when all are BLOCKED: a million at once in a few milliseconds."""
-        if any(self.states):
-            raise InternalError("tasks cannot all become ready: some have begun")
-        self.states = bytearray([next_task_state(TaskState.BLOCKED, TaskEvent.NEEDS_MET)]) * len(self.states)
-        self._ready = list(range(len(self.states)))  # ascending, so already a heap
+    def needs_met(self, start: int, end: int) -> None:
+        """The tasks from `start` to before `end`, all BLOCKED, become READY: a million cost as one does."""
+        if self.states.count(TaskState.BLOCKED, start, end) != end - start:
+            raise InternalError(f"tasks {start} to {end - 1} cannot all become ready: some have begun")
+        if start < end:
+            after = next_task_state(TaskState.BLOCKED, TaskEvent.NEEDS_MET)
+            self.states[start:end] = bytes([after]) * (end - start)
+            heapq.heappush(self._ready, (start, end))
+            self.ready += end - start
 
     def first_ready(self) -> int | None:
         """The READY task with the lowest number: input order, and what was lost first."""
-        return self._ready[0] if self._ready else None
+        return self._ready[0][0] if self._ready else None
 
     def lease_first(self) -> tuple[int, int]:
         """Lease the first ready task; gives its index and the number of the new attempt."""
-        index = heapq.heappop(self._ready)
+        index, end = self._ready[0]
+        if index + 1 < end:
+            heapq.heapreplace(self._ready, (index + 1, end))
+        else:
+            heapq.heappop(self._ready)
         self.apply(index, TaskEvent.LEASE)
         number = self._attempts.get(index, 0)
         self._attempts[index] = number + 1

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from cortex.errors import CorruptRun, CortexError, ValueTypeError
+from cortex.ids import AttemptId, job_of
 from cortex.job.types import arrow_type
 from cortex.shuffle.aggregation import Aggregation
 from cortex.shuffle.collector import Combiner
@@ -33,6 +34,7 @@ from cortex.tasks.user_errors import (
     user_error,
     user_frames,
 )
+from cortex.wire.map_locations import map_outputs
 from cortex.wire.messages import OutputPart, ReduceResult, ReduceTask, TaskStats
 
 
@@ -89,14 +91,14 @@ class ReduceAttempt:
         """Every segment of the partition in map order, in few enough runs to merge at once."""
         program, partition = self._program, self._task.partition
         sources: list[RunSource] = []
-        for ref in self._task.inputs:
+        for output in map_outputs(self._task.inputs, job_of(AttemptId(self._attempt))):
             try:
-                reader = program.store.open(ref.attempt, partition)
+                reader = program.store.open(output.attempt, partition)
                 found = sources_of(reader, partition)
             except CorruptRun as error:
-                error.details["attempt"] = ref.attempt
+                error.details["attempt"] = output.attempt
                 raise
-            sources += [self._counted(source, ref.attempt) for source in found]
+            sources += [self._counted(source, output.attempt) for source in found]
         runs_max = fan_in(program.budget.merge)
         if len(sources) <= runs_max:
             return sources

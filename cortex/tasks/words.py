@@ -19,7 +19,8 @@ def describe_task(task: Task) -> str:
     if isinstance(task, ScanTask):
         return f"scan: file {task.file}, offsets {task.boundaries[0]} to {task.boundaries[-1]}"
     if isinstance(task, ReduceTask):
-        return f"reduce: partition {task.partition}, {len(task.inputs)} map outputs"
+        maps = sum(task.spans[1::2]) - sum(task.spans[::2])
+        return f"reduce: partition {task.partition}, {maps} map outputs"
     if not task.splits:
         return f"map {task.map_index}: no splits"
     first = task.splits[0]

@@ -15,10 +15,12 @@ from cortex.errors import ErrorReport
 from cortex.ids import Role
 from cortex.job.plan import InputPlan, Split
 from cortex.job.spec import JobSpec
+from cortex.limits import PROGRESS_S
 
 
-class Message(msgspec.Struct, frozen=True, tag=True):
-    """Base: the class's name is the tag on the wire."""
+class Message(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """Base: the class's name is the tag on the wire. Plain data, so the garbage collector need not look for
+    cycles through it: a server holds tens of thousands, and would stand still for it."""
 
 
 Counters = dict[str, dict[str, int]]
@@ -48,17 +50,28 @@ class MapTask(Message, frozen=True):
     splits: tuple[Split, ...]
 
 
-class MapOutputRef(Message, frozen=True, gc=False):  # a reduce may name a million: no cycles to look for
-    """The committed run file of one map, held by the node that made it."""
+class MapBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):  # a table may have thousands
+    """Where the outputs of neighbouring maps are, from map `first` on."""
 
-    map_index: int
-    attempt: str
+    first: int
+    runs: tuple[int, ...]
+    """Pairs, in map order: so many maps next to each other, and the number of the node that has their
+    outputs (see `MapLocations`)."""
+    redone: dict[int, int] = {}
+    """Map -> number of the attempt that made its output, where that is not 0."""
 
 
 class ReduceTask(Message, frozen=True):
+    """`spans` are pairs: the first of some neighbouring maps, and the one behind the last.
+
+    They name the inputs in map order: values reach the reducer in it. Every map with rows for the
+    partition is among them, and some that have none may be.
+    """
+
     partition: int
-    inputs: tuple[MapOutputRef, ...]
-    """In map order: values reach the reducer in it."""
+    spans: tuple[int, ...] = ()
+    inputs: tuple[MapBlock, ...] = ()
+    """Empty from the server; filled in by the node, from the job's MapLocations."""
 
 
 Task = Union[PlanTask, ScanTask, MapTask, ReduceTask]  # noqa: UP007 (msgspec reads it at run time)
@@ -88,7 +101,7 @@ class OutputPart(Message, frozen=True):
     """(name, Arrow type name)."""
 
 
-class TaskStats(Message, frozen=True, gc=False):
+class TaskStats(Message, frozen=True):
     rows_in: int = 0
     bytes_in: int = 0
     rows_out: int = 0
@@ -192,6 +205,8 @@ class NodeHello(Message, frozen=True):
     slots: int
     memory_bytes: int
     versions: dict[str, str]
+    data_address: str = ""
+    """Where other nodes fetch map outputs from it, ``host:port``; "" for an embedded node."""
 
 
 class StartJob(Message, frozen=True):
@@ -200,6 +215,29 @@ class StartJob(Message, frozen=True):
     code: bytes
     sys_path: tuple[str, ...]
     staging_dir: str
+    progress_s: float = PROGRESS_S
+    """How often the node beats while attempts run, so that their progress is known."""
+
+
+class OutputNode(msgspec.Struct, frozen=True, array_like=True):
+    """A node that has map outputs, and where others fetch them: its NodeHello's `data_address`."""
+
+    node: str
+    data_address: str
+
+
+class MapLocations(Message, frozen=True):
+    """Where the outputs of a job's maps are: once all are done, before a node's first reduce.
+
+    Sent again when some were made anew, with what differs from what the node was sent before: blocks
+    replace those of the same `first`, nodes are added (`nodes[0]` has the number `first_node`). A node
+    that was lost and is back has another number.
+    """
+
+    job: str
+    first_node: int
+    nodes: tuple[OutputNode, ...]
+    blocks: tuple[MapBlock, ...]
 
 
 class Lease(Message, frozen=True):
@@ -242,7 +280,7 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
 
 
-ToNode = Union[StartJob, JobPlanned, Lease, Revoke, EndJob]  # noqa: UP007
+ToNode = Union[StartJob, JobPlanned, MapLocations, Lease, Revoke, EndJob]  # noqa: UP007
 FromNode = Union[NodeHello, AttemptFinished, AttemptFailed, Heartbeat]  # noqa: UP007
 
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortex.errors import ErrorReport
-from cortex.ids import is_attempt_id, new_job_id
+from cortex.ids import JobId, is_attempt_id, new_job_id
 from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import (
@@ -29,6 +29,7 @@ from cortex.limits import (
 from cortex.scheduling import events
 from cortex.scheduling.scheduler import Scheduler
 from cortex.wire import messages as m
+from cortex.wire.map_locations import LocationTable, map_outputs
 
 STEPS_MAX = 20_000
 
@@ -105,12 +106,14 @@ class FakeNode:
         self.incarnation = f"{name}-{life}"
         self.jobs: set[str] = set()
         self.planned: set[str] = set()
+        self.tables: dict[str, LocationTable] = {}
         self.queue: list[m.RunTask] = []
         self.runs: dict[str, tuple[int, ...]] = {}
         self.silent_until = -1.0
 
     def hello(self) -> events.NodeJoined:
-        return events.NodeJoined(m.NodeHello(self.name, self.incarnation, self.slots, 1 << 30, {}))
+        address = f"{self.incarnation}:8787"
+        return events.NodeJoined(m.NodeHello(self.name, self.incarnation, self.slots, 1 << 30, {}, address))
 
 
 class Simulation:
@@ -122,6 +125,7 @@ class Simulation:
         self.worlds: dict[str, World] = {}
         self.ends: dict[str, m.JobDone | m.JobFailed] = {}
         self.leased: set[str] = set()
+        self.made_by: dict[str, m.OutputNode] = {}
         self.accepted: dict[str, list[str]] = {}
         self.old: list[events.Event] = []
         self.lives = 0
@@ -171,12 +175,16 @@ class Simulation:
             assert message.job in node.jobs
             assert len(message.plan.splits) == len(message.plan.tasks) == 0
             node.planned.add(message.job)
+        elif isinstance(message, m.MapLocations):
+            assert message.job in node.planned
+            node.tables.setdefault(message.job, LocationTable()).update(message)
         elif isinstance(message, m.Revoke):
             node.queue = [r for r in node.queue if r.attempt not in message.attempts]
         elif isinstance(message, m.EndJob):
             assert message.job in node.jobs
             node.jobs.discard(message.job)
             node.planned.discard(message.job)
+            node.tables.pop(message.job, None)
             node.queue = [r for r in node.queue if not r.attempt.startswith(message.job)]
         else:
             assert isinstance(message, m.Lease)
@@ -189,9 +197,22 @@ class Simulation:
                 assert isinstance(run.task, m.PlanTask) or job in node.planned
                 if isinstance(run.task, m.MapTask):
                     self.worlds[job].check_map(run.task)
+                if isinstance(run.task, m.ReduceTask):
+                    table = node.tables.setdefault(job, LocationTable())
+                    self.check_inputs(self.worlds[job], job, table, run.task)
+                    run = m.RunTask(run.attempt, table.fill(run.task))
                 node.queue.append(run)
             held = [r for r in node.queue if r.attempt in self.believed(node)]
             assert len(held) <= node.slots * (1 + LEASES_AHEAD_PER_SLOT)
+
+    def check_inputs(self, world: World, job: str, table: LocationTable, task: m.ReduceTask) -> None:
+        """In map order, at the node that made it, and every map with rows for the partition is there."""
+        outputs = list(map_outputs(table.fill(task).inputs, JobId(job)))
+        order = [output.map_index for output in outputs]
+        assert order == sorted(set(order))
+        assert world.moody or {i for i, rows in enumerate(world.rows) if rows[task.partition]} == set(order)
+        for output in outputs:
+            assert self.made_by[output.attempt] == table.nodes[output.node]
 
     def believed(self, node: FakeNode) -> Any:
         return self.scheduler.leases.nodes[node.name].held
@@ -218,15 +239,14 @@ class Simulation:
             part = m.OutputPart(f"part-{task.map_index}", run.attempt, 1, 1, ())
             parts = (part,) if world.map_only else ()
             node.runs[run.attempt] = rows
+            self.made_by[run.attempt] = m.OutputNode(node.name, node.hello().hello.data_address)
             result = m.MapResult(
                 task.map_index, stats, () if world.map_only else rows, hash(rows) % 2**64, parts,
                 {"c": {"maps": 1}},
             )  # fmt: skip
         else:
             total = 0
-            order = [ref.map_index for ref in task.inputs]
-            assert order == sorted(set(order))
-            for ref in task.inputs:
+            for ref in map_outputs(task.inputs, JobId(job)):
                 holders = [n for n in self.nodes.values() if ref.attempt in n.runs]
                 if holders and self.fault(0.03):
                     del holders[0].runs[ref.attempt]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cortex.errors import ErrorReport, Fault, InternalError
+from cortex.ids import AttemptId, job_of
 from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import LEASE_S, LOST_REDOS_MAX, PROGRESS_S, TASK_ATTEMPTS_MAX
@@ -17,6 +18,7 @@ from cortex.scheduling.job_state import ENDED, JOB_TRANSITIONS, JobEvent, JobSta
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.task_state import TASK_TRANSITIONS, TaskEvent, TaskState, TaskTable, next_task_state
 from cortex.wire import messages as m
+from cortex.wire.map_locations import LocationTable, map_outputs
 
 JOB, OTHER = "j000000000001", "j000000000002"
 
@@ -41,10 +43,51 @@ class Driver:
         self.scheduler, self.now, self.form = Scheduler(), 0.0, form
         self.slots = slots
         self.last: list[events.Instruction] = []
+        self.tables: dict[tuple[str, str], LocationTable] = {}
 
     def tell(self, event: events.Event) -> list[str]:
+        """What it leads to. Where map outputs are is shown with the reduces that read them."""
+        if isinstance(event, events.NodeJoined):
+            self.tables = {key: table for key, table in self.tables.items() if key[0] != event.hello.node}
         self.last = self.scheduler.handle(event, self.now)
-        return [show(i) for i in self.last]
+        lines = []
+        for instruction in self.last:
+            message = instruction.message
+            if isinstance(message, m.MapLocations):
+                self.table(instruction.node, message.job).update(message)  # type: ignore[union-attr]
+            else:
+                lines.append(self.show(instruction))
+        return lines
+
+    def table(self, node: str, job: str) -> LocationTable:
+        return self.tables.setdefault((node, job), LocationTable())
+
+    def show(self, instruction: events.Instruction) -> str:
+        message = instruction.message
+        if isinstance(instruction, events.SendToClient):
+            error = f" {message.error.code}" if isinstance(message, m.JobFailed) else ""
+            return f"client {instruction.job[-1]} <- {type(message).__name__}{error}"
+        if isinstance(message, m.Lease):
+            tasks = ((r.attempt, self.show_task(instruction.node, r)) for r in message.tasks)
+            text = "; ".join(f"{attempt[12:]} {task}".rstrip() for attempt, task in tasks)
+        elif isinstance(message, m.Revoke):
+            text = ", ".join(a[12:] for a in message.attempts)
+        else:
+            text = message.job[-1]
+        return f"{instruction.node} <- {type(message).__name__} {text}"
+
+    def show_task(self, node: str, run: m.RunTask) -> str:
+        task = run.task
+        if isinstance(task, m.MapTask):
+            splits = (f"{s.offset}+{s.length}:{s.start_state}>{s.end_state}" for s in task.splits)
+            return "map " + ",".join(splits)
+        if isinstance(task, m.ReduceTask):
+            job = job_of(AttemptId(run.attempt))
+            inputs = self.table(node, job).fill(task).inputs
+            return "reduce " + ",".join(output.attempt[14:] for output in map_outputs(inputs, job))
+        if isinstance(task, m.ScanTask):
+            return f"scan {','.join(map(str, task.boundaries))} from {task.start_state}"
+        return ""
 
     def start(self, plan: InputPlan | None, job: str = JOB) -> list[str]:
         """A node, a job, and (given one) its plan: what the plan set off."""
@@ -54,7 +97,9 @@ class Driver:
         return lines if plan is None else self.done(f"{job}-plan.0", m.PlanResult(plan))
 
     def join(self, name: str = "n", life: str = "1") -> list[str]:
-        return self.tell(events.NodeJoined(m.NodeHello(name, life, self.slots, 1000, {})))
+        return self.tell(
+            events.NodeJoined(m.NodeHello(name, life, self.slots, 1000, {}, f"{name}-{life}:8787"))
+        )
 
     def submit(self, job: str = JOB) -> list[str]:
         spec = JobSpec("a job", InputSpec(("/in/a.csv",)), reduce_form=self.form)  # type: ignore[arg-type]
@@ -86,30 +131,6 @@ class Driver:
         assert len(ends) == 1
         assert isinstance(ends[0], m.JobDone | m.JobFailed)
         return ends[0]
-
-
-def show(instruction: events.Instruction) -> str:
-    message = instruction.message
-    if isinstance(instruction, events.SendToClient):
-        error = f" {message.error.code}" if isinstance(message, m.JobFailed) else ""
-        return f"client {instruction.job[-1]} <- {type(message).__name__}{error}"
-    if isinstance(message, m.Lease):
-        text = "; ".join(f"{r.attempt[12:]} {show_task(r.task)}".rstrip() for r in message.tasks)
-    elif isinstance(message, m.Revoke):
-        text = ", ".join(a[12:] for a in message.attempts)
-    else:
-        text = message.job[-1]
-    return f"{instruction.node} <- {type(message).__name__} {text}"
-
-
-def show_task(task: m.Task) -> str:
-    if isinstance(task, m.MapTask):
-        return "map " + ",".join(f"{s.offset}+{s.length}:{s.start_state}>{s.end_state}" for s in task.splits)
-    if isinstance(task, m.ReduceTask):
-        return "reduce " + ",".join(r.attempt[14:] for r in task.inputs)
-    if isinstance(task, m.ScanTask):
-        return f"scan {','.join(map(str, task.boundaries))} from {task.start_state}"
-    return ""
 
 
 def test_a_job_from_submission_to_its_end() -> None:
@@ -376,6 +397,41 @@ def test_a_redo_with_other_rows_restarts_the_reduces_that_run() -> None:
     assert d.reduced(1, 1, 0)[-1] == "client 1 <- JobDone"
 
 
+def test_a_large_job_takes_no_redo_with_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cortex.scheduling.map_outputs.MAP_ROWS_KEPT_MAX", 1)
+    d = Driver()
+    d.start(make_plan(1, 2))
+    d.mapped(0, rows=(2, 4))
+    d.failed("r000001.0", Fault.LOST, attempt=f"{JOB}-m000000.0")
+    assert d.mapped(0, 1, rows=(2, 4), row_checksum=1)[0] == "n <- Revoke 1-r000000.0"
+    d.failed("r000001.1", Fault.LOST, attempt=f"{JOB}-m000000.1")
+    assert d.mapped(0, 2, rows=(3, 0))[-1] == "client 1 <- JobFailed map-changed"
+    end = d.end()
+    assert isinstance(end, m.JobFailed)
+    assert "too large to keep every map's count" in end.error.message
+
+
+def test_a_reduce_knows_the_addresses_of_other_nodes_and_both_lives_of_one() -> None:
+    d = Driver()
+    d.start(make_plan(3))
+    d.join("o")
+    d.mapped(2, node="o")
+    d.mapped(0)
+    d.tell(events.NodeLost("o"))
+    d.join("o", "2")
+    d.mapped(1)
+    assert d.mapped(2, 1) == ["n <- Lease 1-r000000.0 reduce m000000.0,m000001.0,m000002.1"]
+    table = d.tables["n", JOB]
+    assert table.nodes == [m.OutputNode("o", "o-1:8787"), m.OutputNode("n", "n-1:8787")]
+    d.tell(events.NodeLost("n"))
+    for index, number in ((0, 1), (1, 1), (2, 2)):
+        result = m.MapResult(index, m.TaskStats(), (4,))
+        done = m.TaskFinished(f"{JOB}-m{index:06d}.{number}", result, 1.0, 7)
+        lines = d.tell(m.AttemptFinished("o", "2", done))
+    assert lines == ["o <- Lease 1-r000000.1 reduce m000000.1,m000001.1,m000002.2"]
+    assert d.tables["o", JOB].nodes[2:] == [m.OutputNode("o", "o-2:8787")]
+
+
 @pytest.mark.parametrize(
     "result",
     [
@@ -594,7 +650,7 @@ def test_a_task_moves_by_its_table_and_by_nothing_else() -> None:
                 with pytest.raises(InternalError, match=f"when it is {state.name}"):
                     next_task_state(state, event)
     table = TaskTable(2)
-    table.all_needs_met()
+    table.needs_met(0, 2)
     assert table.lease_first() == (0, 0)
     with pytest.raises(InternalError, match="cannot lose when it is LEASED"):
         table.apply(0, TaskEvent.LOSE)
