@@ -63,6 +63,8 @@ class Row:
     """cortex's median over this contender's: below one, cortex is faster."""
     missed: str = ""
     """The promise that these figures break."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What else was measured, in words of the case."""
 
     @property
     def median_s(self) -> float | None:
@@ -84,6 +86,7 @@ class Row:
             "cortex_ratio": self.ratio,
             "problem": self.problem,
             "missed": self.missed,
+            "figures": self.figures,
             "runs": [r.as_dict() for r in self.runs],
         }
 

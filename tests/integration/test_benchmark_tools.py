@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from benchmarks.cases import check_stations, check_sums, check_words
 from benchmarks.cgroup import MemoryCgroup, unavailable
 from benchmarks.contest import Contender, environment, hold, peer
 from benchmarks.measure import run
+from benchmarks.scheduler_scale import missed
 from benchmarks.tree_memory import TreeMemory, descendants
 from datasets import Distinct, Stations, Text
 
@@ -108,6 +111,27 @@ def test_a_wrong_answer_is_noticed(tmp_path: Path) -> None:
 
 def test_everyone_gets_the_same_number_of_threads() -> None:
     assert environment(3)["POLARS_MAX_THREADS"] == "3"
+
+
+def test_the_scheduler_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.json"
+    assert main(["scheduler", "--scale", "tiny", "--data", str(tmp_path / "data"), "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["contest"] for row in rows] == ["scheduler, text", "scheduler, CSV", "scheduler, wide"]
+    assert [row["figures"]["cluster"]["maps"] for row in rows] == [500, 500, 200]
+    assert "heartbeats/s" in capsys.readouterr().err
+
+
+def test_a_scheduler_that_breaks_its_promise_is_noticed() -> None:
+    figures: dict[str, Any] = {
+        "decisions": {"all": {"p99_ms": 9.0}},
+        "heartbeats": {"with_decoding_core": 0.04},
+    }
+    assert missed(figures) == ""
+    figures["heartbeats"]["with_decoding_core"] = 0.06
+    assert "heartbeats" in missed(figures)
+    figures["decisions"]["all"]["p99_ms"] = 11.0
+    assert "10 ms at p99" in missed(figures)
 
 
 def test_an_unknown_case_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
