@@ -532,7 +532,8 @@ def in_short(figures: dict[str, Any]) -> str:
     points = ", ".join(f"{every[f'{point}_ms']:.3f} at {point}" for point in ("p50", "p99", "p99.9"))
     core = f"{beats['with_decoding_core']:.2%} of a core with decoding"
     lines = [
-        f"{every['count']:,} decisions of {every['total_s']:.1f} s: {points}, {every['max_ms']:.1f} ms at most",
+        f"{every['count']:,} decisions in {every['total_s']:.1f} s",
+        f"each in ms: {points}, {every['max_ms']:.1f} at most",
         f"{beats['per_s']:.0f} heartbeats/s: {core}",
         f"{figures['bytes_per_map']:.0f} bytes a map; where outputs are: {figures['locations_bytes']:,}",
         *figures["decisions"]["longest"],

@@ -354,12 +354,12 @@ class JobRun:
             details = {**error.details, "redone": f"{LOST_REDOS_MAX} times"}
             self.fail(msgspec.structs.replace(error, details=details))
             return
-        self._lose_map(index)
+        self._lose_maps([index])
 
-    def _lose_map(self, index: int) -> None:
-        self._outputs.lose(index)
+    def _lose_maps(self, indices: list[int]) -> None:
+        self._outputs.lose(indices)
+        self._tables[MAP].lose(indices)
         self.progress.stages[MAP].ended_at = None
-        self._tables[MAP].apply(index, TaskEvent.LOSE)
         self._step(JobEvent.MAP_LOST)
 
     def abandoned(self, running: Running) -> None:
@@ -370,8 +370,9 @@ class JobRun:
     def node_lost(self, node: str) -> None:
         """Map outputs on `node` are gone. Parts are not: they lie on the output's filesystem."""
         if self.state in (JobState.MAPPING, JobState.REDUCING) and not self.map_only:
-            for index in self._outputs.lost_with(node):
-                self._lose_map(index)
+            lost = self._outputs.lost_with(node)
+            if lost:
+                self._lose_maps(lost)
 
     def heard(self, running: Running, progress: TaskProgress) -> None:
         self.progress.stages[running.stage].change_live(running, progress.stats)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from array import array
+from collections.abc import Iterable
 from operator import add, or_, sub
 
 from cortex.errors import InternalError
@@ -129,13 +130,14 @@ class MapOutputs:
             if wrote != before:
                 self._wrote[place] = bytes(map(or_, before, wrote))
 
-    def lose(self, index: int) -> None:
-        """The output is gone. Its counts stay, to compare its redo with."""
-        self._lost[index, self._numbers[index]] = self.version
-        self._node_of[index] = _NONE
-        block = index // self._block_maps
-        self._missing[block] += 1
-        self._blocks[block] = None
+    def lose(self, indices: Iterable[int]) -> None:
+        """These outputs are gone. Their counts stay, to compare their redos with."""
+        numbers, version, block_maps = self._numbers, self.version, self._block_maps
+        for index in indices:
+            self._lost[index, numbers[index]] = version
+            self._node_of[index] = _NONE
+            self._missing[index // block_maps] += 1
+            self._blocks[index // block_maps] = None
 
     def lost_with(self, node: str) -> list[int]:
         """The maps whose output is on `node`, in order. It has none from now on."""

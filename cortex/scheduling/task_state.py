@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import Counter
+from collections.abc import Sequence
 
 from cortex.errors import ErrorReport, InternalError
 from cortex.limits import SAME_ERROR_ATTEMPTS_MAX, TASK_ATTEMPTS_MAX
@@ -104,6 +105,26 @@ class TaskTable:
             self._attempts.setdefault(index, 1)  # its first attempt was forgotten: never use that id again
         if after is TaskState.READY:
             heapq.heappush(self._ready, (index, index + 1))
+
+    def lose(self, indices: Sequence[int]) -> None:
+        """The accepted results of these tasks, in ascending order, are gone: perhaps all of a node."""
+        states, attempts = self.states, self._attempts
+        if any(states[index] != TaskState.DONE for index in indices):
+            raise InternalError("results that were not there cannot be lost")
+        after = next_task_state(TaskState.DONE, TaskEvent.LOSE)
+        start = end = -1
+        for index in indices:
+            states[index] = after
+            attempts.setdefault(index, 1)  # its first attempt was forgotten: never use that id again
+            if index != end:
+                if start >= 0:
+                    heapq.heappush(self._ready, (start, end))
+                start = index
+            end = index + 1
+        if start >= 0:
+            heapq.heappush(self._ready, (start, end))
+        self.done -= len(indices)
+        self.ready += len(indices)
 
     def needs_met(self, start: int, end: int) -> None:
         """The tasks from `start` to before `end`, all BLOCKED, become READY: a million cost as one does."""

@@ -77,7 +77,7 @@ def test_what_was_made_anew_is_told_and_nothing_else() -> None:
     assert outputs.lost_with("b") == [1, 3]
     assert outputs.lost_with("b") == []
     for index in (1, 3):
-        outputs.lose(index)
+        outputs.lose([index])
         assert not outputs.is_current(index, 0)
         assert accept(outputs, index, (1,), (C, B)[index // 2], 1) is Redo.SAME
     news = outputs.news(*seen)
@@ -95,7 +95,7 @@ def test_an_output_that_is_redone_twice_on_one_node_is_lost_with_it_once() -> No
     outputs = MapOutputs(JOB, 1, 1)
     for number in range(3):
         accept(outputs, 0, (1,), A, number)
-        outputs.lose(0)
+        outputs.lose([0])
     accept(outputs, 0, (1,), A, 3)
     assert outputs.lost_with("a") == [0]
 
@@ -108,7 +108,7 @@ def test_an_attempt_named_as_lost_must_have_been_an_input() -> None:
     assert outputs.was_input(0, 0, first)
     assert not outputs.was_input(0, 1, first)
     assert not outputs.was_input(2, 0, first)
-    outputs.lose(0)
+    outputs.lose([0])
     assert outputs.was_input(0, 0, first)  # another reduce was quicker to miss it
     accept(outputs, 0, (1,), number=1)
     assert outputs.was_input(0, 0, first)
@@ -120,7 +120,7 @@ def test_a_reduce_cannot_be_told_of_outputs_that_are_not_there() -> None:
     outputs = MapOutputs(JOB, 2, 1)
     accept(outputs, 0, (1,))
     accept(outputs, 1, (1,))
-    outputs.lose(1)
+    outputs.lose([1])
     with pytest.raises(InternalError, match="while a map had no output"):
         outputs.news(0, 0)
 
@@ -136,13 +136,13 @@ def test_a_redo_with_other_counts_takes_their_place_while_they_are_known() -> No
     accept(outputs, 0, (4, 0))
     accept(outputs, 1, (1, 1))
     accept(outputs, 2, (0, 1))
-    outputs.lose(0)
+    outputs.lose([0])
     assert accept(outputs, 0, (0, 5), number=1) is Redo.OTHER
     assert [outputs.expected_rows(p) for p in (0, 1)] == [1, 7]
     assert (outputs.spans(0), outputs.spans(1)) == ((1, 2), (0, 3))
-    outputs.lose(0)
+    outputs.lose([0])
     assert accept(outputs, 0, (0, 5), number=2) is Redo.SAME
-    outputs.lose(0)
+    outputs.lose([0])
     assert accept(outputs, 0, (0, 5), number=3, row_checksum=9) is Redo.OTHER
 
 
@@ -151,12 +151,12 @@ def test_in_a_large_job_only_a_redo_with_the_same_counts_is_taken(monkeypatch: p
     outputs = MapOutputs(JOB, 3, 2)
     for index in range(3):
         accept(outputs, index, (4, 2))
-    outputs.lose(0)
+    outputs.lose([0])
     assert accept(outputs, 0, (4, 2), number=1) is Redo.SAME
     assert [outputs.expected_rows(p) for p in (0, 1)] == [12, 6]
-    outputs.lose(1)
+    outputs.lose([1])
     assert accept(outputs, 1, (4, 2), number=1, row_checksum=9) is Redo.OTHER
-    outputs.lose(2)
+    outputs.lose([2])
     assert accept(outputs, 2, (4, 3), number=1) is Redo.UNCOUNTED
 
 
@@ -171,7 +171,7 @@ def test_many_maps_are_told_of_in_blocks_and_a_partition_reads_whole_ones() -> N
     table = told(outputs)
     assert [output[:2] for output in read(outputs, table, 0)] == [(index, 0) for index in range(maps)]
     assert read(outputs, table, 1) == [(99, 0, "a"), (100, 0, "a"), (101, 0, "a")]
-    outputs.lose(100)
+    outputs.lose([100])
     accept(outputs, 100, (1, 1), B, 1)
     told(outputs, table, outputs.version - 1, 2)
     assert read(outputs, table, 1) == [(99, 0, "a"), (100, 1, "b"), (101, 0, "a")]
