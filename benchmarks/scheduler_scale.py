@@ -36,7 +36,7 @@ from cortex.limits import HEARTBEAT_S, LEASE_S, LEASES_AHEAD_PER_SLOT, MIB, PROG
 from cortex.scheduling import events
 from cortex.scheduling.scheduler import Scheduler
 from cortex.wire import messages as m
-from cortex.wire.map_locations import LocationTable, map_outputs
+from cortex.wire.map_locations import LocationTable, MapOutput, map_outputs
 
 JOB = JobId("j0123456789ab")
 DECISION_MS_MAX = 10.0
@@ -77,8 +77,8 @@ class Node:
     slots: int
     queue: deque[m.RunTask] = field(default_factory=deque)
     running: dict[str, m.RunTask] = field(default_factory=dict)
-    made: list[str] = field(default_factory=list)
-    """Map attempts whose run files it wrote in this life."""
+    made: array[int] = field(default_factory=lambda: array("I"))
+    """Maps whose outputs it wrote in this life: numbers, or collecting garbage would go through them all."""
     table: LocationTable = field(default_factory=LocationTable)
     alive: bool = True
     beat_s: float = HEARTBEAT_S
@@ -92,6 +92,18 @@ class Node:
     @property
     def output_node(self) -> m.OutputNode:
         return m.OutputNode(self.name, f"{self.name}:{self.life}")
+
+
+class _Due(msgspec.Struct, order=True, gc=False):
+    """What happens when. The driver's own objects are kept from the garbage collector as the scheduler's
+    are, or its pauses would be measured instead."""
+
+    when: float
+    serial: int
+    what: Callable[[Simulation, _Due], None]
+    node: Any = None
+    run: Any = None
+    took: float = 0.0
 
 
 class Spent:
@@ -141,7 +153,7 @@ class Simulation:
         self.tasks_leased = 0
         self.held_bytes: dict[str, int] = {}
         self.end: m.JobDone | m.JobFailed | None = None
-        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._events: list[_Due] = []
         self._serial = 0
         self._lives = 0
         self._nodes: dict[str, Node] = {}
@@ -208,9 +220,9 @@ class Simulation:
 
     # --- time ---
 
-    def at(self, when: float, what: Callable[..., None], *args: Any) -> None:
+    def at(self, when: float, what: Callable[[Simulation, _Due], None], *more: Any) -> None:
         self._serial += 1
-        heapq.heappush(self._events, (when, self._serial, what, args))
+        heapq.heappush(self._events, _Due(when, self._serial, what, *more))
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """From the first node to the job's end, or until something is so; a second call goes on."""
@@ -220,8 +232,9 @@ class Simulation:
         try:
             while self.end is None and not until():
                 assert self._events, "nothing happens any more: the job hangs"
-                self.now, _, what, args = heapq.heappop(self._events)
-                what(*args)
+                due = heapq.heappop(self._events)
+                self.now = due.when
+                due.what(self, due)
         finally:
             gc.callbacks.remove(self._collected)
         if self.end is not None:
@@ -234,7 +247,7 @@ class Simulation:
         form: Any = "aggregate"
         spec = JobSpec("scale", InputSpec(("/data/*",)), reduce_form=form)
         self.tell(events.JobSubmitted(JOB, m.SubmitJob(spec, b"code", (), "/staging")))
-        self.at(PROGRESS_S, self._tick)
+        self.at(PROGRESS_S, Simulation._tick)
         for number in range(cluster.nodes_lost):
             last = number == cluster.nodes_lost - 1
             reduces = cluster.partitions // 2 if last else 0
@@ -249,14 +262,15 @@ class Simulation:
         """When so many tasks are done, for the first time."""
         self._milestones.append((tasks, what))
 
-    def _tick(self) -> None:
-        self.at(self.now + PROGRESS_S, self._tick)
+    def _tick(self, _: _Due) -> None:
+        self.at(self.now + PROGRESS_S, Simulation._tick)
         self.tell(events.Tick())
 
-    def _beat(self, node: Node) -> None:
+    def _beat(self, due: _Due) -> None:
+        node = due.node
         if not node.alive:
             return
-        self.at(self.now + (node.beat_s if node.running else HEARTBEAT_S), self._beat, node)
+        self.at(self.now + (node.beat_s if node.running else HEARTBEAT_S), Simulation._beat, node)
         stats = m.TaskStats(rows_in=int(self.now * 1000), bytes_in=int(self.now * 100_000))
         running = tuple(m.TaskProgress(attempt, stats) for attempt in node.running)
         self.say(node, m.Heartbeat(node.name, node.incarnation, running, 1 << 30, 1 << 30))
@@ -269,7 +283,7 @@ class Simulation:
         address = node.output_node.data_address
         hello = m.NodeHello(name, node.incarnation, node.slots, 1 << 33, {}, address)
         self.tell(events.NodeJoined(hello))
-        self.at(self.now + self.rng.random() * HEARTBEAT_S, self._beat, node)
+        self.at(self.now + self.rng.random() * HEARTBEAT_S, Simulation._beat, node)
 
     def _some_node(self) -> Node:
         return self.rng.choice([n for n in self._nodes.values() if n.alive and n.silent_until <= self.now])
@@ -281,17 +295,20 @@ class Simulation:
         node.queue.clear()
         self._losses.append(node)
         self.tell(events.NodeLost(node.name))
-        self.at(self.now + _AWAY_S, self._join, node.name)
+        self.at(self.now + _AWAY_S, Simulation._come_back, node)
+
+    def _come_back(self, due: _Due) -> None:
+        self._join(due.node.name)
 
     def _silence_node(self) -> None:
         """Its messages come late, after its leases: some of its work is done twice."""
         node = self._some_node()
         node.silent_until = self.now + 1.5 * LEASE_S
         self._losses.append(node)
-        self.at(node.silent_until, self._break_silence, node)
+        self.at(node.silent_until, Simulation._break_silence, node)
 
-    def _break_silence(self, node: Node) -> None:
-        late, node.held_back = node.held_back, []
+    def _break_silence(self, due: _Due) -> None:
+        late, due.node.held_back = due.node.held_back, []
         for event in late:
             self.tell(event)
 
@@ -353,7 +370,7 @@ class Simulation:
             run = node.queue.popleft()
             node.running[run.attempt] = run
             took = self._seconds(run.task)
-            self.at(self.now + took, self._finish, node, run, took)
+            self.at(self.now + took, Simulation._finish, node, run, took)
 
     def _seconds(self, task: m.Task) -> float:
         if isinstance(task, m.ReduceTask):
@@ -362,7 +379,8 @@ class Simulation:
             return self.cluster.map_s * self.rng.uniform(0.5, 1.5)
         return 0.5
 
-    def _finish(self, node: Node, run: m.RunTask, took: float) -> None:
+    def _finish(self, due: _Due) -> None:
+        node, run, took = due.node, due.run, due.took
         if node.running.pop(run.attempt, None) is None:
             return  # revoked, or its node is no more
         task = run.task
@@ -375,7 +393,7 @@ class Simulation:
         elif isinstance(task, m.MapTask):
             result = m.MapResult(task.map_index, stats, self._rows(task.map_index), task.map_index)
         else:
-            missing = self._missing(run)
+            missing = self._missing(node, run)
             if missing:
                 error = ErrorReport("corrupt-run", "gone", "", {"attempt": missing}, Fault.LOST.value)
                 self.say(
@@ -396,15 +414,15 @@ class Simulation:
                 self._milestones.remove(milestone)
                 milestone[1]()
 
-    def _missing(self, run: m.RunTask) -> str:
+    def _missing(self, node: Node, run: m.RunTask) -> str:
         """An input of a reduce that is not there: its node was lost meanwhile, or (a few times) by chance."""
         assert isinstance(run.task, m.ReduceTask)
         inputs = run.task.inputs
-        lost = [node for node in self._losses[self._leased_at.pop(run.attempt) :] if not node.alive]
-        for node in lost:
-            for attempt in node.made:
-                if reads(inputs, attempt):
-                    return attempt
+        for lost in self._losses[self._leased_at.pop(run.attempt) :]:
+            for index in lost.made if not lost.alive else ():
+                output = output_of(inputs, index)
+                if output is not None and node.table.nodes[output.node] == lost.output_node:
+                    return output.attempt
         if inputs and self._runs_to_lose:
             self._runs_to_lose -= 1
             return self.rng.choice(list(map_outputs([self.rng.choice(inputs)], JOB))).attempt
@@ -424,7 +442,7 @@ class Simulation:
         collected_ns = self._collecting_ns - collecting_ns
         if kind == "MapResult" and self.scheduler.stale_messages == stale:
             node = self._nodes[event.node]
-            node.made.append(event.done.attempt)
+            node.made.append(event.done.result.map_index)
             self._made_in[event.done.result.map_index] = node.life
             self._accepted[event.done.result.map_index] = number_of(event.done.attempt)
         self.spent.add(kind, spent, lambda: describe(event, instructions, collected_ns))
@@ -494,11 +512,12 @@ def kind_of(event: Any) -> str:
     return type(event.done.result if isinstance(event, m.AttemptFinished) else event).__name__
 
 
-def reads(inputs: tuple[m.MapBlock, ...], attempt: str) -> bool:
-    """Is this map attempt's output one of a reduce's inputs?"""
-    index = int(attempt[15:].partition(".")[0])
+def output_of(inputs: tuple[m.MapBlock, ...], index: int) -> MapOutput | None:
+    """The output of this map, if it is one of a reduce's inputs."""
     place = bisect.bisect_right(inputs, index, key=lambda block: block.first) - 1
-    return place >= 0 and any(o.attempt == attempt for o in map_outputs(inputs[place : place + 1], JOB))
+    if place < 0:
+        return None
+    return next((o for o in map_outputs(inputs[place : place + 1], JOB) if o.map_index == index), None)
 
 
 def number_of(attempt: str) -> int:
@@ -544,9 +563,7 @@ def in_short(figures: dict[str, Any]) -> str:
 def _referents(thing: object) -> Iterator[object]:
     if isinstance(thing, msgspec.Struct):  # those without cycles do not tell the collector
         yield from (getattr(thing, name) for name in thing.__struct_fields__)
-    elif isinstance(thing, memoryview):
-        yield thing.obj
-    else:
+    elif not isinstance(thing, memoryview):
         yield from gc.get_referents(thing)
 
 
@@ -559,7 +576,7 @@ def held_bytes(root: object) -> int:
         if id(thing) in seen or isinstance(thing, type | ModuleType | FunctionType):
             continue
         seen.add(id(thing))
-        total += sys.getsizeof(thing)
+        total += thing.nbytes if isinstance(thing, memoryview) else sys.getsizeof(thing)
         todo.extend(_referents(thing))
     return total
 
