@@ -64,7 +64,7 @@ TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill
 LEASES_AHEAD_PER_SLOT: Final = 1  # queued at a node beyond its slots, so that no slot waits a round trip
 GRANTS_PER_DECISION_MAX: Final = 250  # 3 ms; the rest at the next event, a tick at the latest
 MAP_BLOCKS_MAX: Final = 4096  # of neighbouring maps: a table of them and the partitions is 16 MB at most
-MAP_ROWS_KEPT_MAX: Final = 500_000  # row counts, maps times partitions: some 20 MB; beyond, hashes of them
+MAP_ROWS_KEPT_MAX: Final = 1_000_000  # row counts, maps times partitions: 8 MB; beyond, hashes of a map's
 PROGRESS_S: Final = 0.25
 PROGRESS_BEATS_PER_S_MAX: Final = 200  # of all nodes: from 50 on each tells its progress less often, as the
 # sum of many is as fresh; from 400 on with its heartbeats alone. 1,000 nodes at PROGRESS_S took 7 % of a core

@@ -25,6 +25,13 @@ from cortex.wire.messages import MapBlock, MapLocations, MapResult, OutputNode
 _NONE = -1  # in place of a node's number: the map has no output
 
 
+def _counts(result: MapResult) -> array[int]:
+    try:
+        return array("Q", result.partition_rows)
+    except OverflowError:
+        raise InternalError(f"map {result.map_index} counted rows, and got what no count can be") from None
+
+
 class Redo(enum.Enum):
     """How an output compares with the one it replaces."""
 
@@ -46,7 +53,7 @@ class MapOutputs:
         """1: the map has had an output; the hashes of the last one follow."""
         self._row_hashes = zeros("q", maps)
         self._checksums = zeros("Q", maps)
-        self._rows: dict[int, tuple[int, ...]] | None = {} if maps * partitions <= MAP_ROWS_KEPT_MAX else None
+        self._rows: dict[int, array[int]] | None = {} if maps * partitions <= MAP_ROWS_KEPT_MAX else None
         self._totals = [0] * partitions
         self._block_maps = max(1, -(-maps // MAP_BLOCKS_MAX))
         blocks = -(-maps // self._block_maps)
@@ -74,17 +81,11 @@ class MapOutputs:
 
         Raises InternalError when the result does not have one row count for each partition.
         """
-        index, rows = result.map_index, result.partition_rows
-        try:
-            fits = len(array("Q", rows)) == self._partitions
-        except OverflowError:
-            fits = False
-        if not fits:
+        index, rows, row_hash = result.map_index, _counts(result), hash(result.partition_rows)
+        if len(rows) != self._partitions:
             raise InternalError(
-                f"map {index} counted rows for {len(rows)} partitions, not {self._partitions},"
-                " or numbers that cannot be"
+                f"map {index} counted rows for {len(rows)} partitions, not {self._partitions}"
             )
-        row_hash = hash(rows)
         redo = Redo.SAME
         if not self._made[index]:
             self._count(index, rows)
@@ -102,13 +103,13 @@ class MapOutputs:
         self._there(index)
         return redo
 
-    def _count(self, index: int, rows: tuple[int, ...]) -> None:
+    def _count(self, index: int, rows: array[int]) -> None:
         if self._rows is not None:
             self._rows[index] = rows
         self._totals = list(map(add, self._totals, rows))
         self._note(index // self._block_maps, rows)
 
-    def _recount(self, index: int, rows: tuple[int, ...]) -> Redo:
+    def _recount(self, index: int, rows: array[int]) -> Redo:
         """Take these counts in place of those of the output before, if those are known."""
         if self._rows is None:
             return Redo.UNCOUNTED
@@ -121,7 +122,7 @@ class MapOutputs:
         self._count(index, rows)
         return Redo.OTHER
 
-    def _note(self, block: int, rows: tuple[int, ...]) -> None:
+    def _note(self, block: int, rows: array[int]) -> None:
         """Partitions that may have rows from the block."""
         place = self._row_of(block)
         before = self._wrote[place]

@@ -191,10 +191,11 @@ class Scheduler:
         self.leases.release(job.running.values())
         del self.jobs[job.job]
         self._turns.remove(job.job)
+        end = EndJob(job.job)
         for node in self.leases.nodes.values():
             if job.job in node.told and not node.silent:
                 del node.told[job.job]
-                self._out.append(SendToNode(node.name, EndJob(job.job)))
+                self._out.append(SendToNode(node.name, end))
         report = self._report(job, now)
         if job.state is JobState.DONE:
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
