@@ -15,21 +15,14 @@ from __future__ import annotations
 import enum
 from array import array
 from collections.abc import Iterable
-from operator import add, or_, sub
 
 from cortex.errors import InternalError
 from cortex.limits import MAP_BLOCKS_MAX, MAP_ROWS_KEPT_MAX
 from cortex.scheduling.columns import zeros
+from cortex.scheduling.packed_counts import PackedCounts
 from cortex.wire.messages import MapBlock, MapLocations, MapResult, OutputNode
 
 _NONE = -1  # in place of a node's number: the map has no output
-
-
-def _counts(result: MapResult) -> array[int]:
-    try:
-        return array("Q", result.partition_rows)
-    except OverflowError:
-        raise InternalError(f"map {result.map_index} counted rows, and got what no count can be") from None
 
 
 class Redo(enum.Enum):
@@ -47,14 +40,15 @@ class MapOutputs:
         self._job = job
         self._maps = maps
         self._partitions = partitions
+        self._packed = PackedCounts(partitions)
         self._numbers = zeros("H", maps)
         self._node_of = array("i", [_NONE]) * maps
         self._made = bytearray(maps)
         """1: the map has had an output; the hashes of the last one follow."""
         self._row_hashes = zeros("q", maps)
         self._checksums = zeros("Q", maps)
-        self._rows: dict[int, array[int]] | None = {} if maps * partitions <= MAP_ROWS_KEPT_MAX else None
-        self._totals = [0] * partitions
+        self._rows: dict[int, int] | None = {} if maps * partitions <= MAP_ROWS_KEPT_MAX else None
+        self._sums = 0
         self._block_maps = max(1, -(-maps // MAP_BLOCKS_MAX))
         blocks = -(-maps // self._block_maps)
         self._full = bytes([1]) * partitions
@@ -81,11 +75,7 @@ class MapOutputs:
 
         Raises InternalError when the result does not have one row count for each partition.
         """
-        index, rows, row_hash = result.map_index, _counts(result), hash(result.partition_rows)
-        if len(rows) != self._partitions:
-            raise InternalError(
-                f"map {index} counted rows for {len(rows)} partitions, not {self._partitions}"
-            )
+        index, rows, row_hash = result.map_index, self._rows_of(result), hash(result.partition_rows)
         redo = Redo.SAME
         if not self._made[index]:
             self._count(index, rows)
@@ -103,17 +93,24 @@ class MapOutputs:
         self._there(index)
         return redo
 
-    def _count(self, index: int, rows: array[int]) -> None:
+    def _rows_of(self, result: MapResult) -> int:
+        try:
+            return self._packed.pack(result.partition_rows)
+        except InternalError as error:
+            error.message = f"map {result.map_index} counted rows for partitions: {error.message}"
+            raise
+
+    def _count(self, index: int, rows: int) -> None:
         if self._rows is not None:
             self._rows[index] = rows
-        self._totals = list(map(add, self._totals, rows))
+        self._sums += rows
         self._note(index // self._block_maps, rows)
 
-    def _recount(self, index: int, rows: array[int]) -> Redo:
+    def _recount(self, index: int, rows: int) -> Redo:
         """Take these counts in place of those of the output before, if those are known."""
         if self._rows is None:
             return Redo.UNCOUNTED
-        self._totals = list(map(sub, self._totals, self._rows.pop(index)))
+        self._sums -= self._rows.pop(index)
         block = index // self._block_maps
         self._wrote[self._row_of(block)] = bytes(self._partitions)
         for other in self._maps_of(block):
@@ -122,14 +119,14 @@ class MapOutputs:
         self._count(index, rows)
         return Redo.OTHER
 
-    def _note(self, block: int, rows: array[int]) -> None:
+    def _note(self, block: int, rows: int) -> None:
         """Partitions that may have rows from the block."""
         place = self._row_of(block)
         before = self._wrote[place]
         if before != self._full:
-            wrote = bytes(map(bool, rows))
-            if wrote != before:
-                self._wrote[place] = bytes(map(or_, before, wrote))
+            wrote = self._packed.positive(rows)
+            either = int.from_bytes(before, "little") | int.from_bytes(wrote, "little")
+            self._wrote[place] = either.to_bytes(self._partitions, "little")
 
     def lose(self, indices: Iterable[int]) -> None:
         """These outputs are gone. Their counts stay, to compare their redos with."""
@@ -161,10 +158,10 @@ class MapOutputs:
         return self.is_current(index, number) or self._lost.get((index, number), -1) >= version
 
     def expected_rows(self, partition: int) -> int:
-        return self._totals[partition]
+        return self._packed.unpack(self._sums)[partition]
 
     def all_rows(self) -> int:
-        return sum(self._totals)
+        return sum(self._packed.unpack(self._sums))
 
     def spans(self, partition: int) -> tuple[int, ...]:
         """The inputs of a reduce (see `ReduceTask`): maps of all blocks that may have rows for it."""

@@ -125,10 +125,19 @@ def test_a_reduce_cannot_be_told_of_outputs_that_are_not_there() -> None:
         outputs.news(0, 0)
 
 
-@pytest.mark.parametrize("rows", [(1,), (1, 2, 3), (1, -1), (1, 1 << 64)])
+@pytest.mark.parametrize("rows", [(1,), (1, 2, 3), (1, -1), (1, 1 << 64), (1 << 44, 1)])
 def test_counts_that_do_not_fit_are_refused(rows: tuple[int, ...]) -> None:
     with pytest.raises(InternalError, match="map 0 counted rows"):
         accept(MapOutputs(JOB, 1, 2), 0, rows)
+
+
+def test_sums_of_the_largest_counts_do_not_spill_over() -> None:
+    most = (1 << 44) - 1
+    outputs = MapOutputs(JOB, 3000, 3)
+    for index in range(3000):
+        accept(outputs, index, (most, 0, most))
+    assert [outputs.expected_rows(p) for p in range(3)] == [3000 * most, 0, 3000 * most]
+    assert outputs.all_rows() == 6000 * most
 
 
 def test_a_redo_with_other_counts_takes_their_place_while_they_are_known() -> None:
