@@ -245,11 +245,9 @@ def _kind(field: pa.Field) -> bytes:
     return kind
 
 
-def has_python_values(schema: pa.Schema) -> bool:
-    """True if some column holds values that Arrow alone would show wrongly (pickles, tuples, Decimals)."""
-    import pyarrow as pa
-
-    return any(_kind(field) or pa.types.is_nested(field.type) for field in schema)
+def is_pickled(field: pa.Field) -> bool:
+    """True for a column of Python values that Arrow has no type for."""
+    return _kind(field) == KIND_PICKLE
 
 
 def python_values(column: pa.Array, field: pa.Field, inside_tuple: bool = False) -> list[Any]:

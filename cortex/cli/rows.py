@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
-import io
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cortex.result import display, has_python_values, python_rows
+from cortex.result import display, is_pickled, python_values
 from cortex.units import format_count
 
 if TYPE_CHECKING:
@@ -67,31 +65,34 @@ def printable(text: str) -> str:
 
 
 def print_csv(result: Result) -> None:
-    """All rows as CSV with a header line, streamed."""
+    """All rows as CSV with a header line, streamed: the same text as in a file."""
+    import pyarrow as pa
+
     from cortex.formats.text_writers import CsvFormat
 
     out = sys.stdout.buffer
     schema = result.schema
     if not schema.names:
         return
-    lines = CsvFormat(schema, ",")
-    python = has_python_values(schema)
+    pickled = {i for i, field in enumerate(schema) if is_pickled(field)}
+    shown = pa.schema([pa.field(f.name, pa.string()) if i in pickled else f for i, f in enumerate(schema)])
+    lines = CsvFormat(shown, ",")
     out.write(lines.header())
     for batch in result.to_batches():
-        if python:
-            out.write(_python_lines(batch))
-        else:
-            out.writelines(lines.encode(batch))
+        columns = list(batch.columns)
+        for i in pickled:
+            columns[i] = _texts(python_values(columns[i], schema.field(i)))
+        out.writelines(lines.encode(pa.RecordBatch.from_arrays(columns, schema=shown)))
     out.flush()
 
 
-def _python_lines(batch: pa.RecordBatch) -> bytes:
-    """Rows with tuples, Decimals or other Python values."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(
-        [text_of(value) for value in row] for row in python_rows(batch)
-    )
-    return buffer.getvalue().encode("utf-8", "backslashreplace")
+def _texts(values: list[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    cells = [
+        None if value is None else text_of(value).encode("utf-8", "backslashreplace") for value in values
+    ]
+    return pa.array(cells, pa.binary()).cast(pa.string())
 
 
 def text_of(value: Any) -> str:

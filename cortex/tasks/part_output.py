@@ -7,28 +7,20 @@ floats because some values are floats, that is an error with the cure.
 
 from __future__ import annotations
 
-import datetime as dt
 import os
-import pickle
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-import msgspec
 import pyarrow as pa
 
 from cortex.errors import ValueTypeError
 from cortex.formats.writers import Writer, open_writer, output_extension
-from cortex.job.protocol import (
-    FIELD_KIND,
-    KEY_COLUMN,
-    KIND_JSON,
-    KIND_PICKLE,
-    VALUE_COLUMN,
-)
+from cortex.job.protocol import KEY_COLUMN, VALUE_COLUMN
 from cortex.job.types import type_name
 from cortex.limits import MIB
 from cortex.shuffle.keys import encode_keys, key_array, key_metadata, merge_key_types
-from cortex.shuffle.values import NONE, PICKLE, encode_values
+from cortex.shuffle.values import NONE
+from cortex.tasks.output_values import encode_output, spoken, value_metadata
 from cortex.tasks.pair_buffer import PairBuffer
 from cortex.tasks.user_errors import shorten
 from cortex.wire.messages import OutputPart
@@ -37,17 +29,6 @@ PAIRS_BYTES: Final = 3 * MIB  # written at once: some 16,000 small ones, or one 
 _LOOK_PAIRS: Final = 64  # few: a reduce may yield large pairs after any number of small ones
 _UNTYPED_ROWS_MAX: Final = 16_384  # held until a value other than None shows the type of its column
 _UNTYPED_BYTES_MAX: Final = 16 * MIB
-
-_SCALARS: dict[type, str] = {
-    type(None): "none",
-    bool: "bool",
-    int: "int",
-    float: "float",
-    str: "str",
-    bytes: "bytes",
-    dt.date: "date",
-    dt.datetime: "datetime",
-}
 
 
 class PartWriter:
@@ -97,8 +78,7 @@ def _columns(schema: pa.Schema) -> str:
 
 
 class PairWriter:
-    """Row-form output. `python_values` (a result that is shown, not stored) keeps what Arrow has no
-    type for as pickles for the submitting client; else it is written as JSON text."""
+    """Row-form output. `python_values`: of a result that is shown, not stored (see `output_values`)."""
 
     def __init__(self, part: PartWriter, output_format: str, python_values: bool) -> None:
         self.part = part
@@ -125,35 +105,13 @@ class PairWriter:
 
     def write(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         key_type, key_columns = encode_keys(keys)
-        tag, column = encode_values(values)
-        self._check_values(values, tag)
+        tag, column = encode_output(values, self._python_values)
         self.write_columns(key_type, key_array(key_type, key_columns), tag, column)
 
-    def _check_values(self, values: Sequence[Any], tag: str) -> None:
-        """Decided for each value, never for how they came in chunks: mixed scalars are an error."""
-        kinds = {_SCALARS.get(kind, "other") for kind in set(map(type, values))} - {"none"}
-        if len(kinds) > 1:
-            first = next(v for v in values if v is not None)
-            other = next(v for v in values if v is not None and type(v) is not type(first))
-            raise ValueTypeError(
-                f"output values of different types: {shorten(repr(first))} is {type(first).__name__}, "
-                f"{shorten(repr(other))} is {type(other).__name__}",
-                cure=f"yield values of one type, for example always {type(other).__name__}(value)",
-            )
-        if tag == PICKLE and kinds <= {"int", "str"}:
-            bad = next(v for v in values if v is not None and encode_values([v])[0] == PICKLE)
-            raise ValueTypeError(
-                f"the output value {shorten(repr(bad))} has no column type: "
-                + ("it does not fit in 64 bits" if "int" in kinds else "it is not valid Unicode"),
-                cure="yield str(value)" if "int" in kinds else "yield bytes",
-            )
-
     def write_columns(self, key_type: str, keys: pa.Array, tag: str, values: pa.Array) -> None:
-        """Keys as `key_array` gives them, values as `encode_values` does."""
+        """Keys as `key_array` gives them, values as `encode_output` does."""
         merged_key = merge_key_types(self._key_type or key_type, key_type)
         merged_tag = self._merge_tag(tag)
-        if tag == PICKLE and not self._python_values:
-            values = _as_json(values)
         if self._schema is None and ("none" in merged_key or merged_tag == NONE):
             # Only None so far: the column's type shows itself with the first other value.
             self._key_type, self._value_tag = merged_key, merged_tag
@@ -173,7 +131,7 @@ class PairWriter:
         if tag == NONE:
             return have
         raise ValueTypeError(
-            f"output values of different types: {_spoken(have)}, then {_spoken(tag)}",
+            f"output values of different types: {spoken(have)}, then {spoken(tag)}",
             cure="yield values of one type, for example always float(value)",
         )
 
@@ -182,17 +140,12 @@ class PairWriter:
             self._schema = pa.schema(
                 [
                     pa.field(KEY_COLUMN, key, metadata=key_metadata(self._key_type)),
-                    pa.field(VALUE_COLUMN, value, metadata=self._value_metadata()),
+                    pa.field(VALUE_COLUMN, value, metadata=value_metadata(self._value_tag)),
                 ]
             )
         pending, self._pending = self._pending, []
         for batch in pending:
             self._emit(batch.column(0), batch.column(1))
-
-    def _value_metadata(self) -> dict[bytes, bytes] | None:
-        if self._value_tag != PICKLE:
-            return None
-        return {FIELD_KIND: KIND_PICKLE if self._python_values else KIND_JSON}
 
     def _emit(self, keys: pa.Array, values: pa.Array) -> None:
         assert self._schema is not None
@@ -231,21 +184,3 @@ def _typed(column: pa.Array, field: pa.Field) -> pa.Array:
             f"too many None came before the first {field.name} of another type ({type_name(column.type)})",
             cure=f"yield a {field.name} of one type in place of None, or leave out pairs without one",
         ) from error
-
-
-def _as_json(pickles: pa.Array) -> pa.Array:
-    cells: list[str | None] = []
-    for cell in pickles.to_pylist():
-        value = pickle.loads(cell)
-        try:
-            cells.append(None if value is None else msgspec.json.encode(value).decode())
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueTypeError(
-                f"an output value of type {type(value).__name__} cannot be written to a file: {error}",
-                cure="yield numbers, text, or lists, tuples and dicts of these",
-            ) from None
-    return pa.array(cells, type=pa.string())
-
-
-def _spoken(tag: str) -> str:
-    return "other than numbers and text" if tag == PICKLE else tag
