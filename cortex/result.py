@@ -25,7 +25,7 @@ from cortex.errors import InputError, UsageError, ValueTypeError
 from cortex.job.protocol import FIELD_KIND, KEY_COLUMN, KIND_DECIMAL, KIND_PICKLE, KIND_TUPLE
 from cortex.job.spec import JobSpec
 from cortex.limits import DISPLAY_ROWS, MIB
-from cortex.units import format_bytes, format_count, format_seconds
+from cortex.units import format_bytes, format_count, format_decimal, format_seconds
 from cortex.wire.messages import Counters, JobReport, OutputPart
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def display(value: Any) -> str:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value)
+    return format_decimal(value) if isinstance(value, Decimal) else str(value)
 
 
 # --- cells as Python values -------------------------------------------------------------------------
@@ -325,23 +325,36 @@ def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 # --- first rows by key ------------------------------------------------------------------------------
 
 
-def _leaves(table: pa.Table, keys: Sequence[str]) -> list[Any]:
-    """The key as columns that sort: tuples by their items, booleans as 0 and 1."""
+def _leaves(table: pa.Table, keys: Sequence[str]) -> Iterator[Any]:
+    """The key as columns that sort: tuples by their items, booleans as 0 and 1, Decimals by their number:
+    the nearest float, which tells most of them apart, then the place among those of this table."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    leaves = []
-    columns = [table[name] for name in keys]
+    columns = [(table[name], table.schema.field(name)) for name in keys]
     while columns:
-        column = columns.pop(0)
+        column, field = columns.pop(0)
         if pa.types.is_struct(column.type):
-            count = column.type.num_fields
-            columns[:0] = [pc.struct_field(column, [i]) for i in range(count)]
+            inner = enumerate(column.type)
+            columns[:0] = [(pc.struct_field(column, [i]), field) for i, field in inner]
+        elif _kind(field) == KIND_DECIMAL:
+            yield pc.cast(column, pa.float64())
+            yield _places(column)
         elif pa.types.is_boolean(column.type):
-            leaves.append(pc.cast(column, pa.uint8()))
+            yield pc.cast(column, pa.uint8())
         elif not pa.types.is_null(column.type):
-            leaves.append(column)
-    return leaves
+            yield column
+
+
+def _places(texts: Any) -> pa.Array:
+    """The place of each Decimal among all in the column; null for null and NaN."""
+    import pyarrow as pa
+
+    cells = texts.to_pylist()
+    numbers = {cell: Decimal(cell) for cell in set(cells) - {None}}
+    in_order = sorted((n, cell) for cell, n in numbers.items() if not n.is_nan())
+    place = {cell: i for i, (_, cell) in enumerate(in_order)}
+    return pa.array([place.get(cell) for cell in cells], pa.int64())
 
 
 def _smallest(table: pa.Table, keys: Sequence[str], count: int) -> pa.Table:
@@ -350,7 +363,7 @@ def _smallest(table: pa.Table, keys: Sequence[str], count: int) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    leaves = _leaves(table, keys)
+    leaves = list(_leaves(table, keys))
     if not leaves:
         return table.slice(0, count)
     names = [str(i) for i in range(len(leaves) + 1)]
@@ -364,14 +377,14 @@ def _below_worst(best: pa.Table, table: pa.Table, keys: Sequence[str], count: in
     """The rows of `table` that may come before the last row of `best`: a cheap test on one column."""
     import pyarrow.compute as pc
 
-    leaves = _leaves(best, keys)
-    if best.num_rows < count or not leaves:
+    first = next(_leaves(best, keys), None)
+    if best.num_rows < count or first is None:
         return table
-    worst = leaves[0][best.num_rows - 1]
+    worst = first[best.num_rows - 1]
     value = worst.as_py()
     if value is None or value != value:  # null and NaN come last: anything may be before them
         return table
-    return table.filter(pc.less_equal(_leaves(table, keys)[0], worst))
+    return table.filter(pc.less_equal(next(_leaves(table, keys)), worst))
 
 
 # --- reading part files -----------------------------------------------------------------------------

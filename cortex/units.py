@@ -1,10 +1,16 @@
-"""Bytes, counts and durations as people write and read them."""
+"""Bytes, counts, decimals and durations as people write and read them."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from cortex.errors import UsageError
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+_ZEROS_MAX = 30  # written out in a decimal; beyond, an exponent is easier to read, and 1E+999999 has a text
 
 _BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -42,6 +48,13 @@ def format_bytes(count: float) -> str:
 def format_count(count: float) -> str:
     """1234567 -> ``1,234,567``."""
     return f"{int(count):,}"
+
+
+def format_decimal(value: Decimal) -> str:
+    """The exact value, in plain digits where they are not too many: ``1010`` for 1.01E+3."""
+    exponent = value.as_tuple().exponent
+    plain = isinstance(exponent, int) and value.adjusted() >= -_ZEROS_MAX and exponent <= _ZEROS_MAX
+    return format(value, "f") if plain else str(value)
 
 
 def format_seconds(seconds: float) -> str:

@@ -24,6 +24,7 @@ from cortex.errors import KeyTypeError
 from cortex.job.protocol import FIELD_KIND, KIND_DECIMAL, KIND_TUPLE
 from cortex.kernels.casts import python_list
 from cortex.kernels.columns import canonical_key
+from cortex.units import format_decimal
 
 _NONE = type(None)
 _ARROW: dict[str, pa.DataType] = {
@@ -137,7 +138,7 @@ def canonical_decimal(value: Decimal) -> str:
         exponent += 1
     if kept == [0]:
         return "0"
-    return str(Decimal((sign, tuple(kept), exponent)))
+    return format_decimal(Decimal((sign, tuple(kept), exponent)))
 
 
 def merge_key_types(first: str, second: str) -> str:

@@ -52,6 +52,7 @@ def test_equal_keys_are_made_identical() -> None:
     _, (column,) = encode_keys([noon, noon.astimezone(paris)])
     assert column[0] == column[1]
     assert canonical_decimal(Decimal("1.0")) == canonical_decimal(Decimal("1.00")) == "1"
+    assert canonical_decimal(Decimal("1.01E+3")) == canonical_decimal(Decimal("1010.0")) == "1010"
     assert canonical_decimal(Decimal("-0.00")) == canonical_decimal(Decimal(0)) == "0"
     long = Decimal("1234567890123456789012345678901234567890.5")
     assert Decimal(canonical_decimal(long)) == long  # not rounded to the context's 28 digits

@@ -142,6 +142,24 @@ def test_first_rows_of_other_keys(tmp_path: Path, keys: list[Any]) -> None:
     assert [value for _, value in result.first_rows(4)[0]] == expected[:4]
 
 
+DECIMALS = ["10", "9", "-1", None, "NaN", "1010", "1E+40", "-Infinity", "0.1", "0.10000000000000000000001"]
+
+
+@pytest.mark.parametrize("in_tuple", [False, True])
+def test_first_rows_by_decimal_key_are_in_order_of_number(tmp_path: Path, in_tuple: bool) -> None:
+    field = kind("key", pa.string(), b"decimal")
+    key = pa.array(DECIMALS)
+    if in_tuple:
+        key = pa.StructArray.from_arrays([key], fields=[field.with_name("f0")])
+        field = kind("key", key.type, b"tuple")
+    table = pa.Table.from_arrays([key], schema=pa.schema([field]))
+    result = make(tmp_path / "r", [table], batch_rows=3)
+    shown = [row[0][0] if in_tuple else row[0] for row in result.first_rows(8)[0]]
+    assert [display(cell) for cell in shown] == [
+        "-Infinity", "-1", "0.1", "0.10000000000000000000001", "9", "10", "1010", "1E+40",
+    ]  # fmt: skip
+
+
 def test_first_rows_by_tuple_key_and_by_group_columns(tmp_path: Path) -> None:
     pairs = [(2, "a"), (1, "b"), (1, "a"), (2, None)]
     key = pa.array([{"f0": a, "f1": b} for a, b in pairs])

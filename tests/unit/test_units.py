@@ -1,12 +1,14 @@
-"""Sizes, counts and durations, read and written."""
+"""Sizes, counts, decimals and durations, read and written."""
 
 from __future__ import annotations
+
+from decimal import Decimal
 
 import pytest
 
 from cortex.errors import UsageError
 from cortex.job.overrides import parse_reducers, parse_slots
-from cortex.units import format_bytes, format_count, format_seconds, parse_bytes
+from cortex.units import format_bytes, format_count, format_decimal, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,13 @@ def test_written() -> None:
     ]  # fmt: skip
     assert format_count(1234567) == "1,234,567"
     assert [format_seconds(s) for s in (0.42, 12.34, 75, 3700)] == ["0.42 s", "12.3 s", "1 m 15 s", "1 h 1 m"]
+
+
+def test_decimals_are_exact_and_in_plain_digits_where_these_are_few() -> None:
+    texts = ["1010", "0.0000001", "-2.50", "0", "1E+31", "1E-31", "NaN", "-Infinity", "0." + "1" * 50]
+    assert [format_decimal(Decimal(text)) for text in texts] == texts
+    assert format_decimal(Decimal("1.01E+3")) == "1010"
+    assert format_decimal(Decimal("1E+999999")) == "1E+999999"
 
 
 @pytest.mark.parametrize("count", [1, 1023, 1024, 10_000, 2**20, 999 * 2**20, 123 * 2**30])
