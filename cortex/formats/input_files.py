@@ -1,9 +1,10 @@
 """From what the user names (files, folders, globs) to a list of input files, each with its format.
 
 The order is that of the names given, sorted within a folder or glob; a file reached twice is read once.
-Below a folder names that begin with ``_`` or ``.`` are skipped (``_SUCCESS``, ``.git``), as they are where
-``*`` or ``**`` alone stands for them (``out/*``, ``out/**/*.csv``). A pattern that says more of the name
-takes what a shell would: ``*.py`` is ``_private.py`` as well.
+Links to files and folders are followed. Below a folder names that begin with ``_`` or ``.`` are skipped
+(``_SUCCESS``, ``.git``), as they are where ``*`` or ``**`` alone stands for them (``out/*``,
+``out/**/*.csv``). A pattern that says more of the name takes what a shell would: ``*.py`` is
+``_private.py`` as well.
 """
 
 from __future__ import annotations
@@ -109,8 +110,15 @@ def _walk(folder: str) -> Iterator[str]:
         ) from error
 
     names = []
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(("_", "."))]
+    seen = {os.path.realpath(folder)}  # links are followed, and may lead back
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        found = sorted(name for name in folders if not name.startswith(("_", ".")))
+        folders.clear()
+        for name in found:
+            real = os.path.realpath(os.path.join(parent, name))
+            if real not in seen:
+                seen.add(real)
+                folders.append(name)
         names += [os.path.join(parent, name) for name in files if not name.startswith(("_", "."))]
     return iter(sorted(names))
 

@@ -51,6 +51,17 @@ def test_folders_are_read_through_without_hidden_names(put: Put, tmp_path: Path)
     assert _names(_plan(str(tmp_path / "d"))) == ["a.txt", "b.txt", "c.txt"]
 
 
+def test_linked_folders_are_followed_once(put: Put, tmp_path: Path) -> None:
+    for name in ("d/a.txt", "d/sub/b.txt", "elsewhere/c.txt", "elsewhere/deep/d.txt"):
+        put(name, b"x\n")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "d" / "link")
+    os.symlink(tmp_path / "d", tmp_path / "d" / "sub" / "back")
+    os.symlink(tmp_path / "d" / "sub", tmp_path / "d" / "again")
+    plan = _plan(str(tmp_path / "d"))
+    assert _names(plan) == ["a.txt", "b.txt", "c.txt", "d.txt"]
+    assert plan.files[1].path == str(tmp_path / "d" / "again" / "b.txt")  # the first name that leads there
+
+
 def test_globs_are_sorted_and_a_file_reached_twice_is_read_once(put: Put, tmp_path: Path) -> None:
     first = put("b.txt", b"x\n")
     put("a.txt", b"x\n")
