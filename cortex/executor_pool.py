@@ -422,7 +422,7 @@ class ExecutorPool:
             return
         if job in self._jobs:
             if len(self._executors) < self._size:
-                self._bind(self._fork(), job)
+                self._fork()  # without a job: it may be another one that it makes room for
         elif self._refill is None:
             self._refill = self._reactor.callLater(EXECUTOR_REFILL_S, self._fill)
         self._owner.room()

@@ -129,6 +129,16 @@ def test_jobs_one_after_another_and_at_once(harness: Harness) -> None:
     assert len(harness.log()) == 10
 
 
+def test_a_second_job_is_given_executors_of_the_first(harness: Harness) -> None:
+    first, _ = in_thread(harness, *["sleep:0.1"] * 60)
+    done = harness.run("ok", "ok")
+    assert done.report.rows_in == 2
+    assert first.is_alive()
+    first.join(30)
+    assert not first.is_alive()
+    assert len(harness.log()) == 62
+
+
 def test_an_executor_serves_one_job(harness: Harness) -> None:
     harness.session.received(harness.run("ok", "ok").job)
     first = {pid for _, _, pid in harness.log()}
