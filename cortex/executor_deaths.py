@@ -71,6 +71,8 @@ class Executor:
     """Why it is being killed, if the node decided it."""
     exited: ExecutorExited | None = None
     link_closed: bool = False
+    retiring: bool = False
+    """It said so: what it was sent since was not begun."""
     dumped_at: float = 0.0
 
     @property

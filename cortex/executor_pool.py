@@ -33,7 +33,6 @@ from cortex.limits import (
     STDERR_FILE_BYTES_MAX,
     TASK_SILENCE_S_MAX,
 )
-from cortex.tasks.words import EXIT_RETIRED
 from cortex.units import format_seconds
 from cortex.wire.messages import (
     ExecutorForked,
@@ -44,6 +43,7 @@ from cortex.wire.messages import (
     JobPlanned,
     Message,
     OpenJob,
+    Retiring,
     RunTask,
     SignalExecutor,
     Stop,
@@ -317,6 +317,11 @@ class ExecutorPool:
             self._owner.room()
             return
         executor = self._of_link(link)
+        if isinstance(message, Retiring):
+            if executor is not None:
+                executor.retiring = executor.ending = True
+                self._reactor.callLater(EXECUTOR_EXIT_S_MAX, self._signal, executor, signal.SIGKILL)
+            return
         if executor is None or executor.run is None or executor.run.attempt != message.attempt:
             return  # of an attempt that is no longer its own
         executor.heard_at = self._clock()
@@ -406,7 +411,7 @@ class ExecutorPool:
         run, job = executor.run, executor.job
         executor.run = None
         if run is not None and not executor.revoked:
-            if executor.cause is None and executor.exited.status == EXIT_RETIRED:
+            if executor.retiring:
                 self._owner.attempt_returned(job, run)
             else:
                 self._owner.attempt_ended(job, self._death(executor, run))

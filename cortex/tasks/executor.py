@@ -10,7 +10,7 @@ The work itself is the context's: `context_factory(OpenJob)` gives an object lik
 `cortex.tasks.runner.JobContext`. Errors it raises on purpose are CortexErrors; running out of memory
 becomes UserMemoryError, what else comes out is a bug (InternalError with its traceback).
 
-An executor whose memory does not come back after a task ends with EXIT_RETIRED; a task that the node
+An executor whose memory does not come back after a task says Retiring and ends; a task that the node
 had already sent it was not begun.
 
 Standard output and error are the executor's stderr file. What user code prints is seen when it fails: the
@@ -48,7 +48,7 @@ from cortex.tasks.memory_limits import (
 )
 from cortex.tasks.pandas_on_demand import defer_pandas
 from cortex.tasks.user_errors import user_frames
-from cortex.tasks.words import EXIT_RETIRED, describe_task
+from cortex.tasks.words import describe_task
 from cortex.units import format_bytes
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
@@ -56,6 +56,7 @@ from cortex.wire.messages import (
     JobPlanned,
     OpenJob,
     Result,
+    Retiring,
     RunTask,
     Stop,
     Task,
@@ -166,7 +167,8 @@ class Executor:
                     return 0
                 self._handle(message)
                 if isinstance(message, RunTask) and self._memory_does_not_come_back(type(message.task)):
-                    return EXIT_RETIRED
+                    self._connection.send(Retiring())
+                    return 0
         finally:
             if self._context is not None:
                 self._context.close()

@@ -1,4 +1,4 @@
-"""What node and executor both say about tasks: how one is named in an error, and the status of a retirement.
+"""What node and executor both say about tasks: how one is named in an error.
 
 Light, because the node's process starts with it: nothing of what an executor needs to work.
 """
@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from cortex.units import format_bytes
 from cortex.wire.messages import PlanTask, ReduceTask, ScanTask, Task
-
-EXIT_RETIRED = 75
-"""Exit status of an executor that wants to be replaced: a task it had been given was not started."""
 
 
 def describe_task(task: Task) -> str:

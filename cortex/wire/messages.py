@@ -171,6 +171,10 @@ class ExecutorHello(Message, frozen=True):
     pid: int
 
 
+class Retiring(Message, frozen=True):
+    """The executor's last word: it wants to be replaced. A task sent to it meanwhile is not begun."""
+
+
 class TaskProgress(Message, frozen=True):
     attempt: str
     stats: TaskStats
@@ -191,7 +195,7 @@ class TaskFailed(Message, frozen=True):
 
 
 ToExecutor = Union[OpenJob, JobPlanned, RunTask, Stop]  # noqa: UP007
-FromExecutor = Union[ExecutorHello, TaskProgress, TaskFinished, TaskFailed]  # noqa: UP007
+FromExecutor = Union[ExecutorHello, Retiring, TaskProgress, TaskFinished, TaskFailed]  # noqa: UP007
 
 
 # --- server - node -------------------------------------------------------------------------------

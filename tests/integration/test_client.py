@@ -174,6 +174,12 @@ def test_four_deaths_fail_the_job_and_say_why(harness: Harness) -> None:
     assert harness.run("ok").report.rows_in == 1  # the session goes on
 
 
+def test_a_task_that_ends_its_process_has_four_attempts_whatever_the_status(harness: Harness) -> None:
+    with pytest.raises(ExecutorDied, match="exit status 75"):
+        harness.run("ok", "osexit:75")
+    assert len([1 for _, command, _ in harness.log() if command == "osexit:75"]) == TASK_ATTEMPTS_MAX
+
+
 def test_a_crash_in_native_code_shows_its_stack(harness: Harness) -> None:
     with pytest.raises(ExecutorDied, match="SIGSEGV") as caught:
         harness.run("kill:SIGSEGV")
