@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import click
 
+from cortex.cli.terminal import replace_missing_streams, say
 from cortex.errors import UsageError
 from cortex.job.overrides import Overrides, parse_reducers
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS
@@ -116,10 +117,13 @@ def collect(
 
 def run_click(command: click.Command, arguments: list[str], name: str) -> int:
     """Run a click command; the exit code is what it returns, or 2 for wrong usage."""
+    replace_missing_streams()
     try:
         code = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        text = io.StringIO()
+        error.show(text)
+        say(text.getvalue(), end="")
         return error.exit_code
     except click.Abort:
         return 130

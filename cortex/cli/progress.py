@@ -10,9 +10,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
-from cortex.cli.terminal import counted, say
+from cortex.cli.terminal import ForShow, counted, say
 from cortex.units import format_bytes, format_count, format_seconds
 from cortex.wire.messages import JobProgress, JobReport, StageProgress
 
@@ -105,7 +105,7 @@ def _bars() -> Iterator[OnProgress]:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(stderr=True)
+    console = Console(file=cast(TextIO, ForShow(sys.stderr)))
 
     def drawing(progress: JobProgress) -> Group:
         table = Table.grid(padding=(0, 1))

@@ -6,6 +6,7 @@ import datetime as dt
 import sys
 from typing import TYPE_CHECKING, Any
 
+from cortex.cli.terminal import writing_out
 from cortex.result import display, is_pickled, python_values
 from cortex.units import format_count
 
@@ -36,11 +37,12 @@ def print_table(result: Result) -> None:
         )
     for row, texts in zip(rows, cells):
         table.add_row(*(Text(text, style="dim" if value is None else "") for text, value in zip(texts, row)))
-    console.print(table)
-    if more:
-        print(f"and {format_count(more)} more; --output FOLDER writes them all")
-    elif not rows:
-        print("no rows")
+    with writing_out():
+        console.print(table)
+        if more:
+            print(f"and {format_count(more)} more; --output FOLDER writes them all")
+        elif not rows:
+            print("no rows")
 
 
 def shown_cells(rows: list[tuple[Any, ...]], columns: tuple[str, ...], width_chars: int) -> list[list[str]]:
@@ -77,13 +79,17 @@ def print_csv(result: Result) -> None:
     pickled = {i for i, field in enumerate(schema) if is_pickled(field)}
     shown = pa.schema([pa.field(f.name, pa.string()) if i in pickled else f for i, f in enumerate(schema)])
     lines = CsvFormat(shown, ",")
-    out.write(lines.header())
+    with writing_out():
+        out.write(lines.header())
     for batch in result.to_batches():
         columns = list(batch.columns)
         for i in pickled:
             columns[i] = _texts(python_values(columns[i], schema.field(i)))
-        out.writelines(lines.encode(pa.RecordBatch.from_arrays(columns, schema=shown)))
-    out.flush()
+        encoded = lines.encode(pa.RecordBatch.from_arrays(columns, schema=shown))
+        with writing_out():
+            out.writelines(encoded)
+    with writing_out():
+        out.flush()
 
 
 def _texts(values: list[Any]) -> pa.Array:

@@ -9,7 +9,7 @@ import click
 
 from cortex.class_spec import absolute_paths
 from cortex.cli.options import HELP, as_json, input_format, split_size
-from cortex.cli.terminal import aligned, counted, guarded, print_json
+from cortex.cli.terminal import aligned, counted, guarded, print_json, writing_out
 from cortex.errors import EXIT_DONE, UsageError
 from cortex.job.plan import InputPlan
 from cortex.job.spec import InputSpec
@@ -113,16 +113,18 @@ def _print_table(plan: InputPlan) -> None:
             for s in plan.splits[start : start + _LINES_AT_ONCE]
         ]
         lines = aligned(head, rows, {0, 2, 3, 4})
-        sys.stdout.write("\n".join(lines if start == 0 else lines[1:]) + "\n")
+        with writing_out():
+            sys.stdout.write("\n".join(lines if start == 0 else lines[1:]) + "\n")
     files, splits, tasks = len(plan.files), len(plan.splits), len(plan.tasks)
-    print(
-        f"\n{counted(splits, 'split')} of {counted(files, 'file')}, {format_bytes(plan.total_bytes)}, "
-        f"{counted(tasks, 'map task')}"
-    )
-    if plan.columns:
-        print("columns: " + ", ".join(f"{name} {kind}" for name, kind in plan.columns))
-    for note in plan.notes:
-        print(f"note: {note}")
+    with writing_out():
+        print(
+            f"\n{counted(splits, 'split')} of {counted(files, 'file')}, {format_bytes(plan.total_bytes)}, "
+            f"{counted(tasks, 'map task')}"
+        )
+        if plan.columns:
+            print("columns: " + ", ".join(f"{name} {kind}" for name, kind in plan.columns))
+        for note in plan.notes:
+            print(f"note: {note}")
 
 
 def _shown_paths(plan: InputPlan) -> list[str]:

@@ -1,15 +1,20 @@
-"""What every command shares: exit codes, errors as people read them, and quiet ends of pipes."""
+"""What every command shares: exit codes, errors as people read them, and streams that fail or are not there.
+
+Standard error is for show: a job goes on without it. Standard output is the result: what cannot be written
+is an error, but for a reader that has seen enough.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
-from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError
+from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError, OutputFailed
 from cortex.units import format_count
 
 
@@ -22,20 +27,42 @@ def guarded(command: Callable[[], int], as_json: bool = False) -> int:
     try:
         signal.signal(signal.SIGTERM, _terminated)
         code = command()
-        sys.stdout.flush()
+        with writing_out():
+            sys.stdout.flush()
     except CortexError as error:
         say(f"error: {error}")
         if as_json:
-            print_json({"error": plain(error.report())})
-            sys.stdout.flush()
+            with contextlib.suppress(OutputFailed, BrokenPipeError):  # it was said on standard error
+                print_json({"error": plain(error.report())})
         return error.exit_code
     except KeyboardInterrupt:
         say("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _close_quietly(sys.stdout)
         return EXIT_DONE
     return code
+
+
+@contextlib.contextmanager
+def writing_out() -> Iterator[None]:
+    """Writing to standard output, and nothing else. Raises OutputFailed, or BrokenPipeError for `guarded`."""
+    try:
+        yield
+    except OSError as error:
+        _close_quietly(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputFailed(
+            f"standard output cannot be written: {error.strerror or error}",
+            cure="free space where it goes, or name a folder with --output",
+        ) from error
+
+
+def replace_missing_streams() -> None:
+    """Where Python found a standard stream closed (``2>&-``), the null device."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the rest of the process)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -45,15 +72,36 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 def say(text: str, end: str = "\n") -> None:
     """A message for the person: standard error, whatever standard output is."""
-    try:
-        sys.stderr.write(text + end)
-        sys.stderr.flush()
-    except BrokenPipeError:
-        _close_quietly(sys.stderr)
+    for_show = ForShow(sys.stderr)
+    for_show.write(text + end)
+    for_show.flush()
+
+
+class ForShow:
+    """A stream whose failure is nobody's error: its reader, disk or terminal may be gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _close_quietly(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _close_quietly(self._stream)
 
 
 def _close_quietly(stream: TextIO) -> None:
-    """Point a stream whose reader is gone at the null device, so that exit does not complain."""
+    """Point a stream that cannot be written at the null device, so that exit does not complain."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
@@ -75,7 +123,10 @@ def print_json(value: object) -> None:
     import msgspec
 
     encoded = msgspec.json.encode(value, enc_hook=str)
-    sys.stdout.write(msgspec.json.format(encoded, indent=2).decode() + "\n")
+    text = msgspec.json.format(encoded, indent=2).decode() + "\n"
+    with writing_out():
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def aligned(head: list[str], rows: list[list[str]], right: set[int]) -> list[str]:

@@ -285,6 +285,44 @@ def test_a_terminal_gets_a_table_and_progress(home: Path) -> None:
     assert "memory" in text
 
 
+SLOW = """
+import cortex, time
+
+class Slow(cortex.MapReduceJob):
+    combine = sum
+    split_size = 2
+
+    def map(self, line):
+        time.sleep(0.2)
+        yield line, 1
+"""
+PROGRESS = re.compile(rb"map\s+\S* *\d+/8")
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_progress_is_shown_while_the_terminal_is_there(home: Path, stays: bool) -> None:
+    (home / "slow.py").write_text(SLOW)
+    (home / "in.txt").write_text("x\n" * 8)
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cortex", "mapreduce", "slow.py:Slow", "in.txt", "-o", "out"],
+        cwd=home,
+        env=environment(home) | {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=child,
+    )
+    os.close(child)
+    shown = b""
+    while (block := read(parent)) and (stays or not PROGRESS.search(shown)):
+        shown += block
+    os.close(parent)  # without a signal: it is not the one that controls the process
+    assert process.wait(30) == 0
+    assert PROGRESS.search(shown), shown
+    assert (b"done in" in shown) == stays
+    assert (home / "out" / "_SUCCESS").exists()
+
+
 def read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 1 << 16)

@@ -194,6 +194,43 @@ def test_head_ends_the_command_quietly(home: Path) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
+def shell(home: Path, redirected: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and error of ``cortex`` with redirections of a shell."""
+    environment_ = {k: v for k, v in environment(home).items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {redirected}', "sh", sys.executable, "-m", "cortex", *arguments],
+        cwd=home,
+        env=environment_,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", ">&- 2>&- <&-"])
+def test_a_job_does_not_need_standard_error(home: Path, redirected: str) -> None:
+    arguments = ("mapreduce", "job.py:WordCount", "in.txt", "-o", "out")
+    assert shell(home, redirected, *arguments) == (0, "", "")
+    assert (home / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_result_that_cannot_be_written_is_a_typed_error(home: Path, as_json: tuple[str, ...]) -> None:
+    code, _, said = shell(home, ">/dev/full", "mapreduce", "job.py:WordCount", "in.txt", "--quiet", *as_json)
+    assert (code, said.count("\n")) == (1, 2), said
+    assert said.startswith("error: standard output cannot be written: No space left on device\n  cure: ")
+
+
+def test_commands_without_a_job_answer_for_streams_too(home: Path) -> None:
+    code, _, said = shell(home, ">/dev/full", "ls-splits", "in.txt")
+    assert (code, said.splitlines()[0][:40]) == (1, "error: standard output cannot be written")
+    assert shell(home, "2>/dev/full", "mapreduce") == (2, "", "")
+    assert shell(home, "2>&-", "mapreduce") == (2, "", "")
+    code, out, _ = shell(home, "| true", "ls-splits", "nowhere", "--json")
+    assert (code, out) == (0, "")
+
+
 def test_ctrl_c_stops_within_two_seconds_and_removes_everything(home: Path) -> None:
     (home / "slow.py").write_text(
         WORDS.replace(
