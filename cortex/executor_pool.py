@@ -28,6 +28,7 @@ from cortex.executor_deaths import Executor, circumstances, died, exit_text, tai
 from cortex.limits import (
     EXECUTOR_EXIT_S_MAX,
     EXECUTOR_REFILL_S,
+    EXECUTOR_START_DEATHS_MAX,
     EXECUTOR_START_S_MAX,
     STACK_DUMP_S,
     STDERR_FILE_BYTES_MAX,
@@ -100,6 +101,7 @@ class ExecutorPool:
         self._waiting_for_exit: dict[str, list[Callable[[], None]]] = {}
         self._stopped: Callable[[], None] | None = None
         self._template_gone = False
+        self._deaths_before_hello = 0
         self.template_pid = 0
         self._template: MessageProtocol[FromTemplate] = MessageProtocol(
             reactor, FromTemplate, self._template_said, self._template_lost, check_peer=False
@@ -312,6 +314,7 @@ class ExecutorPool:
                 link.close()
                 return
             link.accept()
+            self._deaths_before_hello = 0
             executor.link, executor.pid = link, message.pid
             self._introduce(executor)
             self._owner.room()
@@ -415,8 +418,7 @@ class ExecutorPool:
                 self._owner.attempt_returned(job, run)
             else:
                 self._owner.attempt_ended(job, self._death(executor, run))
-        elif run is None and executor.cause is None and not executor.revoked and executor.link is None:
-            self._never_came_up(executor)
+        elif executor.link is None and not executor.revoked and self._never_came_up(executor):
             return
         self._remove_log(executor)
         if job in self._waiting_for_exit and not any(each.job == job for each in self._executors.values()):
@@ -432,15 +434,17 @@ class ExecutorPool:
             self._refill = self._reactor.callLater(EXECUTOR_REFILL_S, self._fill)
         self._owner.room()
 
-    def _never_came_up(self, executor: Executor) -> None:
-        """An executor died before its hello: others would, too. Without executors there is no node."""
-        if self._stopped is not None:
-            self._finish_stop()
-            return
+    def _never_came_up(self, executor: Executor) -> bool:
+        """An executor died before its hello. True: as the last ones did, and the next ones would. Without
+        executors there is no node."""
+        self._deaths_before_hello += 1
+        if self._deaths_before_hello < EXECUTOR_START_DEATHS_MAX:
+            return False
         assert executor.exited is not None
         details = {"exit": exit_text(executor.exited), "last output": tail(executor.stderr_path)}
-        error = ServerDied("an executor ended before it could be used", details=details)
-        self._owner.pool_lost(error)
+        said = f"{EXECUTOR_START_DEATHS_MAX} executors in a row ended before they could be used"
+        self._owner.pool_lost(ServerDied(said, details=details))
+        return True
 
     def _death(self, executor: Executor, run: RunTask) -> TaskFailed:
         assert executor.exited is not None

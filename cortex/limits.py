@@ -80,6 +80,7 @@ MEMORY_RESERVE_FRACTION: Final = 0.05  # of the cap: allocators' slack and what 
 DATA_SLACK_BYTES: Final = 8 * MIB  # RLIMIT_DATA counts address space, allocators reserve some unused
 MEMORY_SAMPLE_S: Final = 0.25  # the tree is measured this often; about 0.5 ms a process
 EXECUTOR_START_S_MAX: Final = 60.0  # from fork to hello; a cold disk under load takes seconds
+EXECUTOR_START_DEATHS_MAX: Final = 3  # in a row, before a hello: one may be chance, three are the machine
 EXECUTOR_REFILL_S: Final = 0.2  # from the end of a job to executors for the next: often none comes
 EXECUTOR_EXIT_S_MAX: Final = 1.0  # from Stop, or from the end of its link, to its death; then SIGKILL
 STACK_DUMP_S: Final = 0.5  # between asking a silent task for its stacks and killing it

@@ -1,0 +1,167 @@
+"""The pool of executors on a test clock, between a template and executors that say what a test says."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+
+from cortex.errors import CortexError, ServerDied
+from cortex.executor_pool import ExecutorPool
+from cortex.job.spec import InputSpec, JobSpec
+from cortex.limits import EXECUTOR_EXIT_S_MAX, EXECUTOR_REFILL_S, EXECUTOR_START_DEATHS_MAX
+from cortex.wire import messages as m
+from cortex.wire.framing import FrameDecoder, encode_frame
+
+
+class Link:
+    """The far end of a link of the pool."""
+
+    def __init__(self, protocol: Any, union: Any, handle: socket.socket) -> None:
+        self.transport = StringTransport()
+        self.transport.getHandle = lambda: handle  # type: ignore[attr-defined]
+        self.protocol = protocol
+        self.decoder: FrameDecoder[Any] = FrameDecoder(union)
+        protocol.makeConnection(self.transport)
+
+    def say(self, message: m.Message) -> None:
+        self.protocol.dataReceived(encode_frame(message))
+
+    def heard(self) -> list[Any]:
+        data = self.transport.value()
+        self.transport.clear()
+        return list(self.decoder.feed(data))
+
+    def end(self) -> None:
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+class Machine:
+    """A pool, its owner, and what the template was asked for."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.reactor = MemoryReactorClock()
+        self.sockets = socket.socketpair()
+        ours, self.theirs = socket.socketpair()
+        self.ended: list[m.TaskFinished | m.TaskFailed] = []
+        self.returned: list[tuple[str, m.RunTask]] = []
+        self.lost: list[CortexError] = []
+        self.links: dict[int, Link] = {}
+        folder.chmod(0o700)
+        self.pool = ExecutorPool(
+            self.reactor,  # type: ignore[arg-type]
+            self.reactor.seconds,
+            self,
+            ours,
+            size=size,
+            socket_path=str(folder / "s"),
+            log_dir=str(folder),
+        )
+        (_, _, factory), *_ = self.reactor.adoptedStreamConnections
+        self.template = Link(factory.buildProtocol(None), m.ToTemplate, self.sockets[0])
+        # what was sent before the transport was there is lost to this one: the first forks are known
+        self.template.say(m.TemplateReady(1, True))
+
+    def connect(self, index: int) -> Link:
+        (_, factory, *_), *_ = self.reactor.unixServers
+        self.links[index] = Link(factory.buildProtocol(None), m.ToExecutor, self.sockets[0])
+        self.template.say(m.ExecutorForked(index, 100 + index))
+        self.links[index].say(m.ExecutorHello(index, 100 + index))
+        return self.links[index]
+
+    def dies(self, index: int, signal_number: int = signal.SIGKILL, status: int = 0) -> None:
+        self.template.say(m.ExecutorExited(index, 100 + index, signal_number, status, 1))
+        if index in self.links:
+            self.links.pop(index).end()
+
+    def forks(self) -> list[int]:
+        return [each.executor for each in self.template.heard() if isinstance(each, m.ForkExecutor)]
+
+    def attempt_progress(self, job: str, progress: m.TaskProgress) -> None: ...
+
+    def attempt_ended(self, job: str, ended: m.TaskFinished | m.TaskFailed) -> None:
+        self.ended.append(ended)
+
+    def attempt_returned(self, job: str, run: m.RunTask) -> None:
+        self.returned.append((job, run))
+
+    def room(self) -> None: ...
+
+    def pool_lost(self, error: CortexError) -> None:
+        self.lost.append(error)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path, 2)
+    yield made
+    for each in (*made.sockets, made.theirs):
+        each.close()
+
+
+def open_job(job: str) -> m.OpenJob:
+    return m.OpenJob(job, JobSpec(job, InputSpec(("in",))), b"", (), "/w", "/s", 0)
+
+
+TASK = m.RunTask("a-m000000.0", m.MapTask(0, ()))
+
+
+def test_only_deaths_in_a_row_before_a_hello_end_the_pool(machine: Machine) -> None:
+    young = [0]
+    for _ in range(EXECUTOR_START_DEATHS_MAX - 1):
+        machine.dies(young[-1])
+        machine.reactor.advance(EXECUTOR_REFILL_S)
+        young += machine.forks()
+    machine.connect(young[-1])
+    machine.dies(1)
+    machine.reactor.advance(EXECUTOR_REFILL_S)
+    (last,) = machine.forks()
+    for _ in range(EXECUTOR_START_DEATHS_MAX - 1):
+        assert machine.lost == []
+        machine.dies(last, 0, 1)
+        machine.reactor.advance(EXECUTOR_REFILL_S)
+        last, *_ = machine.forks() or [last]
+    (error,) = machine.lost
+    assert isinstance(error, ServerDied)
+    assert error.details["exit"] == "exit status 1"
+
+
+def test_an_executor_that_made_room_is_replaced_by_one_without_a_job(machine: Machine) -> None:
+    machine.pool.open_job(open_job("a"))
+    links = [machine.connect(0), machine.connect(1)]
+    machine.pool.open_job(open_job("b"))
+    assert not machine.pool.run("b", TASK)
+    assert m.Stop() in links[0].heard()
+    machine.dies(0, 0)
+    link = machine.connect(*machine.forks())
+    assert machine.pool.run("b", TASK)
+    assert link.heard() == [open_job("b"), TASK]
+
+
+def test_a_task_that_a_retiring_executor_was_sent_is_returned(machine: Machine) -> None:
+    machine.pool.open_job(open_job("a"))
+    link = machine.connect(0)
+    assert machine.pool.run("a", TASK)
+    link.say(m.Retiring())
+    machine.template.heard()
+    machine.reactor.advance(EXECUTOR_EXIT_S_MAX)
+    assert machine.template.heard() == [m.SignalExecutor(0, signal.SIGKILL)]
+    machine.dies(0)
+    assert (machine.returned, machine.ended) == ([("a", TASK)], [])
+
+
+def test_an_exit_status_alone_says_nothing(machine: Machine) -> None:
+    machine.pool.open_job(open_job("a"))
+    machine.connect(0)
+    assert machine.pool.run("a", TASK)
+    machine.dies(0, 0, 75)
+    (failed,) = machine.ended
+    assert isinstance(failed, m.TaskFailed)
+    assert (machine.returned, failed.error.code) == ([], "executor-died")
