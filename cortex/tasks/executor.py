@@ -35,7 +35,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError, from_report
+from cortex.errors import (
+    CortexError,
+    InternalError,
+    ProtocolError,
+    UserCodeError,
+    UserMemoryError,
+    from_report,
+)
 from cortex.limits import PROGRESS_S, PULSE_S, STDERR_TAIL_BYTES
 from cortex.process_memory import own_anonymous_bytes, peak_anonymous_bytes, reset_peak
 from cortex.tasks.memory_limits import (
@@ -55,6 +62,7 @@ from cortex.wire.messages import (
     ExecutorHello,
     JobPlanned,
     OpenJob,
+    PlanTask,
     Result,
     Retiring,
     RunTask,
@@ -70,6 +78,8 @@ from cortex.wire.messages import (
 DEFAULT_CONTEXT = "cortex.tasks.runner:JobContext"
 _PULSE_STACK_BYTES = 256 * 1024  # it calls little; the default of 8 MB counts against RLIMIT_DATA
 _LINES_SHOWN = 20  # of what user code printed before it failed
+_PLAN_CURE = "take larger splits (--split-size), or join small input files into fewer"
+_ANSWER_CURE = "keep fewer counters, and shorter texts in what the job's code raises"
 _MEMORY_ERROR_NAMES = ("MemoryError", "ArrowMemoryError", "_ArrayMemoryError")
 
 
@@ -276,7 +286,21 @@ class Executor:
         self._in_hand = TaskProgress("", TaskStats())
         sys.stdout.flush()
         sys.stderr.flush()
-        self._connection.send(answer)
+        self._answer(message.task, answer)
+
+    def _answer(self, task: Task, answer: TaskFinished | TaskFailed) -> None:
+        try:
+            self._connection.send(answer)
+        except (ProtocolError, MemoryError) as error:  # it has no frame: nothing of it was sent
+            lift_memory_limit()
+            failed = task_error(task, self._memory_bytes, answer.peak_bytes, error)
+            if isinstance(failed, ProtocolError):
+                failed.cure = _PLAN_CURE if isinstance(task, PlanTask) else _ANSWER_CURE
+                failed.details["task"] = describe_task(task)
+            self._connection.send(
+                TaskFailed(answer.attempt, failed.report(), answer.seconds, answer.peak_bytes)
+            )
+            limit_memory(self._memory_bytes)
 
 
 def main(index: int, socket_path: str, context_factory: ContextFactory) -> int:

@@ -23,6 +23,7 @@ from cortex.errors import (
     InputError,
     InternalError,
     MemoryTooSmall,
+    ProtocolError,
     ServerDied,
     TaskTimeout,
     UserMemoryError,
@@ -193,6 +194,16 @@ def test_too_much_memory_is_a_named_error(harness: Harness) -> None:
     assert "map 0: split 0 of file 0" in caught.value.details["task"]
     assert "stand_in_tasks.py" in caught.value.details["traceback"]
     assert "--memory" in caught.value.cure
+
+
+@pytest.mark.parametrize("harness", [{"memory_bytes": 1024 * MIB, "slots": 1}], indirect=True)
+def test_an_answer_without_a_frame_fails_the_job_at_once(harness: Harness) -> None:
+    with pytest.raises(ProtocolError, match="TaskFinished message of 65 MB is larger than a frame") as caught:
+        harness.run("answer:65")
+    assert "map 0" in caught.value.details["task"]
+    assert "counters" in caught.value.cure
+    assert len(harness.log()) == 1
+    assert harness.run("ok").report.rows_in == 1
 
 
 @pytest.mark.parametrize("harness", [{"memory_bytes": 256 * MIB, "slots": 1}], indirect=True)
