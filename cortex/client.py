@@ -55,6 +55,7 @@ from cortex.wire.messages import (
     JobProgress,
     JobReceived,
     JobReport,
+    Message,
     Refused,
     ServerHello,
     SubmitJob,
@@ -141,7 +142,7 @@ class LocalSession:
         connection = self._connect()
         done: JobDone | None = None
         try:
-            connection.send(SubmitJob(spec, code, tuple(sys_path), staging_dir))
+            self._send(connection, SubmitJob(spec, code, tuple(sys_path), staging_dir))
             accepted = self._next(connection)
             if not isinstance(accepted, JobAccepted):
                 raise ProtocolError(f"the server answered a job with {type(accepted).__name__}")
@@ -152,8 +153,6 @@ class LocalSession:
                 raise
             self._open[done.job] = connection
             return done
-        except OSError as error:
-            raise self._cause_of_death() from error
         finally:
             if done is None:
                 connection.close()
@@ -187,19 +186,25 @@ class LocalSession:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection = BlockingConnection[FromServer](sock, FromServer)
         try:
-            sock.connect(ready.socket_path)
-            connection.send(ClientHello(local_versions()))
+            try:
+                sock.connect(ready.socket_path)
+            except OSError as error:
+                raise self._cause_of_death() from error
+            self._send(connection, ClientHello(local_versions()))
             hello = self._next(connection)
             if not isinstance(hello, ServerHello):
                 raise ProtocolError(f"the server answered a hello with {type(hello).__name__}")
             check_versions(hello.versions, local_versions(), "the server")
-        except OSError as error:
-            connection.close()
-            raise self._cause_of_death() from error
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _send(self, connection: BlockingConnection[FromServer], message: Message) -> None:
+        try:
+            connection.send(message)
+        except OSError as error:
+            raise self._cause_of_death() from error
 
     def _next(self, connection: BlockingConnection[FromServer]) -> FromServer:
         while True:
@@ -207,6 +212,8 @@ class LocalSession:
                 message = connection.receive(_WAKE_S)
             except TimeoutError:
                 continue
+            except OSError as error:
+                raise self._cause_of_death() from error
             except ProtocolError as error:
                 if self._process.poll() is None:
                     raise

@@ -115,6 +115,17 @@ def test_a_job_runs_and_its_files_are_removed_when_it_is_received(harness: Harne
     assert wait_for(lambda: not work.exists(), 2)
 
 
+def test_an_error_of_on_progress_is_its_own(harness: Harness) -> None:
+    def show(progress: JobProgress) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "progress.log")
+
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        harness.run("sleep:20", on_progress=show)
+    assert time.monotonic() - began < 15
+    assert harness.run("ok").report.rows_in == 1
+
+
 def test_jobs_one_after_another_and_at_once(harness: Harness) -> None:
     harness.session.received(harness.run("ok").job)
     done: list[JobDone] = []
