@@ -20,7 +20,7 @@ from typing import Any, cast
 from cortex.api import MapReduceJob, plain_function
 from cortex.errors import JobFileError, UsageError
 from cortex.job.declared import Problem, validate_declared
-from cortex.job.overrides import absolute_path, dialect_problems, parse_reducers
+from cortex.job.overrides import absolute_path, current_folder, dialect_problems, parse_reducers
 from cortex.job.spec import (
     INPUT_FORMATS,
     OUTPUT_FORMATS,
@@ -394,7 +394,7 @@ def absolute_paths(value: Any, option: str, problems: list[str]) -> tuple[str, .
             problems.append(f"{option}: {item!r} is not a path")
         else:
             try:
-                paths.append(absolute_path(path, os.getcwd()))
+                paths.append(absolute_path(path, current_folder()))
             except UsageError as error:
                 problems.append(f"{option}: {error.message}" + (f"; {error.cure}" if error.cure else ""))
     return tuple(paths)

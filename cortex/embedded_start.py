@@ -44,7 +44,11 @@ def take(context: str = "") -> tuple[subprocess.Popen[bytes], IO[Any]]:
 
 
 def _surroundings() -> dict[str, str]:
-    return {**os.environ, "": os.getcwd()}
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:  # the command that needs it will say so
+        folder = ""
+    return {**os.environ, "": folder}
 
 
 def _start(context: str) -> tuple[subprocess.Popen[bytes], IO[Any]]:

@@ -27,6 +27,7 @@ from operator import attrgetter
 from typing import Any, cast
 
 from cortex.errors import UsageError, UserCodeError
+from cortex.job.overrides import current_folder
 from cortex.tasks.code_names import named
 
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -53,7 +54,7 @@ def load_object(target: str, folder: str = "") -> Any:
     Raises UsageError (no such file or name) and UserCodeError (the file fails when imported).
     """
     path, name = split_target(target)
-    module = load_module(os.path.join(folder or os.getcwd(), os.path.expanduser(path)))
+    module = load_module(os.path.join(folder or current_folder(), os.path.expanduser(path)))
     try:
         return attrgetter(name)(module)
     except AttributeError:

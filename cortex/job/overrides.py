@@ -30,7 +30,7 @@ class Overrides:
 
 def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None) -> JobSpec:
     """The spec with the options in place; raises UsageError for a format or path that cannot be."""
-    folder = os.getcwd() if cwd is None else cwd
+    folder = current_folder() if cwd is None else cwd
     given = overrides
     if given.input_format and given.input_format not in INPUT_FORMATS:
         raise UsageError(
@@ -76,8 +76,22 @@ def absolute_path(path: str, folder: str) -> str:
         raise UsageError(
             f"{path!r} is not on this machine", cure="copy it here first, then give the file's path"
         )
-    absolute = os.path.join(folder, os.path.expanduser(path))
-    return os.path.normpath(absolute)
+    absolute = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+    try:
+        absolute.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the path is not UTF-8: {os.fsencode(absolute)!r}", cure="rename the file or folder"
+        ) from error
+    return absolute
+
+
+def current_folder() -> str:
+    """Where relative paths start. Raises UsageError when it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder does not exist any more", cure="cd to one that does") from error
 
 
 def parse_reducers(text: str | int, what: str = "reducers") -> int:

@@ -22,6 +22,7 @@ from cortex.job.overrides import (
     Overrides,
     absolute_path,
     apply_overrides,
+    current_folder,
     dialect_problems,
     parse_reducers,
     parse_slots,
@@ -69,7 +70,7 @@ def load_job_file(path: str, overrides: Overrides | None = None, *, cwd: str | N
     Raises JobFileError (all problems, one a line) or UsageError (no such file; bad options).
     Paths in the file are relative to its folder, those in `overrides` to `cwd`.
     """
-    folder = os.getcwd() if cwd is None else cwd
+    folder = current_folder() if cwd is None else cwd
     whole = os.path.join(folder, os.path.expanduser(path))
     document = Document.read(whole, path)
     options = overrides or Overrides()

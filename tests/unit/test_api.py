@@ -180,6 +180,7 @@ def test_all_problems_are_reported_together() -> None:
         (WordCount, {"key": "word"}, "pairs"),
         (WordCount, {"input": ["a", 3]}, "input: 3 is not a path"),
         (WordCount, {"input": "s3://bucket/x"}, "not on this machine"),
+        (WordCount, {"output": "caf\udce9"}, "not UTF-8"),
         (WordCount, {"columns": ["a"]}, "columns:"),
         (WordCount, {"output": ["a", "b"]}, "one folder"),
         (WordCount, {"header": "no"}, "header:"),

@@ -30,6 +30,7 @@ from cortex.cli.progress import (
 from cortex.cli.rows import print_csv, print_table, printable, shown_cells, text_of
 from cortex.cli.targets import load_target
 from cortex.cli.terminal import aligned, guarded
+from cortex.embedded_start import _surroundings
 from cortex.errors import JobFileError, UsageError
 from cortex.job.overrides import Overrides
 from cortex.job.protocol import FIELD_KIND
@@ -74,6 +75,7 @@ def test_help(arguments: list[str], expected: str, capsys: pytest.CaptureFixture
         (["ls-splits"], "PATH"),
         (["ls-splits", "s3://bucket/x"], "not on this machine"),
         (["ls-splits", "x", "--split-size", "0"], "less than one byte"),
+        (["ls-splits", "caf\udce9.csv"], "the path is not UTF-8: b'"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -84,6 +86,23 @@ def test_wrong_usage_is_exit_code_2(
     assert expected in captured.err
     assert captured.out == ""
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ls-splits", "x.csv"], ["mapreduce", "job.py:Job"], ["mapreduce", "job.yaml"]]
+)
+def test_a_folder_that_was_removed_is_named(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "the current folder does not exist any more" in said
+    assert "cd to one that does" in said
+    assert _surroundings()[""] == ""  # what is started before the command knows is not in its way
 
 
 # --- targets ------------------------------------------------------------------------------------------
