@@ -284,8 +284,7 @@ class Executor:
             if own_anonymous_bytes() > self._memory_bytes // 2 > 0:
                 give_back_memory()
         self._in_hand = TaskProgress("", TaskStats())
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_output()
         self._answer(message.task, answer)
 
     def _answer(self, task: Task, answer: TaskFinished | TaskFailed) -> None:
@@ -339,10 +338,16 @@ def redirect_output(stderr_path: str) -> None:
         setattr(sys, name, stream)
 
 
+def flush_output() -> None:
+    """See that what was printed is in the file. User code may have closed the streams, or replaced them."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.flush()
+
+
 def printed(since_bytes: int) -> str:
     """The last of what was printed since the executor's file had this size; "" if that is no file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     size = os.fstat(1).st_size
     begin = max(since_bytes if since_bytes <= size else 0, size - STDERR_TAIL_BYTES)  # the node cuts it
     try:

@@ -93,6 +93,11 @@ class Context:
                 each.wait()
         elif verb == "exit":
             sys.exit(int(what))
+        elif verb == "stdout":
+            if what == "close":
+                sys.stdout.close()
+            else:
+                sys.stdout = None  # type: ignore[assignment]
         elif verb == "osexit":
             os._exit(int(what))
         elif verb == "bug":

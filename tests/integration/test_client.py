@@ -192,6 +192,12 @@ def test_a_task_that_ends_its_process_has_four_attempts_whatever_the_status(harn
     assert len([1 for _, command, _ in harness.log() if command == "osexit:75"]) == TASK_ATTEMPTS_MAX
 
 
+@pytest.mark.parametrize("how", ["close", "none"])
+def test_code_may_do_without_standard_output(harness: Harness, how: str) -> None:
+    done = harness.run(*[f"stdout:{how}"] * 4)
+    assert (len(done.parts), done.report.failed_attempts) == (4, 0)
+
+
 def test_a_crash_in_native_code_shows_its_stack(harness: Harness) -> None:
     with pytest.raises(ExecutorDied, match="SIGSEGV") as caught:
         harness.run("kill:SIGSEGV")
