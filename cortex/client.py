@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -34,13 +33,12 @@ from cortex.limits import (
     CANCEL_S_MAX,
     EMBEDDED_EXIT_S_MAX,
     EMBEDDED_START_S_MAX,
-    EXECUTOR_EXIT_S_MAX,
     KIB,
     STDERR_TAIL_BYTES,
     TASK_SILENCE_S_MAX,
     UNIX_PATH_BYTES_MAX,
 )
-from cortex.private_folders import new_name, runtime_parent
+from cortex.private_folders import new_name, remove_folder, runtime_parent
 from cortex.wire.framing import BlockingConnection, FrameDecoder, encode_frame
 from cortex.wire.messages import (
     CancelJob,
@@ -364,14 +362,6 @@ def _take_down(process: subprocess.Popen[bytes], log: IO[Any], folders: Sequence
         process.wait()
     process.stdout.close()
     log.close()
-    for folder in folders:
-        _remove(folder)
-
-
-def _remove(folder: str) -> None:
-    """Remove what a child that was killed has left; its executors may be writing for a moment yet."""
-    deadline = time.monotonic() + EXECUTOR_EXIT_S_MAX
-    while os.path.lexists(folder) and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
-        if os.path.lexists(folder):
-            time.sleep(_WAKE_S / 100)
+    for folder in folders:  # a child that was killed has left them
+        with contextlib.suppress(OSError):
+            remove_folder(folder)

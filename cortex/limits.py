@@ -83,6 +83,7 @@ EXECUTOR_START_S_MAX: Final = 60.0  # from fork to hello; a cold disk under load
 EXECUTOR_START_DEATHS_MAX: Final = 3  # in a row, before a hello: one may be chance, three are the machine
 EXECUTOR_REFILL_S: Final = 0.2  # from the end of a job to executors for the next: often none comes
 EXECUTOR_EXIT_S_MAX: Final = 1.0  # from Stop, or from the end of its link, to its death; then SIGKILL
+REMOVE_S_MAX: Final = 5.0  # a folder is removed again and again: executors being killed may still write to it
 STACK_DUMP_S: Final = 0.5  # between asking a silent task for its stacks and killing it
 EMBEDDED_START_S_MAX: Final = 60.0  # until server and node answer
 EMBEDDED_EXIT_S_MAX: Final = 2.0  # to remove temporary files after its client is gone; then SIGKILL

@@ -22,6 +22,7 @@ from cortex.config import Config, load_config
 from cortex.errors import OutputFailed
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec, Resources
+from cortex.private_folders import remove_folder
 from cortex.result import Result
 from cortex.storage.filesystem import LocalFilesystem, refuse_memory_backed
 from cortex.user_code import dump_code, executor_sys_path
@@ -91,7 +92,8 @@ def run_job(
         finally:
             session.received(done.job)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the error that led here matters more
+            remove_folder(folder)
         raise
     return Result(spec, done.report, done.parts, folder, temporary=True)
 

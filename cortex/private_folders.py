@@ -1,12 +1,13 @@
 """Folders of one process: private, named, and removed by whoever comes later if their owner could not.
 
 A folder holds a lock file, locked for as long as its owner lives; the kernel lets go of the lock
-however the owner ends. Standard library only.
+however the owner ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -14,8 +15,11 @@ import shutil
 import tempfile
 import time
 
+from cortex.limits import REMOVE_S_MAX
+
 PREFIX = "cortex-"
 _LOCK = "owner.lock"
+_REMOVE_AGAIN_S = 0.01
 _SETTLED_S = 60.0  # between making a folder and locking it nobody may take it for a left-over one
 
 
@@ -70,6 +74,25 @@ def _is_left_over(path: str) -> bool:
         return False  # its owner lives
     finally:
         os.close(lock)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder and all in it, if it is there. Raises OSError.
+
+    Processes that are being killed may write to it for a moment yet, or remove files of their own.
+    """
+    deadline = time.monotonic() + REMOVE_S_MAX
+    while True:
+        try:
+            shutil.rmtree(path)
+            return
+        except OSError as error:
+            if not os.path.lexists(path):
+                return
+            written = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+            if not written or time.monotonic() >= deadline:
+                raise
+        time.sleep(_REMOVE_AGAIN_S)
 
 
 def runtime_parent(path_bytes_max: int) -> str:

@@ -15,13 +15,13 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from cortex.errors import UsageError
+from cortex.private_folders import remove_folder
 
 Bytes = bytes | bytearray | memoryview
 
@@ -207,8 +207,7 @@ class LocalFilesystem:
         os.rmdir(path)
 
     def remove_tree(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+        remove_folder(path)
 
     def listdir(self, path: str) -> list[str]:
         return sorted(os.listdir(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -214,6 +215,25 @@ def test_abort_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     write_parts(staged, "a\n")
     abort_output(fs, staged)
     abort_output(fs, staged)
+    assert os.listdir(tmp_path) == []
+
+
+def test_abort_removes_what_is_written_while_it_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Executors that are being killed: one makes a file, one removes its own, then they are gone."""
+    staged = stage_output(LocalFilesystem(), str(tmp_path / "made" / "out"), "j1")
+    write_parts(staged, "a\n")
+    remove = shutil.rmtree
+    errors = [OSError(errno.ENOTEMPTY, "not empty"), FileNotFoundError(errno.ENOENT, "gone")]
+
+    def removing(path: str) -> None:
+        if errors:
+            raise errors.pop(0)
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    abort_output(LocalFilesystem(), staged)
     assert os.listdir(tmp_path) == []
 
 
