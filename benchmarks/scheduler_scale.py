@@ -454,6 +454,7 @@ class Simulation:
                     self._obey(node, instruction.message)
             elif isinstance(instruction.message, m.JobDone | m.JobFailed):
                 self.end = instruction.message
+                self.tell(m.JobReceived(instruction.job))
 
     def _sample(self, kind: str, event: m.FromNode) -> None:
         data = self._encoder.encode(event)
@@ -477,6 +478,7 @@ class Simulation:
         assert end.report.rows_in == cluster.maps * 1_000_000
         assert stages["reduce"].rows_in == sum(self._totals)
         assert not self.scheduler.jobs
+        assert not self.scheduler.kept
         assert not any(node.held for node in self.scheduler.leases.nodes.values())
 
     def figures(self) -> dict[str, Any]:

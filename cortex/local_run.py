@@ -1,7 +1,7 @@
 """Running one job on this machine, from spec to `Result`: what `MapReduceJob.run` and the commands share.
 
 The order of a job's end is: every part staged and fsynced by the executors, committed here in one rename,
-then acknowledged, so that the server forgets the job. On any failure, Ctrl-C included, staging is removed.
+then acknowledged, so that server and nodes forget the job. On any failure, and on Ctrl-C, staging is removed.
 """
 
 from __future__ import annotations

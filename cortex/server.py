@@ -244,11 +244,12 @@ class Server:
         """The scheduler broke (a bug): every job fails by name, rather than hang. Nodes stay."""
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
-        jobs = dict(self._scheduler.jobs)
+        jobs, kept = self._scheduler.jobs, self._scheduler.kept
         self._scheduler = Scheduler()
-        for job, run in jobs.items():
+        for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))
+        for job, run in jobs.items():
             report = JobReport(job, run.request.spec.name, self._clock() - run.began_at)
             self._to_client(job, JobFailed(job, error, report))
         for hello, _ in self._nodes.values():

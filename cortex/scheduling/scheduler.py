@@ -58,6 +58,8 @@ class Scheduler:
         self.leases = LeaseBook()
         self.jobs: dict[str, JobRun] = {}
         """Jobs under way; one that has ended is forgotten once its client is told."""
+        self.kept: set[str] = set()
+        """Jobs done, until their client has committed the result (or is gone): nodes keep what they have."""
         self.stale_messages = 0
         self._turns: deque[str] = deque()
         self._ticked_at: float | None = None
@@ -135,7 +137,7 @@ class Scheduler:
         node = self.leases.current(name, incarnation, now)
         if node is not None and node.silent:
             self.leases.revive(node)
-            for job in sorted(node.told.keys() - self.jobs.keys()):
+            for job in sorted(node.told.keys() - self.jobs.keys() - self.kept):
                 del node.told[job]
                 self._out.append(SendToNode(name, EndJob(job)))
         return node
@@ -152,7 +154,7 @@ class Scheduler:
             running = node.held.get(progress.attempt)  # type: ignore[call-overload]
             if running is not None:
                 self.jobs[running.job].heard(running, progress)
-            elif progress.attempt.partition("-")[0] in self.jobs:
+            elif self._is_known(progress.attempt.partition("-")[0]):
                 not_ours.append(progress.attempt)
         if not_ours:
             self._out.append(SendToNode(node.name, Revoke(tuple(not_ours))))
@@ -162,9 +164,12 @@ class Scheduler:
         if job is not None:
             job.cancel(Cancelled(event.reason).report())
             self._after(job, now)
+        elif event.job in self.kept:
+            self.kept.discard(event.job)
+            self._end_at_nodes(event.job)
 
     def _job_received(self, event: JobReceived, now: float) -> None:
-        # Nothing is kept of a job that has ended. A client that lets go of one under way gives it up.
+        # What was kept is needed no more. A client that lets go of a job under way gives it up.
         self._cancel_requested(CancelRequested(event.job, "the client gave the job up"), now)
 
     def _tick(self, event: Tick, now: float) -> None:
@@ -183,6 +188,8 @@ class Scheduler:
     def _after(self, job: JobRun, now: float) -> None:
         """Carry out what a job has decided; take leave of it when it has ended."""
         revoked = job.take_revoked()
+        if job.state is JobState.DONE:
+            revoked += job.running.values()  # a lost map's redo, which no reduce needed
         self.leases.release(revoked)
         for running in revoked:
             self._out.append(SendToNode(running.node, Revoke((running.attempt,))))
@@ -191,17 +198,24 @@ class Scheduler:
         self.leases.release(job.running.values())
         del self.jobs[job.job]
         self._turns.remove(job.job)
-        end = EndJob(job.job)
-        for node in self.leases.nodes.values():
-            if job.job in node.told and not node.silent:
-                del node.told[job.job]
-                self._out.append(SendToNode(node.name, end))
         report = self._report(job, now)
         if job.state is JobState.DONE:
+            self.kept.add(job.job)
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None
+            self._end_at_nodes(job.job)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
+
+    def _is_known(self, job: str) -> bool:
+        return job in self.jobs or job in self.kept
+
+    def _end_at_nodes(self, job: str) -> None:
+        end = EndJob(job)
+        for node in self.leases.nodes.values():
+            if job in node.told and not node.silent:
+                del node.told[job]
+                self._out.append(SendToNode(node.name, end))
 
     def _dispatch(self, now: float) -> None:
         """Give nodes what they have room for, the roomiest first, each a share of what waits."""

@@ -257,7 +257,7 @@ class Revoke(Message, frozen=True):
 
 
 class EndJob(Message, frozen=True):
-    """The job is over, however it ended: drop its executors and its run files."""
+    """The job failed, or its client has the result: drop its executors and its run files."""
 
     job: str
 
@@ -368,7 +368,8 @@ class JobReport(Message, frozen=True):
 
 
 class JobDone(Message, frozen=True):
-    """Every part is staged and fsynced: the client commits them. Parts are in output order."""
+    """Every part is staged and fsynced: the client commits them, then says JobReceived. Until then nodes keep
+    what they have of the job. Parts are in output order."""
 
     job: str
     report: JobReport
@@ -386,7 +387,7 @@ class CancelJob(Message, frozen=True):
 
 
 class JobReceived(Message, frozen=True):
-    """The client has committed (or given up) the output: the server forgets the job."""
+    """The client has committed (or given up) the output: server and nodes forget the job."""
 
     job: str
 

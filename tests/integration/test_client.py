@@ -110,6 +110,7 @@ def test_a_job_runs_and_its_files_are_removed_when_it_is_received(harness: Harne
         0o700,
     )
     work = Path(ready.work_dir) / done.job
+    time.sleep(0.3)  # for as long as the client takes to commit
     assert len(list(work.iterdir())) == 3
     harness.session.received(done.job)
     assert wait_for(lambda: not work.exists(), 2)

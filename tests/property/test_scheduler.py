@@ -319,6 +319,7 @@ class Simulation:
         for job, end in self.ends.items():
             self.check_end(self.worlds[job], end)
         assert not self.scheduler.jobs
+        assert not self.scheduler.kept
         assert not any(n.held for n in self.scheduler.leases.nodes.values())
 
     def check_ahead(self) -> None:

@@ -150,10 +150,11 @@ def test_a_job_from_submission_to_its_end() -> None:
         "n <- Lease 1-r000000.0 reduce m000001.0,m000002.0; 1-r000001.0 reduce m000000.0,m000002.0"
     ]
     assert d.reduced(1, 0, 7) == []
-    assert d.reduced(0, 0, 5) == ["n <- EndJob 1", "client 1 <- JobDone"]
+    assert d.reduced(0, 0, 5) == ["client 1 <- JobDone"]
     end = d.end()
     assert isinstance(end, m.JobDone)
     assert [p.name for p in end.parts] == ["part-0", "part-1"]
+    assert d.tell(m.JobReceived(JOB)) == ["n <- EndJob 1"]  # until then the node keeps what it has
     assert d.tell(m.JobReceived(JOB)) == []
     assert not d.scheduler.jobs
 
@@ -163,7 +164,7 @@ def test_a_map_only_job_has_the_parts_in_map_order() -> None:
     d.start(make_plan(2, 0))
     parts = [(m.OutputPart(f"part-{i}", f"staged-{i}", 1, 2, ()),) for i in range(2)]
     assert d.mapped(1, rows=(), parts=parts[1]) == []
-    assert d.mapped(0, rows=(), parts=parts[0]) == ["n <- EndJob 1", "client 1 <- JobDone"]
+    assert d.mapped(0, rows=(), parts=parts[0]) == ["client 1 <- JobDone"]
     end = d.end()
     assert isinstance(end, m.JobDone)
     assert end.parts == parts[0] + parts[1]
@@ -317,6 +318,18 @@ def test_a_lost_run_redoes_that_map_alone_and_costs_no_attempt() -> None:
     end = d.end()
     assert isinstance(end, m.JobDone)
     assert end.report.rows_in == 10  # each map counts once
+
+
+def test_a_redo_that_no_reduce_needed_is_stopped_when_the_job_is_done() -> None:
+    d = Driver()
+    d.join()
+    d.join("n2")
+    d.submit()
+    d.done(f"{JOB}-plan.0", m.PlanResult(make_plan(2)))
+    d.mapped(0)
+    d.mapped(1, node="n2")
+    assert d.tell(events.NodeLost("n2")) == ["n <- Lease 1-m000001.1 map 10+10:0>0"]
+    assert d.reduced(0, 0, 8) == ["n <- Revoke 1-m000001.1", "client 1 <- JobDone"]
 
 
 def test_a_map_whose_output_is_lost_again_and_again_ends_the_job() -> None:
@@ -506,6 +519,18 @@ def test_a_node_that_was_silent_when_a_job_ended_is_told_on_its_return() -> None
     tick(d, LEASE_S + 1)
     assert d.tell(events.CancelRequested(JOB)) == ["client 1 <- JobFailed cancelled"]
     assert beat(d, "m000001.0") == ["n <- EndJob 1"]
+
+
+def test_what_is_kept_of_a_job_ends_with_its_client() -> None:
+    d = Driver(form="none")
+    d.start(make_plan(1, 0))
+    tick(d, LEASE_S + 1)
+    assert d.mapped(0, rows=()) == ["n <- Lease 1-m000000.1 map 0+10:0>0"]
+    assert d.done(f"{JOB}-m000000.1", m.MapResult(0, m.TaskStats())) == ["client 1 <- JobDone"]
+    assert beat(d, "m000000.0") == ["n <- Revoke 1-m000000.0"]  # of before it was silent
+    tick(d, 3 * LEASE_S)
+    assert d.tell(events.CancelRequested(JOB)) == []
+    assert beat(d) == ["n <- EndJob 1"]
 
 
 def test_a_server_that_stood_still_blames_no_node() -> None:

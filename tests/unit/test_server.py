@@ -186,10 +186,12 @@ def test_a_job_runs_and_its_progress_and_end_reach_its_client_alone(machine: Mac
     machine.finish(machine.leases()[1], m.MapResult(0, m.TaskStats(), (3,)))
     machine.finish(machine.leases()[2], m.ReduceResult(0, m.TaskStats(rows_in=3)))
     assert [type(message) for message in client.heard()] == [m.JobDone]
+    assert m.EndJob(job) not in machine.sent
     assert client.say(m.JobReceived(job)) == []
+    assert machine.sent[-1] == m.EndJob(job)
     assert other.heard() == []
     client.leave(), other.leave()
-    assert machine.sent[-1] == m.EndJob(job)
+    assert machine.sent.count(m.EndJob(job)) == 1
 
 
 def test_a_client_that_goes_takes_its_jobs_with_it(machine: Machine) -> None:
