@@ -15,7 +15,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -139,12 +138,6 @@ def descendant_pids(pid: int) -> list[int]:
         seen.update(new)
         found.extend(new)
     return found
-
-
-def tree_bytes(roots: Iterable[int]) -> int:
-    """Proportional anonymous and shared bytes of the given processes and all below them."""
-    pids = {pid for root in roots for pid in descendant_pids(root)}
-    return sum(proportional_bytes(pid) for pid in pids)
 
 
 # --- what the machine gives ----------------------------------------------------------------------

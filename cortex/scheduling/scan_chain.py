@@ -60,12 +60,11 @@ class Chain:
 class Chunk:
     """A scan task: `count` splits from the k-th of a chain. `fresh`: not issued yet."""
 
-    __slots__ = ("chain", "count", "fresh", "k", "start_state")
+    __slots__ = ("chain", "count", "fresh", "k")
 
     def __init__(self, chain: Chain, k: int, count: int) -> None:
         self.chain, self.k, self.count = chain, k, count
         self.fresh = True
-        self.start_state = UNKNOWN
 
 
 class ScanPlan:
@@ -137,9 +136,8 @@ class ScanPlan:
         chunk = self.chunks[index]
         chain = chunk.chain
         chunk.fresh = False
-        chunk.start_state = chain.states[chunk.k]
         splits = range(index, index + chunk.count + 1)
-        return ScanTask(chain.file, tuple(self._splits[i].offset for i in splits), chunk.start_state)
+        return ScanTask(chain.file, tuple(self._splits[i].offset for i in splits), chain.states[chunk.k])
 
     def bytes_of(self, index: int) -> int:
         """What a scan task reads."""

@@ -175,9 +175,6 @@ class BlockingConnection(Generic[M]):
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def set_limit(self, max_bytes: int) -> None:
-        self._decoder.set_limit(max_bytes)
-
     def send(self, message: Message) -> None:
         """Send one message, waiting while the peer does not read.
 

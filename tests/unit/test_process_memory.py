@@ -19,7 +19,6 @@ from cortex.process_memory import (
     peak_anonymous_bytes,
     proportional_bytes,
     reset_peak,
-    tree_bytes,
     usable_memory_bytes,
     usable_processors,
 )
@@ -53,7 +52,7 @@ def test_the_peak_is_remembered_and_can_be_reset() -> None:
 @linux
 def test_shared_pages_of_a_fork_count_once() -> None:
     block = bytearray(b"x") * (64 * MIB)
-    one = tree_bytes([os.getpid()])
+    one = proportional_bytes(os.getpid())
     ready, tell = os.pipe()
     hold, release = os.pipe()
     pid = os.fork()
@@ -65,7 +64,7 @@ def test_shared_pages_of_a_fork_count_once() -> None:
     try:
         os.read(ready, 1)
         assert pid in descendant_pids(os.getpid())
-        both = tree_bytes([os.getpid(), pid])
+        both = proportional_bytes(os.getpid()) + proportional_bytes(pid)
         assert both - one < 32 * MIB  # not 64 and more
         assert own_anonymous_bytes(pid) > 64 * MIB
     finally:
@@ -81,7 +80,7 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    assert proportional_bytes(pid) == own_anonymous_bytes(pid) == tree_bytes([pid]) == 0
+    assert proportional_bytes(pid) == own_anonymous_bytes(pid) == 0
 
 
 def write(path: Path, text: str) -> None:
