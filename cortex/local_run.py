@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +19,7 @@ from cortex.config import Config, load_config
 from cortex.errors import OutputFailed
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec, Resources
-from cortex.private_folders import remove_folder
+from cortex.private_folders import LOCK, PrivateFolder, new_name, remove_left_over
 from cortex.result import Result
 from cortex.storage.filesystem import LocalFilesystem, refuse_memory_backed
 from cortex.user_code import dump_code, executor_sys_path
@@ -86,16 +83,15 @@ def run_job(
     spec = msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, format="arrow"))
     folder = _temporary_folder(result_home)
     try:
-        done = session.run(spec, code, sys_path, folder, on_progress)
+        done = session.run(spec, code, sys_path, folder.path, on_progress)
         try:
-            _keep_only(folder, done)
+            _keep_only(folder.path, done)
         finally:
             session.received(done.job)
     except BaseException:
-        with contextlib.suppress(OSError):  # the error that led here matters more
-            remove_folder(folder)
+        folder.remove()
         raise
-    return Result(spec, done.report, done.parts, folder, temporary=True)
+    return Result(spec, done.report, done.parts, folder.path, folder.remove)
 
 
 def _run_to_output(
@@ -115,7 +111,7 @@ def _run_to_output(
     except BaseException:
         abort_output(fs, staged)
         raise
-    return Result(spec, done.report, done.parts, spec.output.path, temporary=False)
+    return Result(spec, done.report, done.parts, spec.output.path)
 
 
 # --- temporary results ------------------------------------------------------------------------------
@@ -126,11 +122,10 @@ def spill_folder(config: Config) -> str:
     return config.spill_dirs[0]
 
 
-def _temporary_folder(home: str) -> str:
-    """A new private folder, named after this process so that a later one knows when it is left over."""
+def _temporary_folder(home: str) -> PrivateFolder:
     try:
-        _remove_left_over(home)
-        return tempfile.mkdtemp(prefix=f"result-{socket.gethostname()}-{os.getpid()}-", dir=home)
+        remove_left_over(home)  # results of processes that were killed before they could
+        return PrivateFolder(new_name(home))
     except OSError as error:
         raise _no_spill_folder(home, error) from error
 
@@ -142,24 +137,9 @@ def _no_spill_folder(folder: str, error: OSError) -> OutputFailed:
     )
 
 
-def _remove_left_over(home: str) -> None:
-    """Results of processes of this machine that were killed before they could remove them."""
-    mine = f"result-{socket.gethostname()}-"
-    for name in os.listdir(home):
-        pid = name.removeprefix(mine).partition("-")[0]
-        if not name.startswith(mine) or not pid.isdigit():
-            continue
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(os.path.join(home, name), ignore_errors=True)
-        except OSError:
-            continue  # another user's process has the number: not ours to judge
-
-
 def _keep_only(folder: str, done: JobDone) -> None:
     """Remove what attempts that lost left in the folder."""
-    wanted = {part.staged_as for part in done.parts}
+    wanted = {LOCK, *(part.staged_as for part in done.parts)}
     for name in set(os.listdir(folder)) - wanted:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, name))

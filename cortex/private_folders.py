@@ -18,7 +18,7 @@ import time
 from cortex.limits import REMOVE_S_MAX
 
 PREFIX = "cortex-"
-_LOCK = "owner.lock"
+LOCK = "owner.lock"
 _REMOVE_AGAIN_S = 0.01
 _SETTLED_S = 60.0  # between making a folder and locking it nobody may take it for a left-over one
 
@@ -35,11 +35,12 @@ class PrivateFolder:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         os.mkdir(path, 0o700)
         self.path = path
-        self._lock = os.open(os.path.join(self.path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(os.path.join(self.path, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what stays is left over
+            remove_folder(self.path)
         with contextlib.suppress(OSError):  # a second call: closed before
             os.close(self._lock)
 
@@ -61,7 +62,7 @@ def remove_left_over(parent: str) -> list[str]:
 
 def _is_left_over(path: str) -> bool:
     try:
-        lock = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        lock = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False  # not one of ours
     try:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from html import escape
 from importlib import import_module
@@ -42,15 +41,21 @@ class Result:
     """
 
     def __init__(
-        self, spec: JobSpec, report: JobReport, parts: Sequence[OutputPart], folder: str, temporary: bool
+        self,
+        spec: JobSpec,
+        report: JobReport,
+        parts: Sequence[OutputPart],
+        folder: str,
+        remove: Callable[[], object] | None = None,
     ) -> None:
-        """`folder` holds the parts: under their staged names and owned by the result if `temporary`."""
+        """`folder` holds the parts. With `remove` it is temporary, they have their staged names, and the
+        result removes it."""
         self._spec = spec
         self._report = report
         self._parts = tuple(parts)
         self._folder = folder
-        self._temporary = temporary
-        self._remove = weakref.finalize(self, shutil.rmtree, folder, True) if temporary else None
+        self._temporary = remove is not None
+        self._remove = weakref.finalize(self, remove) if remove is not None else None
 
     @property
     def report(self) -> JobReport:

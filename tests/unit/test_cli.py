@@ -6,7 +6,9 @@ import datetime as dt
 import gzip
 import io
 import json
+import shutil
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +270,9 @@ def result_of(folder: Path, table: pa.Table, **report: Any) -> Result:
     spec = JobSpec(
         "test", InputSpec(("in",)), OutputSpec(format="arrow"), map_form="rows", reduce_form="rows"
     )
-    return Result(spec, JobReport("j0", "test", 1.5, **report), [part], str(folder), temporary=True)
+    return Result(
+        spec, JobReport("j0", "test", 1.5, **report), [part], str(folder), partial(shutil.rmtree, folder)
+    )
 
 
 def test_summary_has_all_figures(tmp_path: Path) -> None:

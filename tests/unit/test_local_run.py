@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,22 +94,37 @@ def test_a_result_without_output_is_kept_as_arrow_in_a_private_folder(tmp_path: 
     assert session.specs[0].output.format == "arrow"
     (folder,) = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert names(folder) == ["attempt.1.csv"]
+    assert names(folder) == ["attempt.1.csv", "owner.lock"]
     assert result.path is None
     result.close()
     assert names(tmp_path) == []
 
 
-def test_folders_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    host = socket.gethostname()
-    dead, other = f"result-{host}-{ended.pid}-x", f"result-elsewhere{host}-{ended.pid}-x"
-    alive, foreign = f"result-{host}-{os.getpid()}-x", "cortex-abc"
-    for name in (dead, other, alive, foreign):
-        (tmp_path / name).mkdir()
-    made = Path(_temporary_folder(str(tmp_path))).name
-    assert names(tmp_path) == sorted([other, alive, foreign, made])
+HOLDER = """
+import sys, time
+from cortex.private_folders import PrivateFolder, new_name
+print(PrivateFolder(new_name(sys.argv[1])).path, flush=True)
+time.sleep(60)
+"""
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    holders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    dead, alive = (Path(holder.stdout.readline().strip()) for holder in holders if holder.stdout)
+    holders[0].kill()
+    holders[0].wait()
+    (tmp_path / "cortex-abc").mkdir()  # not one of ours
+    mine = [_temporary_folder(str(tmp_path))]
+    assert dead.exists()  # too young to be judged
+    monkeypatch.setattr("cortex.private_folders._SETTLED_S", 0.0)
+    mine.append(_temporary_folder(str(tmp_path)))
+    assert names(tmp_path) == sorted([alive.name, "cortex-abc", *(Path(each.path).name for each in mine)])
+    for folder in mine:
+        folder.remove()
+    holders[1].kill()
+    for holder in holders:
+        holder.communicate()
 
 
 def test_a_spill_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import shutil
 import uuid
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def write(
         writer.write_pairs(pairs[at : at + chunk], "map()")
     parts = writer.finish()
     spec = JobSpec("t", InputSpec(("in",)), OutputSpec(format=form), map_form="rows", reduce_form="none")  # type: ignore[arg-type]
-    return Result(spec, JobReport("j0", "t", 1.0), parts, str(folder), temporary=True)
+    return Result(spec, JobReport("j0", "t", 1.0), parts, str(folder), partial(shutil.rmtree, folder))
 
 
 def text(folder: Path, pairs: list[tuple[Any, Any]], form: str = "csv") -> str:

@@ -6,7 +6,9 @@ import gc
 import os
 import pickle
 import random
+import shutil
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def make(
         group_by=group_by,
     )
     report = JobReport("j000000000000", "test", 1.5, counters={"g": {"n": 2}})
-    return Result(spec, report, parts, str(folder), temporary=True)
+    return Result(spec, report, parts, str(folder), partial(shutil.rmtree, folder))
 
 
 def kind(name: str, arrow: pa.DataType, how: bytes) -> pa.Field:
