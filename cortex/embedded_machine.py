@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +25,7 @@ from cortex.executor_deaths import signal_name
 from cortex.limits import EMBEDDED_EXIT_S_MAX, FRAME_BYTES_MAX, PARENT_CHECK_S
 from cortex.memory_plan import MemoryPlan, plan_memory
 from cortex.node import Node
-from cortex.private_folders import PrivateFolder, remove_left_over
+from cortex.private_folders import PrivateFolder, remove_folder, remove_left_over
 from cortex.server import LocalLink, Server
 from cortex.wire.framing import HEADER, FrameDecoder, encode_frame
 from cortex.wire.messages import EmbeddedReady, EmbeddedSetup, Message, Refused, ToNode
@@ -34,6 +33,7 @@ from cortex.wire.transports import listen_unix, use_monotonic_clock
 from cortex.wire.versions import local_versions
 
 _TEMPLATE_EXIT_S_MAX = 0.3
+_LOOK_S = 0.01
 GRACEFUL = b"q"
 """Written to the life pipe by a client that ends in order."""
 
@@ -107,6 +107,7 @@ class Machine:
         self._reactor: Any = None
         self._port: Any = None
         self._stopping = False
+        self._graceful = False
         self._status = 0
 
     def run(self, template_link: socket.socket) -> int:
@@ -143,7 +144,8 @@ class Machine:
         return self._status
 
     def shut_down(self, graceful: bool) -> None:
-        """Take everything down and end; a second call does nothing."""
+        """Take everything down and end. A second call only says that the client ends in order after all."""
+        self._graceful = self._graceful or graceful
         if self._stopping:
             return
         self._stopping = True
@@ -157,7 +159,7 @@ class Machine:
             if deadline.active():
                 deadline.cancel()
             # large files: not on the reactor's thread
-            threading.Thread(target=self._clean_up, args=(graceful,), name="clean-up").start()
+            threading.Thread(target=self._clean_up, name="clean-up").start()
 
         if self._node is None:
             executors_gone()
@@ -238,7 +240,7 @@ class Machine:
         print(f"cortex: {error}", file=sys.stderr, flush=True)
         self._status = 1
         self._say(Refused(error.report()))
-        self.shut_down(graceful=True)
+        self.shut_down(graceful=False)
 
     def _say(self, message: Message) -> None:
         try:
@@ -247,7 +249,7 @@ class Machine:
             self._parent = 0  # the client is gone: the next look at the parent ends this process
 
     def _signalled(self, _number: int, _frame: Any) -> None:
-        self._reactor.callFromThread(self.shut_down, True)
+        self._reactor.callFromThread(self.shut_down, False)
 
     def _check_parent(self) -> None:
         if os.getppid() != self._parent:
@@ -255,16 +257,24 @@ class Machine:
         elif not self._stopping:
             self._reactor.callLater(PARENT_CHECK_S, self._check_parent)
 
-    def _clean_up(self, graceful: bool) -> None:
-        if not graceful and self._node is not None:
-            for folder in self._node.staging_dirs:
-                shutil.rmtree(folder, ignore_errors=True)
-        self._remove_folders()
-        self._reactor.callFromThread(self._end)
-
-    def _remove_folders(self) -> None:
+    def _clean_up(self) -> None:
+        if self._node is not None and self._client_was_killed():
+            for staging in self._node.staging_dirs:
+                with contextlib.suppress(OSError):  # the next job on this output tries again
+                    remove_folder(staging)
         for folder in self._folders:
             folder.remove()
+        self._reactor.callFromThread(self._end)
+
+    def _client_was_killed(self) -> bool:
+        """One that lives may be committing what lies in the staging folders, and removes them itself. What
+        a signal to the whole group does here may come before the client is gone: look for a while."""
+        deadline = time.monotonic() + PARENT_CHECK_S
+        while not self._graceful and time.monotonic() < deadline:
+            if os.getppid() != self._parent:
+                return True
+            time.sleep(_LOOK_S)
+        return False
 
     def _end(self) -> None:
         self._template.terminate()  # it kills what is left of the executors

@@ -57,6 +57,7 @@ def run_class_job(job: MapReduceJob, on_progress: OnProgress | None) -> Result:
     config = load_config()
     with open_session(spec.resources, config) as session:
         code = job_code(job, spec)
+        session.wait_ready()  # from here on its processes know of, and remove, what a killed one leaves
         return run_job(session, spec, code, executor_sys_path(), on_progress, spill_folder(config))
 
 

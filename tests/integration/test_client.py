@@ -335,8 +335,11 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_end_of_the_client_ends_everything(tmp_path: Path, number: signal.Signals) -> None:
+ENDS = [(number, False) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+
+
+@pytest.mark.parametrize(("number", "group"), [*ENDS, (signal.SIGTERM, True), (signal.SIGHUP, True)])
+def test_the_end_of_the_client_ends_everything(tmp_path: Path, number: signal.Signals, group: bool) -> None:
     spill, staging = tmp_path / "spill", tmp_path / "staging"
     staging.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -353,6 +356,9 @@ def test_the_end_of_the_client_ends_everything(tmp_path: Path, number: signal.Si
     pids = descendant_pids(client.pid)
     assert int(server_pid) in pids
     assert len(pids) >= 5  # client, server and node, template, two executors
+    if group:  # in the order that is worst
+        os.kill(int(server_pid), number)
+        time.sleep(0.1)
     client.send_signal(number)
     began = time.monotonic()
     assert wait_for(lambda: not any(alive(pid) for pid in pids), 5)
