@@ -4,12 +4,14 @@
 folder is on ``sys.path``, so that helper modules beside it import as they do in a script.
 
 Pickled *by value* (their code travels): classes and closures of ``__main__`` and notebooks, the job's own
-module, and modules that stand beside it (a file under the script's folder, not in site-packages). All else
-is pickled by reference and imported by the executor, whose ``sys.path`` is a copy of this process's.
+module, and modules that stand beside it (a file under the script's folder, not in site-packages), unless what
+they hold cannot be pickled. All else is pickled by reference and imported by the executor, whose ``sys.path``
+is a copy of this process's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -21,6 +23,7 @@ import threading
 import traceback
 import types
 from collections import ChainMap
+from collections.abc import Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
@@ -164,21 +167,35 @@ def dump_code(code: Any, module_names: tuple[str, ...] = ()) -> bytes:
 
     Raises UserCodeError naming the attribute or closure variable that cannot be pickled.
     """
-    cloudpickle: Any = import_module("cloudpickle")  # untyped
+    own = {type(code).__module__, *module_names}
+    modules = _modules_by_value(own)
     with _PICKLING:
-        registered = []
-        try:
-            for module in _modules_by_value({type(code).__module__, *module_names}):
-                if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
-                    cloudpickle.register_pickle_by_value(module)
-                    registered.append(module)
+        with _by_value(modules):
             try:
                 return _dumps(code)
             except Exception as error:
-                raise _cannot_pickle(code, error) from error
-        finally:
-            for module in registered:
-                cloudpickle.unregister_pickle_by_value(module)
+                cause, failed = error, _cannot_pickle(code, error)
+        # A helper may hold what cannot be pickled, such as a lock: then executors import the helpers.
+        with _by_value([module for module in modules if module.__name__ in own]):
+            try:
+                return _dumps(code)
+            except Exception:
+                raise failed from cause
+
+
+@contextlib.contextmanager
+def _by_value(modules: list[types.ModuleType]) -> Iterator[None]:
+    cloudpickle: Any = import_module("cloudpickle")  # untyped
+    registered = []
+    try:
+        for module in modules:
+            if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                cloudpickle.register_pickle_by_value(module)
+                registered.append(module)
+        yield
+    finally:
+        for module in registered:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _dumps(value: Any) -> bytes:

@@ -43,9 +43,10 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def run_elsewhere(code: bytes, expression: str) -> str:
-    """`expression` of the unpickled `code`, in a process that knows none of its modules' folders."""
-    program = f"import sys, pickle; code = pickle.loads(sys.stdin.buffer.read()); print({expression})"
+def run_elsewhere(code: bytes, expression: str, *folders: str) -> str:
+    """`expression` of the unpickled `code`, in a process that knows of the folders of modules only these."""
+    program = f"import sys, pickle; sys.path[:0] = {folders!r}; code = pickle.loads(sys.stdin.buffer.read())"
+    program += f"; print({expression})"
     import_path = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program], input=code, capture_output=True, check=True, cwd=import_path
@@ -161,6 +162,15 @@ def test_a_closure_that_cannot_be_pickled_is_named(script: Path) -> None:
     job = load_object(f"{script}:Job")()
     with pytest.raises(UserCodeError, match=r"the global 'log' that Job\.map uses cannot be sent"):
         dump_code(job)
+
+
+def test_a_helper_that_cannot_be_pickled_is_imported(script: Path) -> None:
+    helper = script.with_name("helper_of_job.py")
+    helper.write_text(
+        "import threading\nlock = threading.Lock()\ndef double(x):\n    with lock:\n        return x * 2\n"
+    )
+    code = dump_code(load_object(f"{script}:Job")())
+    assert run_elsewhere(code, "list(code.map(4))", str(script.parent)) == "[(4, 8)]"
 
 
 def test_code_keeps_the_name_of_its_file_whatever_cloudpickle_does(script: Path) -> None:
