@@ -62,9 +62,10 @@ class Context:
         with open(os.path.join(self.job.staging_dir, attempt), "w") as part:
             part.write(command)
         parts = (OutputPart(name, attempt, 1, len(command), (("line", "string"),)),)
+        stats = TaskStats(rows_in=1, rows_out=1, spilled_bytes=1000)
         verb, _, what = command.partition(":")
         counters = {"large": {"x" * (int(what) << 20): 1}} if verb == "answer" else {}
-        return MapResult(task.map_index, TaskStats(rows_in=1, rows_out=1), parts=parts, counters=counters)
+        return MapResult(task.map_index, stats, parts=parts, counters=counters)
 
     def _obey(self, command: str, attempt: str, progress: Progress) -> None:
         verb, _, what = command.partition(":")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -104,11 +105,14 @@ def test_a_job_runs_and_its_files_are_removed_when_it_is_received(harness: Harne
     assert 20 * MIB < done.report.memory_peak_bytes < done.report.memory_cap_bytes == 512 * MIB
     assert progress
     assert progress[-1].memory_bytes > 20 * MIB
+    assert (progress[-1].spilled_bytes, done.report.spilled_bytes) == (2000, 3000)
     ready = harness.session.wait_ready()
     assert (os.stat(ready.work_dir).st_mode & 0o777, os.stat(ready.runtime_dir).st_mode & 0o777) == (
         0o700,
         0o700,
     )
+    sockets = list(Path(ready.runtime_dir).glob("*.sock"))
+    assert [stat.S_IMODE(each.stat().st_mode) for each in sockets] == [0o600, 0o600]
     work = Path(ready.work_dir) / done.job
     time.sleep(0.3)  # for as long as the client takes to commit
     assert len(list(work.iterdir())) == 3

@@ -49,7 +49,7 @@ class Totals(cortex.MapReduceJob):
 RESOURCES = [
     ("--split-size", "64MB", "--memory", "1GB", "--slots", "1"),
     ("--split-size", "64MB", "--memory", "1GB", "--slots", "1"),
-    ("--split-size", "17KB", "--memory", "256MB", "--slots", "2", "--reducers", "3"),
+    ("--split-size", "17KB", "--memory", "320MB", "--slots", "2", "--reducers", "3"),
     ("--split-size", "1001B", "--memory", "600MB", "--slots", "3", "--reducers", "7"),
 ]
 
@@ -70,7 +70,7 @@ def run(home: Path, target: str, *options: str) -> list[bytes]:
     out = home / "out"
     command = ["-m", "cortex", "mapreduce", target, "--input", "orders.csv", "--output", "out", "--overwrite"]
     done = subprocess.run(
-        [sys.executable, *command, "--quiet", *options],
+        [sys.executable, *command, "--quiet", "--json", *options],
         cwd=home,
         env=kept | {"CORTEX_HOME": str(home / "state"), "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -79,6 +79,11 @@ def run(home: Path, target: str, *options: str) -> list[bytes]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["report"]
+    if "--slots" in options:
+        assert report["slots"] == int(options[options.index("--slots") + 1])
+    assert report["spilled_bytes"] > 0
+    assert report["shuffled_bytes"] > 0
     manifest = json.loads((out / "_manifest.json").read_text())
     parts = sorted(out.glob("part-*"))
     assert len(manifest["files"]) == len(parts)

@@ -60,4 +60,5 @@ def test_the_second_command_runs_these_tests_and_ci_runs_it() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert "block == 2" in ci
     assert "README.md" in ci
+    assert re.search(r'^timeout --kill-after=\d+ 900 bash .* "\$commands"$', ci, re.M)  # a quarter of an hour
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

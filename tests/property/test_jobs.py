@@ -25,9 +25,8 @@ from tests.one_process import Outcome, run_tasks
 SLOW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SPLITS = st.sampled_from([1, 2, 3, 7, 20, 100, 10_000])
 REDUCERS = st.integers(1, 4)
-BUDGETS = st.sampled_from(
-    [Budget(64, 64, 1, 1), Budget(500, 300, 400, 500), Budget(1 << 20, 1 << 20, 1 << 22, 1 << 22)]
-)
+TIGHT = Budget(500, 300, 400, 500)
+BUDGETS = st.sampled_from([Budget(64, 64, 1, 1), TIGHT, Budget(1 << 20, 1 << 20, 1 << 22, 1 << 22)])
 
 
 def spec_for(folder: Path, name: str, data: bytes, split: int, reducers: int, **rest: Any) -> JobSpec:
@@ -354,6 +353,19 @@ def test_values_come_in_input_order(
 
     rows = [json.loads(line) for data in outcome.files for line in data.decode().split("\n") if line]
     assert {row["key"]: row["value"] for row in rows} == {k: "|".join(v) for k, v in expected.items()}
+
+
+def test_what_is_merged_early_counts_as_spilled(tmp_path: Path) -> None:
+    def pairs(line: str) -> Iterator[tuple[str, int]]:
+        yield line, 1
+
+    data = b"".join(b"line %d\n" % n for n in range(40))
+    for split, merged in ((1, True), (1 << 30, False)):
+        spec = spec_for(tmp_path, "in.txt", data, split, 1, map_form="rows", reduce_form="rows")
+        outcome = run_tasks(spec, Code(pairs, lambda key, values: [(key, sum(values))]), budget=TIGHT)
+        (stats,) = [result.stats for result in outcome.reduces]
+        assert (stats.spilled_bytes > 0) == merged
+        assert stats.shuffled_bytes > 0
 
 
 @SLOW

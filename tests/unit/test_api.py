@@ -5,16 +5,21 @@ from __future__ import annotations
 import operator
 import os
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 
 import cortex
 from cortex.api import FunctionJob, MapReduceJob
 from cortex.class_spec import build_spec
-from cortex.errors import JobFileError, UsageError
+from cortex.errors import JobFileError, UsageError, UserCodeError
 from cortex.job.spec import CsvDialect, JobSpec
+from cortex.tasks.runner import JobContext
+from cortex.wire.messages import MapResult, MapTask, OpenJob, PlanResult, PlanTask
 
 
 class WordCount(MapReduceJob):
@@ -215,6 +220,34 @@ def test_dialect() -> None:
     spec = spec_of(delimiter=";", null_values=["", "NA"], header=False)
     assert spec.input.dialect == CsvDialect(delimiter=";", null_values=("", "NA"), header=False)
     assert spec_of(input_format="tsv", quote="").input.dialect == CsvDialect(delimiter="", quote="")
+
+
+class FailsOnce(MapReduceJob):
+    reducers = 0
+    failed = False
+
+    def map(self, line: str) -> Iterator[tuple[str, int]]:
+        self.counter("lines", "seen").add()
+        if line == "b" and not self.failed:
+            self.failed = True
+            raise ValueError
+        yield line, 1
+
+
+def test_an_attempt_that_failed_leaves_nothing_in_the_counters_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("a\nb\nc\n")
+    job = FailsOnce(str(tmp_path / "in.txt"), str(tmp_path / "out"))
+    code, folder = cloudpickle.dumps(job), str(tmp_path)
+    context = JobContext(OpenJob("j0", build_spec(job), code, (), folder, folder, 0))
+    planned = context.run("j0-plan.0", PlanTask(), print)
+    assert isinstance(planned, PlanResult)
+    context.planned(planned.plan)
+    task = MapTask(0, planned.plan.splits)
+    with pytest.raises(UserCodeError):
+        context.run("j0-m000000.0", task, print)
+    done = context.run("j0-m000000.1", task, print)
+    assert isinstance(done, MapResult)
+    assert done.counters == {"lines": {"seen": 3}}
 
 
 def test_counters_are_taken_once_and_stay_usable() -> None:

@@ -485,6 +485,20 @@ def test_damaged_pages_of_a_parquet_file_are_an_input_error(tmp_path: Path) -> N
     assert error.details["file"] == str(path)
 
 
+def test_columns_that_a_job_does_not_use_are_not_read_from_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "f.parquet"
+    table = pa.table({"a": range(1000), "b": [f"text {n}" for n in range(1000)]})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[data.find(b"text 500")] ^= 1
+    path.write_bytes(data)
+    used, both = (
+        plan_inputs(InputSpec(paths=(str(path),)), used_columns=names) for names in (["a"], ["a", "b"])
+    )
+    assert [row["a"] for row in _rows(used)] == list(range(1000))
+    assert "CRC" in _error(both).message
+
+
 def test_the_checksums_of_parquet_pages_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "f.parquet"
     table = pa.table({"x": list(range(1000))})

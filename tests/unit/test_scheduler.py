@@ -490,7 +490,8 @@ def test_parts_of_a_map_only_job_outlive_their_node() -> None:
 
 
 def beat(d: Driver, *running: str) -> list[str]:
-    progress = tuple(m.TaskProgress(f"{JOB}-{a}", m.TaskStats(bytes_in=3, rows_in=2)) for a in running)
+    stats = m.TaskStats(bytes_in=3, rows_in=2, spilled_bytes=1)
+    progress = tuple(m.TaskProgress(f"{JOB}-{a}", stats) for a in running)
     return d.tell(m.Heartbeat("n", "1", progress, 50, 60))
 
 
@@ -579,7 +580,8 @@ def test_progress_and_report() -> None:
     d = Driver(slots=1)
     d.start(make_plan(2))
     d.now = 2.0
-    d.mapped(0, seconds=1.5, counters={"g": {"n": 2}})
+    stats = m.TaskStats(rows_in=5, bytes_in=10, rows_out=4, bytes_out=40, spilled_bytes=50)
+    d.mapped(0, seconds=1.5, counters={"g": {"n": 2}}, stats=stats)
     beat(d, "m000001.0")
     d.now = 3.0
     d.tell(events.Tick())
@@ -590,6 +592,7 @@ def test_progress_and_report() -> None:
         m.StageProgress("map", 1, 2, 1, 13, 20, 7, 4, 3.0),
         m.StageProgress("reduce", 0, 1, 0, 0, 40, 0, 0, 0.0),
     )
+    assert progress.spilled_bytes == 51
     assert (progress.memory_bytes, progress.memory_peak_bytes, progress.memory_cap_bytes) == (50, 60, 1000)
     d.mapped(1, seconds=0.5, counters={"g": {"n": 3}, "h": {"k": 1}})
     d.failed("r000000.0")
@@ -611,7 +614,7 @@ def test_progress_and_report() -> None:
         rows_out=2,
         bytes_out=0,
         groups=2,
-        spilled_bytes=3,
+        spilled_bytes=53,
         shuffled_bytes=30,
         memory_peak_bytes=60,
         memory_cap_bytes=1000,
