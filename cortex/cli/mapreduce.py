@@ -41,7 +41,7 @@ def mapreduce(target: str, **options: Any) -> int:
       output    the output folder, or null
       columns   names of the output's columns
       row_count rows of the whole output
-      rows      without an output folder: the first 40 rows by key
+      rows      without an output folder: the first 40 rows by key (bytes in base64, NaN as null)
       more      ... and how many rows are not shown
       counters  {group: {name: count}}
       report    rows, bytes, stages, memory; {"error": {...}} replaces all of it when the job fails

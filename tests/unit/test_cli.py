@@ -31,7 +31,7 @@ from cortex.cli.progress import (
 )
 from cortex.cli.rows import print_csv, print_table, printable, shown_cells, text_of
 from cortex.cli.targets import load_target
-from cortex.cli.terminal import aligned, guarded
+from cortex.cli.terminal import aligned, guarded, print_json
 from cortex.embedded_start import _surroundings
 from cortex.errors import JobFileError, UsageError
 from cortex.job.overrides import Overrides
@@ -380,6 +380,13 @@ def test_ls_splits_of_a_missing_file(capsys: pytest.CaptureFixture[str]) -> None
     captured = capsys.readouterr()
     assert json.loads(captured.out)["error"]["code"] == "input"
     assert "nowhere.csv" in captured.err
+
+
+def test_json_has_bytes_in_base64_and_nan_as_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"rows": [(b"\xff", float("nan"), Decimal("1.50"))]})
+    assert json.loads(capsys.readouterr().out) == {"rows": [["/w==", None, "1.50"]]}
+    assert main(["mapreduce", "--help"]) == 0
+    assert "bytes in base64, NaN as null" in capsys.readouterr().out
 
 
 def test_aligned() -> None:
