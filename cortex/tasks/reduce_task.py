@@ -25,7 +25,7 @@ from cortex.shuffle.values import decode_values, tag_of
 from cortex.tasks.pair_emitters import PYTHON_FOLDS, method_fold, python_fold
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
-from cortex.tasks.table_emitters import aggregation_of, batches_from, plain_batch
+from cortex.tasks.table_emitters import aggregation_of, batches_from, indexed_calls, plain_batch
 from cortex.tasks.user_errors import (
     USER_EXCEPTIONS,
     raise_fold_error,
@@ -148,18 +148,7 @@ class ReduceAttempt:
     def _aggregation(self, layout: Layout) -> Aggregation:
         """As the maps had it: the arguments' types stand in the runs' layout."""
         spec = self._program.spec
-        if spec.combine:
-            calls: list[tuple[str, int | None]] = [(spec.combine, 0)]
-        else:
-            texts: list[Any] = []
-            calls = []
-            for call in self._program.calls:
-                if call.argument is None:
-                    calls.append((call.function, None))
-                    continue
-                if call.argument not in texts:
-                    texts.append(call.argument)
-                calls.append((call.function, texts.index(call.argument)))
+        calls = [(spec.combine, 0)] if spec.combine else indexed_calls(self._program.calls)[0]
         what = layout.payload.partition(":")[2]
         return Aggregation(calls, [arrow_type(name) for name in what.split(";")] if what else [])
 
@@ -180,18 +169,22 @@ class ReduceAttempt:
         return self._part.finish()
 
     def _empty_aggregate(self, names: list[str]) -> None:
-        """No rows reached this partition. Without group_by there is one group all the same, in the
-        first partition; a part with columns and no rows otherwise, if the columns are known."""
+        """No rows reached this partition. Without group_by there is one group all the same (and one
+        partition); a part with columns and no rows otherwise, if the columns are known."""
         program, spec = self._program, self._program.spec
-        if spec.map_form != "declared":
+        if spec.map_form == "declared":
+            mapped = program.mapped_schema()
+            _, aggregation = aggregation_of(program.calls, mapped)
+            keys = [pa.nulls(0, mapped.field(name).type) for name in spec.group_by]
+        elif not spec.group_by:  # columns that map_batch never gave hold nothing
+            calls, arguments = indexed_calls(program.calls)
+            aggregation, keys = Aggregation(calls, [pa.null()] * len(arguments)), []
+        else:
             return
-        mapped = program.mapped_schema()
-        _, aggregation = aggregation_of(program.calls, mapped)
-        one = not spec.group_by and self._task.partition == 0
-        states = aggregation.new(1 if one else 0)
-        keys = [pa.nulls(0, mapped.field(name).type) for name in spec.group_by]
+        groups = 0 if spec.group_by else 1
+        states = aggregation.new(groups)
         columns = [*keys, *aggregation.finish(states, "", keys)]
-        self._groups += 1 if one else 0
+        self._groups += groups
         self._part.write(pa.RecordBatch.from_arrays(columns, names=names))
 
     # --- folds ------------------------------------------------------------------------------------

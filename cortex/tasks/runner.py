@@ -67,15 +67,21 @@ class JobContext:
         raise InternalError(f"a task of type {type(task).__name__} reached an executor")
 
     def _plan(self) -> PlanResult:
-        spec = self._program.spec
         plan = plan_inputs(
-            spec.input,
+            self._program.spec.input,
             used_columns=self._program.used_columns(),
-            split_bytes=spec.resources.split_bytes,
-            reducers=0 if spec.reduce_form == "none" else spec.resources.reducers,
+            split_bytes=self._program.spec.resources.split_bytes,
+            reducers=self._reducers(),
         )
         self._program.check(plan)
         return PlanResult(plan)
+
+    def _reducers(self) -> int:
+        """What the plan is asked for. Without group_by there is one group, whose row one reducer writes."""
+        spec = self._program.spec
+        if spec.reduce_form == "none":
+            return 0
+        return 1 if spec.reduce_form == "aggregate" and not spec.group_by else spec.resources.reducers
 
     def position(self) -> tuple[int, int]:
         """Changes when the task in hand goes on, record by record. May be asked from another thread."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from cortex.errors import ColumnError, ValueTypeError
 from cortex.job.aggregates import AggregateCall
+from cortex.job.expressions import Expression
 from cortex.kernels.columns import canonical_key, plain
 from cortex.kernels.expressions import Compiled, compile_expression
 from cortex.limits import BATCH_ROWS_MAX
@@ -111,19 +112,26 @@ class TableToAggregates:
             self._collector.flush()
 
 
-def aggregation_of(calls: Sequence[AggregateCall], schema: pa.Schema) -> tuple[list[Compiled], Aggregation]:
-    """The aggregates' distinct arguments, compiled for `schema`, and the aggregation over them."""
-    texts: list[Any] = []
-    compiled: list[Compiled] = []
+def indexed_calls(
+    calls: Sequence[AggregateCall],
+) -> tuple[list[tuple[str, int | None]], list[Expression]]:
+    """The calls as `AggregateSet` has them, and their distinct arguments."""
+    arguments: list[Expression] = []
     indexed: list[tuple[str, int | None]] = []
     for call in calls:
         if call.argument is None:
             indexed.append((call.function, None))
             continue
-        if call.argument not in texts:
-            texts.append(call.argument)
-            compiled.append(compile_expression(call.argument, schema))
-        indexed.append((call.function, texts.index(call.argument)))
+        if call.argument not in arguments:
+            arguments.append(call.argument)
+        indexed.append((call.function, arguments.index(call.argument)))
+    return indexed, arguments
+
+
+def aggregation_of(calls: Sequence[AggregateCall], schema: pa.Schema) -> tuple[list[Compiled], Aggregation]:
+    """The aggregates' distinct arguments, compiled for `schema`, and the aggregation over them."""
+    indexed, arguments = indexed_calls(calls)
+    compiled = [compile_expression(argument, schema) for argument in arguments]
     return compiled, Aggregation(indexed, [c.type for c in compiled])
 
 

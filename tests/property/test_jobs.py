@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -388,3 +389,38 @@ def test_a_map_only_job_keeps_the_order_of_its_input(
     expected = [(key, str(n + 1)) for key, _, n in records if n is not None and n >= 0]
     assert [(row["k"], row["m"]) for row in rows_of(outcome)] == expected
     assert outcome.files  # an empty result has its header all the same
+
+
+class BatchTotals(MapReduceJob):
+    group_by = ()
+    aggregate = {"n": "count()", "s": "sum(x)", "lo": "min(x)", "n2": "count()"}  # noqa: RUF012
+
+    def map_batch(self, batch: pa.RecordBatch) -> Any:
+        return batch
+
+
+class DeclaredTotals(MapReduceJob):
+    group_by = ()
+    aggregate = BatchTotals.aggregate
+
+
+@pytest.mark.parametrize("job", [BatchTotals, DeclaredTotals])
+@pytest.mark.parametrize("reducers", ["auto", 1, 2, 64])
+@pytest.mark.parametrize("numbers", [[], [1, 2, 3, 4]])
+def test_without_group_by_there_is_one_row(
+    tmp_path: Path, job: type[MapReduceJob], reducers: Any, numbers: list[int]
+) -> None:
+    (tmp_path / "in.csv").write_text("x\n" + "".join(f"{n}\n" for n in numbers))
+    made = job(
+        input=str(tmp_path / "in.csv"),
+        output=str(tmp_path / "out"),
+        columns={"x": "int64"},
+        reducers=reducers,
+        split_size=4,
+    )
+    outcome = run_tasks(build_spec(made), made)
+    assert [part.rows for part in outcome.parts] == [1]
+    (row,) = rows_of(outcome)
+    assert row == (
+        {"n": "4", "s": "10", "lo": "1", "n2": "4"} if numbers else {"n": "0", "s": "", "lo": "", "n2": "0"}
+    )
