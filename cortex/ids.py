@@ -28,6 +28,7 @@ def role_named(text: str) -> Role | None:
     return next((role for role in Role if role.value == text), None)
 
 
+_JOB = re.compile(r"j[0-9a-f]{12}")
 _ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
 _MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")
 _CLUSTER = re.compile(r"k[0-9a-f]{12}")
@@ -37,6 +38,11 @@ _TOKEN = re.compile(r"t[0-9a-f]{12}")
 
 def new_job_id(random_bytes: bytes | None = None) -> JobId:
     return JobId("j" + (random_bytes or os.urandom(6)).hex())
+
+
+def is_job_id(text: str) -> bool:
+    """True for exactly the ids made here: a folder that is removed for its name must have one in it."""
+    return _JOB.fullmatch(text) is not None
 
 
 def task_id(job: JobId, kind: str, index: int | None = None) -> TaskId:

@@ -10,7 +10,8 @@ output is the old one or the new one, whole.
 
 A staging folder carries a lock for as long as its job lives (a lock on the folder itself: it outlives
 the rename and dies with the process). One without a lock was left by a killed job and is removed by
-the next job that writes to the same output.
+the next job that writes to the same output. Which folders are ours is told by the nonce, a job's id: what
+else is hidden there is the user's.
 
 Raises OutputExistsError when the output is there already, at the start and again at the end, and
 OutputFailed for all that a disk or a missing right can do.
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cortex.errors import InternalError, OutputExistsError, OutputFailed
+from cortex.ids import is_job_id
 from cortex.storage.filesystem import Filesystem, FolderLock, is_disk_full
 
 MANIFEST = "_manifest.json"
@@ -65,13 +67,13 @@ class StagedOutput:
 
 
 def stage_output(fs: Filesystem, output_path: str, nonce: str, overwrite: bool = False) -> StagedOutput:
-    """A new staging folder for `output_path`; `nonce` (a job id) tells it from other jobs'.
+    """A new staging folder for `output_path`; `nonce`, a job id, tells it from other jobs'.
 
     Raises OutputExistsError when the output exists, unless it is an empty folder or `overwrite` is
     given; with it, when the output is none of cortex (see `check_output`).
     """
-    if not nonce or "/" in nonce or "." in nonce:
-        raise InternalError(f"{nonce!r} cannot be part of a file name")
+    if not is_job_id(nonce):
+        raise InternalError(f"{nonce!r} is no job id: the folder it names would never be cleared away")
     output = os.path.realpath(output_path)
     parent, name = os.path.split(output)
     with _failing(f"output {output_path} cannot be written"):
@@ -174,19 +176,20 @@ def remove_stale(fs: Filesystem, output: str) -> list[str]:
     """Remove what killed jobs left beside `output`, and put back an old output that stepped aside.
 
     Returns the paths dealt with. A folder whose lock is held, or that cannot be locked, is left alone.
+    One that stepped aside and has no manifest was being removed already.
     """
     parent, name = os.path.split(output)
     found = []
     for entry in fs.listdir(parent):
         aside = entry.endswith(ASIDE)
         nonce = entry.removeprefix(f".{name}.").removesuffix(ASIDE if aside else STAGED)
-        if not nonce or "." in nonce or entry != f".{name}.{nonce}{ASIDE if aside else STAGED}":
+        if not is_job_id(nonce) or entry != f".{name}.{nonce}{ASIDE if aside else STAGED}":
             continue
         path = os.path.join(parent, entry)
         if not fs.is_folder(path) or (lock := fs.lock_folder(path)) is None:
             continue
         try:
-            if aside and not fs.exists(output):
+            if aside and not fs.exists(output) and fs.exists(os.path.join(path, MANIFEST)):
                 fs.rename(path, output)
                 fs.sync_folder(parent)
             else:

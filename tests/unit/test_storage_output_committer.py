@@ -25,6 +25,8 @@ from cortex.storage.output_committer import (
 )
 from tests.faulty_filesystem import Crash, FaultyFilesystem
 
+JOB, OTHER = "j000000000001", "j000000000002"
+
 
 class Part(NamedTuple):
     name: str
@@ -48,13 +50,13 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def run(fs: object, output: Path, *texts: str, overwrite: bool = False) -> None:
-    staged = stage_output(fs, str(output), "j1", overwrite)  # type: ignore[arg-type]
+    staged = stage_output(fs, str(output), JOB, overwrite)  # type: ignore[arg-type]
     try:
         parts = write_parts(staged, *texts)
     except BaseException:
         abort_output(fs, staged)  # type: ignore[arg-type]
         raise
-    commit_output(fs, staged, parts, {"job": "j1"})  # type: ignore[arg-type]
+    commit_output(fs, staged, parts, {"job": JOB})  # type: ignore[arg-type]
 
 
 NEW = {"part-00000.csv": "a\nb\n", "part-00001.csv": "c\n", SUCCESS: ""}
@@ -66,7 +68,7 @@ def test_commit_leaves_parts_manifest_and_success(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     assert contents(out) == NEW
     manifest = json.loads((out / MANIFEST).read_text())
-    assert manifest["job"] == "j1"
+    assert manifest["job"] == JOB
     assert manifest["rows"] == 3
     assert manifest["files"][1] == {
         "name": "part-00001.csv",
@@ -81,7 +83,7 @@ def test_staging_is_private_and_the_output_is_not(tmp_path: Path) -> None:
     fs = LocalFilesystem()
     mask = os.umask(0o022)
     try:
-        staged = stage_output(fs, str(tmp_path / "out"), "j1")
+        staged = stage_output(fs, str(tmp_path / "out"), JOB)
         assert stat.S_IMODE(os.stat(staged.path).st_mode) == 0o700
         os.close(os.open(os.path.join(staged.path, "p.0"), os.O_CREAT, 0o600))
         commit_output(fs, staged, [Part("part-0", "p.0", 0, 0)], {})
@@ -93,7 +95,7 @@ def test_staging_is_private_and_the_output_is_not(tmp_path: Path) -> None:
 
 def test_what_losing_attempts_left_is_dropped(tmp_path: Path) -> None:
     fs = LocalFilesystem()
-    staged = stage_output(fs, str(tmp_path / "out"), "j1")
+    staged = stage_output(fs, str(tmp_path / "out"), JOB)
     parts = write_parts(staged, "a\n")
     Path(staged.path, "j-r000000.1.csv").write_text("loser")
     Path(staged.path, "folder").mkdir()
@@ -103,7 +105,7 @@ def test_what_losing_attempts_left_is_dropped(tmp_path: Path) -> None:
 
 def test_names_may_be_permuted(tmp_path: Path) -> None:
     fs = LocalFilesystem()
-    staged = stage_output(fs, str(tmp_path / "out"), "j1")
+    staged = stage_output(fs, str(tmp_path / "out"), JOB)
     Path(staged.path, "x").write_text("1")
     Path(staged.path, "y").write_text("2")
     commit_output(fs, staged, [Part("y", "x", 1, 1), Part("x", "y", 1, 1)], {})
@@ -112,7 +114,7 @@ def test_names_may_be_permuted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", ".x", "_SUCCESS", "a/b", ""])
 def test_a_part_cannot_be_named_outside(tmp_path: Path, name: str) -> None:
-    staged = stage_output(LocalFilesystem(), str(tmp_path / "out"), "j1")
+    staged = stage_output(LocalFilesystem(), str(tmp_path / "out"), JOB)
     with pytest.raises(InternalError):
         commit_output(LocalFilesystem(), staged, [Part(name, "x", 0, 0)], {})
     assert os.listdir(tmp_path) == []
@@ -131,7 +133,7 @@ def test_an_existing_output_is_refused_at_the_start(tmp_path: Path) -> None:
 
 def test_an_output_that_appears_meanwhile_is_refused_at_commit(tmp_path: Path) -> None:
     fs = LocalFilesystem()
-    staged = stage_output(fs, str(tmp_path / "out"), "j1")
+    staged = stage_output(fs, str(tmp_path / "out"), JOB)
     parts = write_parts(staged, "a\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
@@ -160,25 +162,25 @@ def test_overwrite_does_not_remove_what_is_no_output(tmp_path: Path, monkeypatch
     fs = LocalFilesystem()
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputExistsError, match="is a file"):
-        stage_output(fs, str(tmp_path / "file"), "j1", overwrite=True)
+        stage_output(fs, str(tmp_path / "file"), JOB, overwrite=True)
     (tmp_path / "home" / "photos").mkdir(parents=True)
     with pytest.raises(OutputExistsError, match="photos"):
-        stage_output(fs, str(tmp_path / "home"), "j1", overwrite=True)
+        stage_output(fs, str(tmp_path / "home"), JOB, overwrite=True)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "novel.txt").write_text("x")
     with pytest.raises(OutputExistsError, match=r"novel\.txt"):
-        stage_output(fs, str(tmp_path / "texts"), "j1", overwrite=True)
+        stage_output(fs, str(tmp_path / "texts"), JOB, overwrite=True)
     run(fs, tmp_path / "out", "a\nb\n")
     (tmp_path / "out" / "notes.md").write_text("x")
     with pytest.raises(OutputExistsError, match=r"notes\.md"):
-        stage_output(fs, str(tmp_path / "out"), "j1", overwrite=True)
+        stage_output(fs, str(tmp_path / "out"), JOB, overwrite=True)
     (tmp_path / "out" / "notes.md").rename(tmp_path / "out" / ".DS_Store")
     run(fs, tmp_path / "out", "a\nb\n", overwrite=True)
     (tmp_path / "here").mkdir()
     run(fs, tmp_path / "here", "a\nb\n")
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(OutputExistsError, match="you are in"):
-        stage_output(fs, ".", "j1", overwrite=True)
+        stage_output(fs, ".", JOB, overwrite=True)
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_a_part_of_another_size_is_not_committed(tmp_path: Path) -> None:
-    staged = stage_output(LocalFilesystem(), str(tmp_path / "out"), "j1")
+    staged = stage_output(LocalFilesystem(), str(tmp_path / "out"), JOB)
     parts = write_parts(staged, "abc\n")
     Path(staged.path, parts[0].staged_as).write_text("ab")
     with pytest.raises(OutputFailed, match="2 bytes"):
@@ -203,7 +205,7 @@ def test_a_parent_without_rights_is_named(tmp_path: Path) -> None:
         fs = FaultyFilesystem()
         fs.fail_at, fs.error = 1, code
         with pytest.raises(OutputFailed) as caught:
-            stage_output(fs, str(tmp_path / "a" / "out"), "j1")  # type: ignore[arg-type]
+            stage_output(fs, str(tmp_path / "a" / "out"), JOB)  # type: ignore[arg-type]
         assert str(tmp_path) in caught.value.message
         assert cure in caught.value.cure
     assert os.listdir(tmp_path) == []
@@ -211,7 +213,7 @@ def test_a_parent_without_rights_is_named(tmp_path: Path) -> None:
 
 def test_abort_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:
     fs = LocalFilesystem()
-    staged = stage_output(fs, str(tmp_path / "made" / "out"), "j1")
+    staged = stage_output(fs, str(tmp_path / "made" / "out"), JOB)
     write_parts(staged, "a\n")
     abort_output(fs, staged)
     abort_output(fs, staged)
@@ -239,9 +241,9 @@ def test_abort_removes_what_is_written_while_it_removes(
 
 def test_what_a_killed_job_left_is_removed_and_a_living_one_is_not(tmp_path: Path) -> None:
     fs = LocalFilesystem()
-    living = stage_output(fs, str(tmp_path / "out"), "j1")
-    killed = stage_output(fs, str(tmp_path / "out"), "j2")
-    other = tmp_path / ".out.more.j3.partial"  # of an output named out.more
+    living = stage_output(fs, str(tmp_path / "out"), JOB)
+    killed = stage_output(fs, str(tmp_path / "out"), OTHER)
+    other = tmp_path / f".out.more.{JOB}.partial"  # of an output named out.more
     other.mkdir()
     assert killed.lock is not None
     killed.lock.close()
@@ -249,6 +251,35 @@ def test_what_a_killed_job_left_is_removed_and_a_living_one_is_not(tmp_path: Pat
     assert Path(living.path).is_dir()
     assert other.is_dir()
     abort_output(fs, living)
+
+
+@pytest.mark.parametrize(
+    "name", [".out.v1.partial", ".out.2024.old", ".out.j1.old", f".out.{JOB}x.partial", f".out.{JOB}.PARTIAL"]
+)
+def test_hidden_folders_of_the_user_are_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("x")
+    run(LocalFilesystem(), tmp_path / "out", "a\nb\n", "c\n")
+    assert contents(tmp_path / "out") == NEW
+    assert contents(tmp_path / name) == {"thesis.txt": "x"}
+
+
+def test_an_old_output_is_put_back_only_when_it_is_one(tmp_path: Path) -> None:
+    aside = tmp_path / f".out.{JOB}.old"
+    run(LocalFilesystem(), tmp_path / "out", "a\nb\n", "c\n")
+    (tmp_path / "out").rename(aside)
+    assert remove_stale(LocalFilesystem(), str(tmp_path / "out")) == [str(aside)]
+    assert contents(tmp_path / "out") == NEW
+    (tmp_path / "out").rename(aside)
+    (aside / MANIFEST).unlink()
+    remove_stale(LocalFilesystem(), str(tmp_path / "out"))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("nonce", ["", "v1", "j1", "j00000000000g", "../j000000000001"])
+def test_only_a_job_id_names_a_staging_folder(tmp_path: Path, nonce: str) -> None:
+    with pytest.raises(InternalError, match="no job id"):
+        stage_output(LocalFilesystem(), str(tmp_path / "out"), nonce)
 
 
 def _calls_of(overwrite: bool, can_exchange: bool, folder: Path) -> int:
