@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cortex.errors import ColumnError
+from cortex.errors import ColumnError, ValueTypeError
 from cortex.limits import FOLD_BYTES, FOLD_ROWS, MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.keys import merge_key_types
 from cortex.shuffle.pieces import Pieces
-from cortex.shuffle.run_schema import VALUES, Layout, hashes_of
+from cortex.shuffle.run_schema import STATES, VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
 
 Counts = NDArray[np.int64]
@@ -109,32 +109,66 @@ def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[So
 
 
 def common_layout(layouts: Sequence[Layout]) -> Layout:
-    """One layout that all rows can have: key types must agree, values are pickled where tags differ,
-    and a state column that only some runs needed is absent (identity) in the others."""
+    """One layout that all rows can have: values are pickled where tags differ, a state column that only
+    some runs needed is absent (identity) in the others, and a column without a value has the others' type.
+
+    Raises KeyTypeError, ValueTypeError or ColumnError for rows that cannot stand beside each other.
+    """
     first = layouts[0]
     key_type, key_types, tags = first.key_type, list(first.key_types), [first.payload]
+    states = first.payload.startswith(STATES)
     fields: dict[str, pa.DataType] = dict(first.payload_fields)
     for other in layouts[1:]:
         if other == first:
             continue
         if key_type or other.key_type:
             key_type = merge_key_types(key_type, other.key_type)
-        key_types = [b if pa.types.is_null(a) else a for a, b in zip(key_types, other.key_types)]
+        if other.payload != first.payload and (states or other.payload.startswith(STATES)):
+            raise _different_values(first, other)
+        key_types = [
+            _common_type(f"key column {number}", a, b)
+            for number, (a, b) in enumerate(zip(key_types, other.key_types), 1)
+        ]
         tags.append(other.payload)
+        if not states and fields.keys() != dict(other.payload_fields).keys():
+            raise ColumnError(
+                f"batches of map output with different columns: {_names(fields)}; "
+                f"then {_names(dict(other.payload_fields))}",
+                cure="return batches with the same columns from map_batch",
+            )
         for name, kind in other.payload_fields:
-            if name not in fields or pa.types.is_null(fields[name]):
-                fields[name] = kind
-            elif fields[name] != kind and not pa.types.is_null(kind) and not other.payload.startswith(VALUES):
-                raise ColumnError(
-                    f"column {name!r} is {fields[name]} in one batch of map output and {kind} in another",
-                    cure="return batches of one schema from map_batch, for example by casting the column",
-                )
+            if not first.payload.startswith(VALUES):
+                fields[name] = _common_type(f"column {name!r}", fields.get(name, kind), kind)
     payload = first.payload
     if payload.startswith(VALUES):
         tag = common_tag([t.partition(":")[2] for t in tags])
         payload = f"{VALUES}:{tag}"
         fields["value"] = ARROW_TYPES[tag]
     return Layout(key_type, tuple(key_types), payload, tuple(fields.items()), first.placed)
+
+
+def _common_type(what: str, first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """The type of a column that has these in different runs: only one without a value takes the other's."""
+    if first == second or pa.types.is_null(second):
+        return first
+    if pa.types.is_null(first):
+        return second
+    raise ColumnError(
+        f"{what} is {first} in one batch of map output and {second} in another",
+        cure="return batches of one schema from map_batch, for example by casting the column",
+    )
+
+
+def _different_values(first: Layout, other: Layout) -> ValueTypeError:
+    kinds = sorted(layout.payload.partition(":")[2] for layout in (first, other))
+    return ValueTypeError(
+        f"values of different types in different parts of the input: {', '.join(kinds)}",
+        cure="make the map give one type, for example always float(value)",
+    )
+
+
+def _names(fields: dict[str, pa.DataType]) -> str:
+    return ", ".join(fields) or "none beside the key"
 
 
 class _Cursor:
@@ -225,7 +259,7 @@ def _equal_head(batch: pa.RecordBatch, value: int) -> pa.RecordBatch:
 
 
 def conform(batch: pa.RecordBatch, have: Layout, want: Layout) -> pa.RecordBatch:
-    """`batch` with the columns of `want`: absent ones null, values under one tag."""
+    """`batch` with the columns of `want`, which `common_layout` gave: values under one tag."""
     if have == want:
         return batch
     columns = list(batch.columns[: 1 + have.keys])
@@ -240,7 +274,7 @@ def conform(batch: pa.RecordBatch, have: Layout, want: Layout) -> pa.RecordBatch
             column = retag(have.value_tag, column, want.value_tag)
         if column is None:  # states that these rows did not need: nothing to add
             column = pa.array(np.zeros(batch.num_rows, np.int64)).cast(kind)
-        elif column.type != kind:
+        elif column.type != kind:  # it has no value
             column = pa.nulls(batch.num_rows, kind)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=want.schema())

@@ -18,7 +18,7 @@ from cortex.job.types import arrow_type
 from cortex.shuffle.aggregation import Aggregation
 from cortex.shuffle.collector import Combiner
 from cortex.shuffle.keys import decode_keys, key_array
-from cortex.shuffle.merge import GiantGroup, RunSource, SortedGroups, fan_in, merge_rounds
+from cortex.shuffle.merge import GiantGroup, RunSource, SortedGroups, common_layout, fan_in, merge_rounds
 from cortex.shuffle.run_schema import STATES, VALUES, Layout
 from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
 from cortex.shuffle.values import decode_values, tag_of
@@ -158,7 +158,7 @@ class ReduceAttempt:
         if not sources:
             self._empty_aggregate(names)
             return self._part.finish()
-        layout = same_states([source.layout for source in sources])
+        layout = common_layout([source.layout for source in sources])
         aggregation = self._aggregation(layout)
         for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
             results = aggregation.finish(states, layout.key_type, keys, tuple(spec.aggregate))
@@ -197,9 +197,8 @@ class ReduceAttempt:
         writer = self._pair_writer()
         if not sources:
             return writer.finish()
-        kinds = {source.layout.payload.partition(":")[0] for source in sources}
-        if kinds == {STATES}:
-            layout = same_states([source.layout for source in sources])
+        layout = common_layout([source.layout for source in sources])
+        if layout.payload.startswith(STATES):
             aggregation = self._aggregation(layout)
             for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
                 (values,) = aggregation.finish(states, layout.key_type, keys)
@@ -207,11 +206,6 @@ class ReduceAttempt:
                 tag = tag_of(values.type)
                 writer.write_columns(layout.key_type, key_array(layout.key_type, keys), tag, values)
             return writer.finish()
-        if STATES in kinds:
-            raise ValueTypeError(
-                f"combine = {spec.combine} of values of different types in different parts of the input",
-                cure="yield values of one type from map, for example always float(value)",
-            )
         if spec.combine == "method":
             self._reduce_each(sources, writer, self._program.code.combine, "combine")
             return writer.finish()
@@ -281,10 +275,10 @@ class ReduceAttempt:
     def _pre_folded(self, sources: Sequence[RunSource]) -> Iterator[SortedGroups | GiantGroup]:
         """Rounds for a Python reduce. With combine = sum, min or max the runs hold partial states:
         they are finished first, so that reduce sees one combined value a key."""
-        if not sources[0].layout.payload.startswith(STATES):
+        layout = common_layout([source.layout for source in sources])
+        if not layout.payload.startswith(STATES):
             yield from self._rounds(sources)
             return
-        layout = same_states([source.layout for source in sources])
         aggregation = self._aggregation(layout)
         for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
             (values,) = aggregation.finish(states, layout.key_type, keys)
@@ -415,18 +409,6 @@ class _InHand:
     def shown(self) -> str:
         more = "" if self.whole else " (of a group larger than memory, the part being read)"
         return shorten(repr(self.values[:20])[:-1] + (", ...]" if len(self.values) > 20 else "]")) + more
-
-
-def same_states(layouts: Sequence[Layout]) -> Layout:
-    """The first layout, when all hold states of the same types; ValueTypeError otherwise."""
-    payloads = {layout.payload for layout in layouts}
-    if len(payloads) > 1:
-        kinds = sorted(payload.partition(":")[2] for payload in payloads)
-        raise ValueTypeError(
-            f"values of different types in different parts of the input: {', '.join(kinds)}",
-            cure="make the map give one type, for example always float(value)",
-        )
-    return layouts[0]
 
 
 def merged_groups(

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cortex.errors import ColumnError, ValueTypeError
 from cortex.kernels.hashing import hash_columns
 from cortex.shuffle.collector import RowCollector, RunSink
 from cortex.shuffle.keys import decode_keys, encode_keys
-from cortex.shuffle.merge import GiantGroup, merge_rounds
+from cortex.shuffle.merge import GiantGroup, common_layout, merge_rounds
 from cortex.shuffle.partitioner import Partitioner
 from cortex.shuffle.run_schema import Layout
 from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
@@ -200,3 +201,43 @@ def test_early_merges_end_whatever_combine_gives() -> None:
     assert sorted(keys) == sorted(f"key{i}" for i in range(4000))
     files.close()
     assert store.committed() == attempts
+
+
+def rows_layout(key: pa.DataType, **payload: pa.DataType) -> Layout:
+    return Layout("", (key,), "rows", tuple(payload.items()))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (rows_layout(pa.int64()), rows_layout(pa.int32()), "key column 1 is int64"),
+        (rows_layout(pa.int64()), rows_layout(pa.float64()), "and double in another"),
+        (rows_layout(pa.int64(), a=pa.string()), rows_layout(pa.int64()), "different columns: a; then none"),
+        (rows_layout(pa.int64()), rows_layout(pa.int64(), a=pa.string()), "different columns: none"),
+        (rows_layout(pa.int64(), a=pa.int8()), rows_layout(pa.int64(), a=pa.int16()), "'a' is int8"),
+    ],
+)
+def test_rows_of_other_columns_are_not_merged(first: Layout, second: Layout, message: str) -> None:
+    null = rows_layout(pa.null(), **dict(first.payload_fields))
+    for layouts in ([first, second], [first, first, second], [null, first, second]):
+        with pytest.raises(ColumnError, match=message):
+            common_layout(layouts)
+
+
+def test_a_column_without_a_value_takes_the_others_type() -> None:
+    null = rows_layout(pa.null(), a=pa.null(), b=pa.int8())
+    typed = rows_layout(pa.int64(), a=pa.string(), b=pa.int8())
+    assert common_layout([null, typed]) == common_layout([typed, null]) == typed
+    assert common_layout([null, null]) == null
+
+
+def test_states_of_one_type_may_need_other_columns_and_none_are_merged_with_values() -> None:
+    few = Layout("int", (pa.int64(),), "states:float64", (("0.n", pa.int64()),))
+    more = Layout("int", (pa.int64(),), "states:float64", (("0.n", pa.int64()), ("0.s-3", pa.int64())))
+    assert common_layout([few, more]) == common_layout([more, few]) == more
+    values = Layout("int", (pa.int64(),), "values:pickle", (("value", pa.binary()),))
+    ints = Layout("int", (pa.int64(),), "states:int64", (("0.n", pa.int64()),))
+    for other in (values, ints):
+        for layouts in ([few, other], [other, few]):
+            with pytest.raises(ValueTypeError, match="different types"):
+                common_layout(layouts)
