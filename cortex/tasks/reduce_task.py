@@ -22,10 +22,11 @@ from cortex.shuffle.merge import GiantGroup, RunSource, SortedGroups, common_lay
 from cortex.shuffle.run_schema import STATES, VALUES, Layout
 from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
 from cortex.shuffle.values import decode_values, tag_of
+from cortex.tasks.held_columns import held_batch
 from cortex.tasks.pair_emitters import PYTHON_FOLDS, method_fold, python_fold
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
-from cortex.tasks.table_emitters import aggregation_of, batches_from, indexed_calls, plain_batch
+from cortex.tasks.table_emitters import aggregation_of, batches_from, indexed_calls
 from cortex.tasks.user_errors import (
     USER_EXCEPTIONS,
     raise_fold_error,
@@ -346,7 +347,7 @@ class ReduceAttempt:
                 self._program.code.reduce_batch(self._key_ordered(sources, state)), "reduce_batch()"
             ):
                 if made.num_rows:
-                    self._part.write(plain_batch(made))
+                    self._part.write(held_batch(made))
         except (CortexError, MemoryError):
             raise
         except USER_EXCEPTIONS as error:

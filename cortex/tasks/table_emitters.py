@@ -17,7 +17,9 @@ from cortex.limits import BATCH_ROWS_MAX
 from cortex.shuffle.aggregation import AggregateCollector, Aggregation
 from cortex.shuffle.collector import RowCollector, RunSink
 from cortex.shuffle.run_schema import ROWS, Layout
+from cortex.tasks.held_columns import held, held_batch
 from cortex.tasks.part_output import PartWriter
+from cortex.tasks.user_errors import user_frames
 
 
 class TableEmitter(Protocol):
@@ -37,7 +39,7 @@ class TableToPart:
     def batch(self, batch: pa.RecordBatch) -> None:
         self.rows_out += batch.num_rows
         if batch.num_rows or self.rows_out == 0:  # an empty first batch gives an empty part its columns
-            self._part.write(plain_batch(batch))
+            self._part.write(held_batch(batch))
 
     def flush(self) -> None:
         return None
@@ -57,10 +59,7 @@ class TableToShuffle:
         self.rows_out += batch.num_rows
         keys = [key_column(batch, name) for name in self._key_names]
         others = [name for name in batch.schema.names if name not in self._key_names]
-        payload = [
-            plain(batch.column(name)) if is_plainable(batch.column(name)) else batch.column(name)
-            for name in others
-        ]
+        payload = [held(name, batch.column(name)) for name in others]
         layout = Layout(
             "", tuple(k.type for k in keys), ROWS, tuple((n, p.type) for n, p in zip(others, payload))
         )
@@ -147,22 +146,6 @@ def key_column(batch: pa.RecordBatch, name: str) -> pa.Array:
     return canonical_key(plain(batch.column(index)))
 
 
-def is_plainable(column: pa.Array) -> bool:
-    """True for the layouts that a run or an output part cannot hold as they are."""
-    kind = column.type
-    return bool(
-        pa.types.is_dictionary(kind) or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
-    )
-
-
-def plain_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch without dictionaries and views."""
-    if not any(is_plainable(column) for column in batch.columns):
-        return batch
-    columns = [plain(column) if is_plainable(column) else column for column in batch.columns]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
 def batches_from(result: Any, function: str) -> Iterator[pa.RecordBatch]:
     """What user code returned for a batch, as record batches of bounded rows.
 
@@ -171,34 +154,57 @@ def batches_from(result: Any, function: str) -> Iterator[pa.RecordBatch]:
     """
     if result is None:
         return
-    if isinstance(result, pa.RecordBatch):
-        yield from _bounded(result)
-    elif isinstance(result, pa.Table):
-        for batch in result.combine_chunks().to_batches(max_chunksize=BATCH_ROWS_MAX):
-            yield batch
-    elif isinstance(result, dict):
-        yield from _bounded(pa.RecordBatch.from_pydict(result))
-    elif hasattr(result, "__arrow_c_stream__"):
-        for batch in pa.RecordBatchReader.from_stream(result):
-            yield from _bounded(batch)
-    elif hasattr(result, "__arrow_c_array__"):
-        yield from _bounded(pa.record_batch(result))
-    elif isinstance(result, (list, tuple)) or hasattr(result, "__next__"):
+    if isinstance(result, (list, tuple)) or (hasattr(result, "__next__") and not _is_table(result)):
         for part in result:
             yield from batches_from(part, function)
-    else:
+        return
+    if not _is_table(result):
         raise ValueTypeError(
             f"{function} returned {type(result).__name__}, which is no table",
             cure="return a RecordBatch, a Table, a DataFrame, a dict of columns, or an iterable of them",
         )
+    for batch in _batches_of(result, function):
+        _refuse_equal_names(batch.schema.names, function)
+        for begin in range(0, max(1, batch.num_rows), BATCH_ROWS_MAX):
+            yield batch.slice(begin, BATCH_ROWS_MAX)
 
 
-def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    if batch.num_rows <= BATCH_ROWS_MAX:
-        yield batch
-        return
-    for begin in range(0, batch.num_rows, BATCH_ROWS_MAX):
-        yield batch.slice(begin, BATCH_ROWS_MAX)
+def _is_table(result: Any) -> bool:
+    return (
+        isinstance(result, (pa.RecordBatch, pa.Table, dict))
+        or hasattr(result, "__arrow_c_stream__")
+        or hasattr(result, "__arrow_c_array__")
+    )
+
+
+def _batches_of(result: Any, function: str) -> Iterator[pa.RecordBatch]:
+    """The record batches of one table. ValueTypeError if its columns make none."""
+    try:
+        if isinstance(result, pa.RecordBatch):
+            yield result
+        elif isinstance(result, pa.Table):
+            yield from result.combine_chunks().to_batches(max_chunksize=BATCH_ROWS_MAX)
+        elif isinstance(result, dict):
+            yield pa.RecordBatch.from_pydict(result)
+        elif hasattr(result, "__arrow_c_stream__"):
+            yield from pa.RecordBatchReader.from_stream(result)
+        else:
+            yield pa.record_batch(result)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        if isinstance(error, MemoryError) or user_frames(error):
+            raise
+        raise ValueTypeError(
+            f"{function} returned a {type(result).__name__} that makes no table: {error}",
+            cure="return columns of one length, each of values of one type",
+        ) from error
+
+
+def _refuse_equal_names(names: Sequence[str], function: str) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ColumnError(
+            f"{function} returned two columns named {twice!r}", cure="give each column a name of its own"
+        )
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shlex
 import traceback
@@ -17,6 +18,12 @@ USER_EXCEPTIONS = (Exception, SystemExit, KeyboardInterrupt)
 """What may come out of user code. (An executor ignores SIGINT: the last is raised by the code itself.)"""
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_LIBRARIES = tuple(
+    prefix
+    for name in ("pyarrow", "numpy")
+    if (spec := importlib.util.find_spec(name)) is not None and spec.origin is not None
+    for prefix in (os.path.dirname(spec.origin) + os.sep, name + "/")  # the second of compiled frames
+)
 _VALUES_SHOWN = 20  # values of a group in the line that repeats a reduce
 _CALLED_BY_US = ("map", "map_batch", "combine", "combine_function", "partition", "reduce", "reduce_batch")
 
@@ -74,9 +81,11 @@ def _raised(error: BaseException) -> BaseException:
 
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of a traceback that are not cortex's own."""
+    """The frames of a traceback that are not cortex's own; none if only pyarrow or NumPy raised, which
+    cortex calls as well."""
     stack = traceback.extract_tb(_raised(error).__traceback__)
-    return [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
+    frames = [frame for frame in stack if not frame.filename.startswith(_PACKAGE)]
+    return [] if all(frame.filename.startswith(_LIBRARIES) for frame in frames) else frames
 
 
 def _called(error: BaseException, code: Any) -> tuple[str, types.FrameType | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import operator
 import os
 import subprocess
@@ -10,17 +11,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 import cortex
 from cortex.api import FunctionJob
 from cortex.class_spec import build_spec
-from cortex.errors import CortexError, DivisionByZero, InputError, KeyTypeError, UserCodeError, ValueTypeError
+from cortex.errors import (
+    ColumnError,
+    CortexError,
+    DivisionByZero,
+    InputError,
+    KeyTypeError,
+    UserCodeError,
+    ValueTypeError,
+)
 from cortex.kernels.casts import python_list
 from cortex.tasks.executor import task_error
 from cortex.tasks.table_emitters import TableToPart
+from cortex.tasks.user_errors import user_frames
 from cortex.wire.messages import PlanTask
 from tests.one_process import run_tasks
 
@@ -326,3 +338,102 @@ def test_memory_errors_show_the_users_frames() -> None:
     except MemoryError as caught:
         error = task_error(PlanTask(), 1, 1, caught)
     assert "bytearray(1 << 62)" in error.details["traceback"]
+
+
+class Returns(cortex.MapReduceJob):
+    key = "k"
+    made: Any = None
+
+    def map_batch(self, batch: pa.RecordBatch) -> Any:
+        return self.made
+
+
+class ReturnsMapOnly(Returns):
+    key = ()
+    reducers = 0
+
+
+class ReturnsLater(Returns):
+    def map_batch(self, batch: pa.RecordBatch) -> Any:
+        return {"k": [1]}
+
+    def reduce_batch(self, batches: Any) -> Any:
+        yield self.made
+
+
+TWICE = pa.RecordBatch.from_arrays([pa.array([1]), pa.array([2]), pa.array([3])], ["k", "v", "v"])
+RUN_ENDS = pa.RunEndEncodedArray.from_arrays([1], ["a"])
+
+
+@pytest.mark.parametrize("job", [Returns, ReturnsMapOnly, ReturnsLater])
+@pytest.mark.parametrize(
+    ("made", "kind", "message"),
+    [
+        (TWICE, ColumnError, "two columns named 'v'"),
+        (pa.Table.from_batches([TWICE]), ColumnError, "two columns named 'v'"),
+        (pa.record_batch({"k": [1], "v": RUN_ENDS}), ColumnError, "column 'v' is of type run_end_encoded"),
+        ({"k": [1, 2], "v": [1]}, ValueTypeError, "returned a dict that makes no table"),
+        ({"k": [1, "x"]}, ValueTypeError, "returned a dict that makes no table"),
+        ({"k": 1}, ValueTypeError, "returned a dict that makes no table"),
+        (1, ValueTypeError, "returned int, which is no table"),
+        (iter([{"k": [1]}, None, "ab"]), ValueTypeError, "returned str, which is no table"),
+    ],
+)
+def test_tables_that_cannot_be(
+    tmp_path: Path, job: type[Returns], made: Any, kind: type[CortexError], message: str
+) -> None:
+    instance = job()
+    instance.made = made
+    error = failure(instance, tmp_path, "in.csv", "k,v\n1,2\n")
+    assert type(error) is kind
+    assert message in error.message
+    assert error.cure
+
+
+OFFSETS = pa.array([0, 2, None, 3], pa.int32())
+VIEWS = pa.array(["a", None, "b"], pa.string_view())
+DICTIONARY = VIEWS.cast(pa.string()).dictionary_encode()
+
+
+@pytest.mark.parametrize("job", [Returns, ReturnsMapOnly, ReturnsLater])
+@pytest.mark.parametrize(
+    "column",
+    [
+        DICTIONARY,
+        VIEWS,
+        pa.array([b"a", None, b"b"], pa.binary_view()),
+        pa.ListArray.from_arrays(OFFSETS, DICTIONARY),
+        pa.ListArray.from_arrays(OFFSETS, VIEWS),
+        pa.FixedSizeListArray.from_arrays(VIEWS, 1),
+        pa.StructArray.from_arrays([VIEWS, DICTIONARY, pa.array([1, 2, 3])], names=["x", "y", "z"]),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 1]), pa.array([{"a": 1}, {"a": 2}])),
+        pa.array([[[1, 2], []], None, [[3]]]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_dictionaries_and_views_become_plain_however_deep(
+    tmp_path: Path, job: type[Returns], column: pa.Array
+) -> None:
+    instance = job(output=str(tmp_path / "out"), output_format="jsonl")
+    (tmp_path / "in.csv").write_text("k,v\n1,2\n")
+    instance.input = str(tmp_path / "in.csv")
+    instance.made = pa.RecordBatch.from_arrays([pa.array([1] * len(column)), column], ["k", "v"])
+    outcome = run_tasks(build_spec(instance), instance)
+    rows = [json.loads(line)["v"] for line in outcome.data.splitlines()]
+    assert rows == [v.decode() if isinstance(v, bytes) else v for v in column.to_pylist()]
+
+
+def test_an_error_in_a_library_that_cortex_calls_is_not_the_users() -> None:
+    def caught(call: Any, *arguments: Any) -> list[str]:
+        try:
+            call(*arguments)
+        except Exception as error:
+            error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
+            return [os.path.basename(frame.filename) for frame in user_frames(error)]
+        raise AssertionError
+
+    assert caught(pc.add, 1, "x") == []
+    assert caught(pa.RecordBatch.from_pydict, {"a": [1, "x"]}) == []
+    assert caught(np.average, [1], 0, [0]) == []
+    assert caught(lambda: pc.add(1, "x"))[0] == "test_user_errors.py"
+    assert caught(lambda: np.average([1], weights=[0]))[0] == "test_user_errors.py"
