@@ -66,7 +66,11 @@ class RunFileWriter:
             self._file = fs.create(path)
         except OSError as error:
             raise self._full(error, 0) from error
-        self._write(run_format.MAGIC)
+        try:
+            self._write(run_format.MAGIC)
+        except BaseException:
+            self.abort()
+            raise
 
     @property
     def bytes_written(self) -> int:

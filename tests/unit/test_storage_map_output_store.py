@@ -246,6 +246,19 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     assert os.listdir(store.work_dir) == []  # the half-written file is gone
 
 
+def test_a_disk_that_is_full_from_the_start_leaves_no_file_and_no_descriptor(tmp_path: Path) -> None:
+    fs = LocalFilesystem()
+    store = MapOutputStore(fs, str(tmp_path / "job"), quota=SpillQuota(fs, str(tmp_path), 1 << 60))
+    probe = os.open(os.devnull, os.O_RDONLY)
+    os.close(probe)
+    with pytest.raises(SpillFull):
+        store.create(ATTEMPT)
+    assert os.listdir(store.work_dir) == []
+    again = os.open(os.devnull, os.O_RDONLY)
+    os.close(again)
+    assert again == probe
+
+
 def test_the_reserve_is_not_taken(tmp_path: Path) -> None:
     fs = FaultyFilesystem(capacity_bytes=10_000)
     quota = SpillQuota(fs, str(tmp_path), reserve_bytes=6_000)
