@@ -1,4 +1,5 @@
-"""The only way runs, output and their commits reach a disk: one small interface, one real body.
+"""The only way runs and commits of the output reach a disk: one small interface, one real body. (The rows
+of the output do not: `cortex.formats.writers` writes each part where no one looks before the commit.)
 
 Everything above takes a `Filesystem`, so that tests put one in its place that fails the n-th call,
 runs out of space, writes short or flips a bit, and see what is left behind.
