@@ -46,11 +46,10 @@ from cortex.errors import (
 from cortex.limits import PROGRESS_S, PULSE_S, STDERR_TAIL_BYTES
 from cortex.process_memory import own_anonymous_bytes, peak_anonymous_bytes, reset_peak
 from cortex.tasks.memory_limits import (
+    MemoryLimit,
     be_first_to_die,
     die_with_parent,
     give_back_memory,
-    lift_memory_limit,
-    limit_memory,
     no_core_files,
 )
 from cortex.tasks.pandas_on_demand import defer_pandas
@@ -160,6 +159,7 @@ class Executor:
         self._context: Context | None = None
         self._open_error: BaseException | None = None
         self._memory_bytes = 0
+        self._memory_limit = MemoryLimit(0)
         self._after_first_bytes: dict[type, int] = {}
         self._parent = os.getppid()
         self._progress_due = 0.0
@@ -207,7 +207,8 @@ class Executor:
     def _open(self, job: OpenJob) -> None:
         """Open the job. An error waits for the first task, whose answer can carry it."""
         self._memory_bytes = job.memory_bytes
-        limit_memory(job.memory_bytes)
+        self._memory_limit = MemoryLimit(job.memory_bytes)
+        self._memory_limit.set()
         try:
             self._context = self._context_factory(job)
         except BaseException as error:
@@ -264,7 +265,7 @@ class Executor:
         except BrokenPipeError:
             raise  # the node is gone: there is no one to answer
         except BaseException as error:
-            lift_memory_limit()
+            self._memory_limit.lift()
             peak_bytes = peak_anonymous_bytes()
             failed = task_error(message.task, self._memory_bytes, peak_bytes, error)
             if isinstance(failed, UserCodeError | UserMemoryError) and (text := printed(printed_bytes)):
@@ -278,7 +279,7 @@ class Executor:
             )
             gc.collect()
             give_back_memory()
-            limit_memory(self._memory_bytes)
+            self._memory_limit.set()
         else:
             answer = TaskFinished(message.attempt, result, time.monotonic() - started, peak_anonymous_bytes())
             if own_anonymous_bytes() > self._memory_bytes // 2 > 0:

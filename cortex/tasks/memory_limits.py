@@ -1,6 +1,6 @@
 """Limits and manners of an executor process: its memory cap, no core files, memory given back.
 
-`limit_memory(memory_bytes)` turns an overrun into an exception (MemoryError, pyarrow's
+`MemoryLimit` turns an overrun into an exception (MemoryError, pyarrow's
 ArrowMemoryError) where the kernel counts writable memory against RLIMIT_DATA (Linux). Elsewhere
 the node's watchdog is the only limit.
 
@@ -23,30 +23,33 @@ from cortex.process_memory import own_anonymous_bytes, own_data_bytes
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def limit_memory(memory_bytes: int) -> None:
-    """Cap this process's anonymous memory at about `memory_bytes` (pages shared with the template
+class MemoryLimit:
+    """A cap on this process's anonymous memory at about `memory_bytes` (pages shared with the template
     included); 0 or less: no cap.
 
-    The address space reserved and not used by now (stacks, allocator slack) comes on top.
+    The address space reserved and not used by now (stacks, allocator slack) comes on top. It is measured
+    once: after a task that failed for want of memory far more is reserved, and the cap would grow each time.
     """
-    if memory_bytes <= 0 or not sys.platform.startswith("linux"):
-        return
-    data, used = own_data_bytes(), own_anonymous_bytes()
-    if data <= 0:
-        return
-    reserved = max(0, data - used)
-    limit = memory_bytes + reserved + DATA_SLACK_BYTES
-    _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
+    def __init__(self, memory_bytes: int) -> None:
+        self._limit = resource.RLIM_INFINITY
+        if memory_bytes <= 0 or not sys.platform.startswith("linux"):
+            return
+        data, used = own_data_bytes(), own_anonymous_bytes()
+        if data > 0:
+            self._limit = memory_bytes + max(0, data - used) + DATA_SLACK_BYTES
 
-def lift_memory_limit() -> None:
-    """Room to report in, after a MemoryError."""
-    if sys.platform.startswith("linux"):
-        _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    def set(self) -> None:
+        if self._limit != resource.RLIM_INFINITY:
+            _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            limit = self._limit if hard == resource.RLIM_INFINITY else min(self._limit, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+    def lift(self) -> None:
+        """Room to report in, after a MemoryError."""
+        if self._limit != resource.RLIM_INFINITY:
+            _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def no_core_files() -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 
 from cortex.errors import MemoryTooSmall
-from cortex.limits import CLIENT_BYTES, EMBEDDED_BYTES, EXECUTOR_UNSHARED_BYTES, MIB, TEMPLATE_BYTES
+from cortex.limits import (
+    CLIENT_BYTES,
+    DATA_SLACK_BYTES,
+    EMBEDDED_BYTES,
+    EXECUTOR_UNSHARED_BYTES,
+    MIB,
+    TEMPLATE_BYTES,
+)
 from cortex.memory_plan import plan_memory, smallest_cap_bytes
 from cortex.process_memory import (
     cgroup_memory_bytes,
@@ -22,6 +30,7 @@ from cortex.process_memory import (
     usable_memory_bytes,
     usable_processors,
 )
+from cortex.tasks import memory_limits
 from cortex.tasks.environment import template_environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -143,6 +152,25 @@ def test_the_default_is_half_of_the_machine() -> None:
     plan = plan_memory()
     assert plan.cap_bytes == max(usable_memory_bytes() // 2, smallest_cap_bytes())
     assert plan.slots <= usable_processors()
+
+
+@linux
+def test_a_limit_that_is_lifted_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair[0]))
+    reserved = iter([80 * MIB, 300 * MIB, 900 * MIB])  # more each time, as after tasks that ran out of it
+    monkeypatch.setattr(memory_limits, "own_data_bytes", lambda: next(reserved))
+    monkeypatch.setattr(memory_limits, "own_anonymous_bytes", lambda: 50 * MIB)
+    limit = memory_limits.MemoryLimit(100 * MIB)
+    limit.set()
+    for _ in range(2):
+        limit.lift()
+        limit.set()
+    assert limits[::2] == [(100 + 30) * MIB + DATA_SLACK_BYTES] * 3
+    none = memory_limits.MemoryLimit(0)
+    none.lift()
+    none.set()
+    assert len(limits) == 5
 
 
 def test_executors_do_not_see_secrets_and_hash_alike() -> None:
