@@ -9,6 +9,8 @@ runs merged at once.
 
 A group larger than a slice comes as a `GiantGroup`; one larger than the budget is streamed from disk.
 
+Rows are conserved: what is handed out is counted, batch by batch, against what the index has.
+
 Order: rows of one key come in the order of the sources given, then in their order in the run. Sources
 are given in map order and only neighbours are ever merged early, so this is input order.
 """
@@ -16,13 +18,14 @@ are given in map order and only neighbours are ever merged early, so this is inp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cortex.errors import ColumnError, ValueTypeError
+from cortex.errors import ColumnError, RowsLost, ValueTypeError
 from cortex.limits import FOLD_BYTES, FOLD_ROWS, MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.keys import merge_key_types
 from cortex.shuffle.pieces import Pieces
@@ -65,6 +68,7 @@ class GiantGroup:
     layout: Layout
     keys: tuple[pa.Array, ...]
     """Key columns of one row."""
+    rows: int
     batches: Callable[[], Iterator[pa.RecordBatch]]
 
 
@@ -78,8 +82,37 @@ def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[So
     and their sort; what is yielded is much smaller.
 
     The sources' layouts are made one first (`common_layout`). A GiantGroup must be used before the next
-    item is asked for. Reading raises CorruptRun.
+    item is asked for. Reading raises CorruptRun; RowsLost means a bug.
     """
+    left = sum(int(source.rows.sum()) for source in sources)
+    for item in _rounds(sources, budget_bytes):
+        if isinstance(item, GiantGroup):
+            left -= item.rows
+            yield replace(item, batches=partial(_counted, item))
+        else:
+            left -= item.batch.num_rows
+            yield item
+    if left:
+        raise _lost(left)
+
+
+def _counted(group: GiantGroup) -> Iterator[pa.RecordBatch]:
+    left = group.rows
+    for batch in group.batches():
+        left -= batch.num_rows
+        yield batch
+    if left:
+        raise _lost(left)
+
+
+def _lost(rows: int) -> RowsLost:
+    return RowsLost(
+        f"a merge handed out {abs(rows)} rows {'fewer' if rows > 0 else 'more'} than its runs have",
+        cure="this is a bug in cortex; please report it with the job",
+    )
+
+
+def _rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[SortedGroups | GiantGroup]:
     if not sources:
         return
     layout = common_layout([source.layout for source in sources])
@@ -234,6 +267,19 @@ class _Cursor:
             ends = [ends[0], tail.slice(tail.num_rows - 1)]
         return ends
 
+    def rows_equal(self, value: int) -> int:
+        """How many rows have the hash `value`, by the index but for the first and the last batch."""
+        rows: int = 0
+        if self.rest is not None:
+            rows = int(_equal_head(self.rest, value).num_rows)
+            if rows < self.rest.num_rows:
+                return rows
+        stop = self._end_of(value)
+        if stop > self.next:
+            rows += int(self.source.rows[self.next : stop - 1].sum())
+            rows += _equal_head(self.read(stop - 1), value).num_rows
+        return rows
+
     def skip_equal(self, value: int) -> None:
         """Move past the rows whose hash is `value`."""
         if self.rest is not None:
@@ -307,7 +353,7 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
                 yield batch.take(pa.array(order[begin:after]))
                 begin = after
 
-        yield GiantGroup(layout, tuple(key), batches)
+        yield GiantGroup(layout, tuple(key), end - begin, batches)
         first += 1
 
 
@@ -331,9 +377,14 @@ def _giant_groups(layout: Layout, cursors: Sequence[_Cursor], value: int) -> Ite
                     if part.num_rows:
                         yield part
 
-        yield GiantGroup(layout, tuple(row.columns[1 : 1 + layout.keys]), batches)
+        rows = sum(cursor.rows_equal(value) for cursor in cursors) if alone else _rows_of(batches())
+        yield GiantGroup(layout, tuple(row.columns[1 : 1 + layout.keys]), rows, batches)
     for cursor in cursors:
         cursor.skip_equal(value)
+
+
+def _rows_of(batches: Iterator[pa.RecordBatch]) -> int:
+    return sum(batch.num_rows for batch in batches)
 
 
 def _distinct_keys(layout: Layout, cursors: Sequence[_Cursor], value: int) -> pa.RecordBatch:

@@ -1,7 +1,7 @@
 """A reduce attempt: merge one partition's segments in rounds, reduce each group, write the part.
 
-The segments are read in place, in map order. Rows are counted as they are read: the server compares the
-count with what the maps wrote.
+The segments are read in place, in map order. The rows that their indexes have are counted: the server
+compares the count with what the maps wrote, and the merge with what it hands out.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class ReduceAttempt:
         return level
 
     def _counted(self, source: RunSource, attempt: str) -> RunSource:
-        """The source with its rows counted as they are first read, and its faults named by attempt."""
+        """The source with its rows counted, and its faults named by attempt."""
         self._rows_in += int(source.rows.sum())
         self._bytes_in += int(source.sizes_bytes.sum())
         read = source.read

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.errors import ColumnError, ValueTypeError
+from cortex.errors import ColumnError, RowsLost, ValueTypeError
 from cortex.kernels.hashing import hash_columns
+from cortex.shuffle import collector, merge
 from cortex.shuffle.collector import RowCollector, RunSink
 from cortex.shuffle.keys import decode_keys, encode_keys
-from cortex.shuffle.merge import GiantGroup, common_layout, merge_rounds
+from cortex.shuffle.merge import GiantGroup, RunSource, common_layout, merge_rounds
 from cortex.shuffle.partitioner import Partitioner
 from cortex.shuffle.run_schema import Layout
 from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
@@ -201,6 +202,49 @@ def test_early_merges_end_whatever_combine_gives() -> None:
     assert sorted(keys) == sorted(f"key{i}" for i in range(4000))
     files.close()
     assert store.committed() == attempts
+
+
+def many_rows(monkeypatch: pytest.MonkeyPatch) -> list[RunSource]:
+    """The sources, of many small batches, of 4000 rows with one key and of as many with others."""
+    monkeypatch.setattr(collector, "RUN_BATCH_BYTES", 1000)
+    store = MapOutputStore(MemoryFilesystem(), "/job")
+    for index in range(2):
+        pairs: Pairs = [("a", n) if n % 2 else (f"k{n}", n) for n in range(4000)]
+        collect(store, f"j0123456789ab-m{index:06d}.0", pairs, 1, 20_000, None, 500)
+    return [s for i in range(2) for s in sources_of(store.open(f"j0123456789ab-m{i:06d}.0", 0), 0)]
+
+
+@pytest.mark.parametrize("budget", [1, 1 << 24])
+def test_a_giant_group_says_how_many_rows_it_has(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    items = merge_rounds(many_rows(monkeypatch), budget)
+    giants = [
+        (item.rows, sum(b.num_rows for b in item.batches())) for item in items if isinstance(item, GiantGroup)
+    ]
+    assert all(said == read for said, read in giants)
+    assert max(giants, default=(0, 0))[0] == (4000 if budget == 1 else 0)
+
+
+def _loses(function: Any) -> Any:
+    """The same function without its first result."""
+    return lambda *arguments: (made for n, made in enumerate(function(*arguments)) if n)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "budget"),
+    [
+        (merge._Cursor, "rows_below", 1 << 24),
+        (merge._Cursor, "batches_equal", 1),
+        (merge, "_sorted_groups", 1 << 24),
+    ],
+)
+def test_rows_that_a_merge_loses_are_missed(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, budget: int
+) -> None:
+    sources = many_rows(monkeypatch)
+    monkeypatch.setattr(merge, "FOLD_ROWS", 1000)
+    monkeypatch.setattr(where, name, _loses(getattr(where, name)))
+    with pytest.raises(RowsLost, match="fewer"):
+        list(groups(merge_rounds(sources, budget)))
 
 
 def rows_layout(key: pa.DataType, **payload: pa.DataType) -> Layout:
