@@ -23,6 +23,7 @@ from cortex.limits import MIB
 
 from .columnar_writers import ArrowEncoder, ParquetEncoder, Regrouped
 from .text_writers import CsvFormat, JsonLinesFormat, LineFormat, TextFormat
+from .wider import reread, widened
 
 _EXTENSIONS: Final = {
     "csv": ".csv",
@@ -32,6 +33,7 @@ _EXTENSIONS: Final = {
     "arrow": ".arrow",
     "text": ".txt",
 }
+_NARROW: Final = ".narrow"  # the file so far, while it is written again by `widen`
 _BUFFER_BYTES: Final = 1 * MIB  # small groups of lines are gathered before they are written
 
 
@@ -61,45 +63,76 @@ class Writer:
     def __init__(self, path: str, format_: str, schema: pa.Schema) -> None:
         output_extension(format_)
         self._path = path
-        self._schema = pa.schema([_written_field(f) for f in schema])
+        self._format = format_
         self._rows = 0
         self._closed = False
-        self._lines = _line_format(format_, self._schema)
-        self._regrouped = Regrouped(self._schema)
         self._encoder: ParquetEncoder | ArrowEncoder | None = None
+        self._take_schema(schema)
         with self._failures():
             self._file = open(path, "wb", buffering=_BUFFER_BYTES)  # noqa: SIM115 (held until close)
         try:
             with self._failures():
-                if self._lines is not None:
-                    self._file.write(self._lines.header())
-                else:
-                    make = ParquetEncoder if format_ == "parquet" else ArrowEncoder
-                    self._encoder = make(pa.PythonFile(self._file, mode="w"), self._schema)
+                self._begin()
         except BaseException:
             self.abort()
             raise
+
+    def _take_schema(self, schema: pa.Schema) -> None:
+        self._schema = pa.schema([_written_field(f) for f in schema])
+        self._lines = _line_format(self._format, self._schema)
+        self._regrouped = Regrouped(self._schema)
+
+    def _begin(self) -> None:
+        if self._lines is not None:
+            self._file.write(self._lines.header())
+        else:
+            make = ParquetEncoder if self._format == "parquet" else ArrowEncoder
+            self._encoder = make(pa.PythonFile(self._file, mode="w"), self._schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Appends the rows of `batch`, whose columns are the schema's in order."""
         if batch.schema != self._schema:
             batch = _as_schema(batch, self._schema)
         with self._failures():
-            if self._lines is not None:
-                for buffer in self._lines.encode(batch):
-                    self._file.write(buffer)
-            elif self._encoder is not None:
-                for group in self._regrouped.add(batch):
-                    self._encoder.write(group)
+            self._append(batch)
         self._rows += batch.num_rows
+
+    def _append(self, batch: pa.RecordBatch) -> None:
+        if self._lines is not None:
+            for buffer in self._lines.encode(batch):
+                self._file.write(buffer)
+        elif self._encoder is not None:
+            for group in self._regrouped.add(batch):
+                self._encoder.write(group)
+
+    def widen(self, schema: pa.Schema) -> None:
+        """Go on with a schema (of `wider_schema`) that has types for columns of nulls: the file is as if it
+        had been written with it from the start. In a text format it is already; others are written again."""
+        if self._lines is not None:
+            self._take_schema(schema)
+            return
+        narrow = self._path + _NARROW
+        with self._failures():
+            self._finish_encoder()
+            self._file.close()
+            os.rename(self._path, narrow)
+            self._file = open(self._path, "wb", buffering=_BUFFER_BYTES)  # noqa: SIM115
+            self._take_schema(schema)
+            self._begin()
+            for batch in reread(narrow, self._format):
+                self._append(widened(batch, self._schema))
+            os.unlink(narrow)
+
+    def _finish_encoder(self) -> None:
+        if self._encoder is not None:
+            for group in self._regrouped.finish():
+                self._encoder.write(group)
+            self._encoder.close()
 
     def close(self) -> tuple[int, int]:
         """(rows, size in bytes) of the finished, durable file."""
         with self._failures():
-            if self._encoder is not None:
-                for group in self._regrouped.finish():
-                    self._encoder.write(group)
-                self._encoder.close()
+            self._finish_encoder()
             self._file.flush()
             os.fsync(self._file.fileno())
             size = os.fstat(self._file.fileno()).st_size
@@ -117,8 +150,9 @@ class Writer:
                 self._encoder.close()  # or its finalizer would write to the closed file
         with suppress(OSError, ValueError):
             self._file.close()
-        with suppress(OSError):
-            os.unlink(self._path)
+        for path in (self._path, self._path + _NARROW):
+            with suppress(OSError):
+                os.unlink(path)
 
     def __enter__(self) -> Writer:
         return self

@@ -50,7 +50,7 @@ def _held_type(kind: pa.DataType) -> pa.DataType | None:
         return kind if _held_type(kind.storage_type) == kind.storage_type else None
     children = [kind.field(i) for i in range(kind.num_fields)]
     types = [_held_type(child.type) for child in children]
-    if None in types or pt.is_run_end_encoded(kind):
+    if any(plain is None for plain in types) or pt.is_run_end_encoded(kind):
         return None
     if types == [child.type for child in children]:
         return kind

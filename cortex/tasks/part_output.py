@@ -14,6 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from cortex.errors import ValueTypeError
+from cortex.formats.wider import widened, wider_schema
 from cortex.formats.writers import Writer, open_writer, output_extension
 from cortex.job.protocol import KEY_COLUMN, VALUE_COLUMN
 from cortex.job.types import type_name
@@ -27,12 +28,11 @@ from cortex.wire.messages import OutputPart
 
 PAIRS_BYTES: Final = 3 * MIB  # written at once: some 16,000 small ones, or one large one
 _LOOK_PAIRS: Final = 64  # few: a reduce may yield large pairs after any number of small ones
-_UNTYPED_ROWS_MAX: Final = 16_384  # held until a value other than None shows the type of its column
-_UNTYPED_BYTES_MAX: Final = 16 * MIB
 
 
 class PartWriter:
-    """One part file. Opened at the first batch, whose schema all others must have.
+    """One part file. Opened at the first batch, whose schema all others must have; a column that had no
+    value takes its type from the first that has one.
 
     `finish` gives the parts written: none if there was no batch. `abort` removes the file.
     """
@@ -52,11 +52,11 @@ class PartWriter:
             self._schema = batch.schema
             self._writer = open_writer(self._path, self._format, batch.schema)
         elif not batch.schema.equals(self._schema):
-            raise ValueTypeError(
-                f"output batches of different columns: first ({_columns(self._schema)}), "
-                f"then ({_columns(batch.schema)})",
-                cure="return batches of one schema, for example by casting the columns",
-            )
+            schema = wider_schema(self._schema, batch.schema)
+            if not schema.equals(self._schema):
+                self._writer.widen(schema)
+                self._schema = schema
+            batch = widened(batch, schema)
         self._writer.write(batch)
         self.rows += batch.num_rows
 
@@ -73,10 +73,6 @@ class PartWriter:
             self._writer = None
 
 
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
 class PairWriter:
     """Row-form output. `python_values`: of a result that is shown, not stored (see `output_values`)."""
 
@@ -86,8 +82,6 @@ class PairWriter:
         self._python_values = python_values
         self._key_type = ""
         self._value_tag = ""
-        self._schema: pa.Schema | None = None
-        self._pending: list[pa.RecordBatch] = []
 
     def write_all(self, pairs: Iterable[Any], function: str) -> None:
         """Write every pair of the iterable, which `function` yields."""
@@ -110,19 +104,14 @@ class PairWriter:
 
     def write_columns(self, key_type: str, keys: pa.Array, tag: str, values: pa.Array) -> None:
         """Keys as `key_array` gives them, values as `encode_output` does."""
-        merged_key = merge_key_types(self._key_type or key_type, key_type)
-        merged_tag = self._merge_tag(tag)
-        if self._schema is None and ("none" in merged_key or merged_tag == NONE):
-            # Only None so far: the column's type shows itself with the first other value.
-            self._key_type, self._value_tag = merged_key, merged_tag
-            self._pending.append(pa.RecordBatch.from_arrays([keys, values], names=[KEY_COLUMN, VALUE_COLUMN]))
-            rows, size = sum(b.num_rows for b in self._pending), sum(b.nbytes for b in self._pending)
-            if rows >= _UNTYPED_ROWS_MAX or size >= _UNTYPED_BYTES_MAX:
-                self._settle(keys.type, values.type)
+        self._key_type = merge_key_types(self._key_type or key_type, key_type)
+        self._value_tag = self._merge_tag(tag)
+        if self._text and pa.types.is_null(keys.type):  # a line without a key is the value alone
+            self.part.write(pa.RecordBatch.from_arrays([values], names=[VALUE_COLUMN]))
             return
-        self._key_type, self._value_tag = merged_key, merged_tag
-        self._settle(keys.type, values.type)
-        self._emit(keys, values)
+        key = pa.field(KEY_COLUMN, keys.type, metadata=key_metadata(key_type))
+        value = pa.field(VALUE_COLUMN, values.type, metadata=value_metadata(tag))
+        self.part.write(pa.RecordBatch.from_arrays([keys, values], schema=pa.schema([key, value])))
 
     def _merge_tag(self, tag: str) -> str:
         have = self._value_tag
@@ -135,33 +124,7 @@ class PairWriter:
             cure="yield values of one type, for example always float(value)",
         )
 
-    def _settle(self, key: pa.DataType, value: pa.DataType) -> None:
-        if self._schema is None:
-            self._schema = pa.schema(
-                [
-                    pa.field(KEY_COLUMN, key, metadata=key_metadata(self._key_type)),
-                    pa.field(VALUE_COLUMN, value, metadata=value_metadata(self._value_tag)),
-                ]
-            )
-        pending, self._pending = self._pending, []
-        for batch in pending:
-            self._emit(batch.column(0), batch.column(1))
-
-    def _emit(self, keys: pa.Array, values: pa.Array) -> None:
-        assert self._schema is not None
-        columns = []
-        for column, field in zip((keys, values), self._schema):
-            if column.type != field.type:  # None where the column's type was not known yet
-                column = _typed(column, field)
-            columns.append(column)
-        if self._text and pa.types.is_null(columns[0].type):  # a line without a key is the value alone
-            self.part.write(pa.RecordBatch.from_arrays([columns[1]], names=[VALUE_COLUMN]))
-            return
-        self.part.write(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-
     def finish(self) -> tuple[OutputPart, ...]:
-        if self._pending:
-            self._settle(self._pending[0].column(0).type, self._pending[0].column(1).type)
         return self.part.finish()
 
 
@@ -174,13 +137,3 @@ def check_pairs(chunk: Sequence[Any], function: str) -> None:
         f"{function} yielded {shorten(repr(bad))}, which is no (key, value) pair",
         cure=f"yield pairs from {function}: yield key, value",
     )
-
-
-def _typed(column: pa.Array, field: pa.Field) -> pa.Array:
-    try:
-        return column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueTypeError(
-            f"too many None came before the first {field.name} of another type ({type_name(column.type)})",
-            cure=f"yield a {field.name} of one type in place of None, or leave out pairs without one",
-        ) from error

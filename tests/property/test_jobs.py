@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cortex import MapReduceJob
 from cortex.class_spec import build_spec
 from cortex.job.spec import CsvDialect, InputSpec, JobSpec, OutputSpec, Resources
+from cortex.tasks import pair_buffer
 from cortex.tasks.budget import Budget
 from tests.one_process import Outcome, run_tasks
 
@@ -424,3 +425,51 @@ def test_without_group_by_there_is_one_row(
     assert row == (
         {"n": "4", "s": "10", "lo": "1", "n2": "4"} if numbers else {"n": "0", "s": "", "lo": "", "n2": "0"}
     )
+
+
+class LateValue(MapReduceJob):
+    """`late` of its records have a value (or a key, or half a key)."""
+
+    where_to: str = "value"
+    late = 0
+
+    def map(self, line: str) -> Iterator[Any]:
+        some = line if int(line) >= self.late else None
+        key = {"value": line, "key": some, "half": (some, line)}[self.where_to]
+        yield key, some and int(some) if self.where_to == "value" else line
+
+
+class LateReduced(LateValue):
+    def reduce(self, key: Any, values: Iterator[Any]) -> Iterator[Any]:
+        yield key, next(values)
+
+
+class LateBatch(LateValue):
+    """The same in tables, of which those before `late` have a column of nulls."""
+
+    map: Any = MapReduceJob.map
+
+    def map_batch(self, batch: pa.RecordBatch) -> Any:
+        for line in batch.column(0).to_pylist():
+            value = pa.array([int(line)]) if int(line) >= self.late else pa.nulls(1)
+            yield pa.record_batch({"key": [line], "value": value})
+
+
+@pytest.mark.parametrize("format_", ["csv", "tsv", "jsonl", "parquet", "arrow"])
+@pytest.mark.parametrize("where_to", ["value", "key", "half"])
+@pytest.mark.parametrize("job", [LateValue, LateReduced, LateBatch])
+def test_a_first_value_may_come_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: type[LateValue], where_to: str, format_: str
+) -> None:
+    monkeypatch.setattr(pair_buffer, "PAIRS_AT_ONCE", 7)
+    (tmp_path / "in.txt").write_text("".join(f"{n}\n" for n in range(100)))
+    files = []
+    for late in (0, 1, 50, 99):
+        made = job(input=str(tmp_path / "in.txt"), output=str(tmp_path / "out"), output_format=format_)
+        made.reducers = 1 if job is LateReduced else 0
+        made.where_to, made.late = where_to, late
+        outcome = run_tasks(build_spec(made), made)
+        if job is not LateReduced or where_to != "key":
+            assert [part.rows for part in outcome.parts] == [100]
+        files.append([part.columns for part in outcome.parts])
+    assert all(columns == files[0] for columns in files)

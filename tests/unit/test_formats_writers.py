@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cortex.errors import OutputFailed, UsageError, ValueTypeError
+from cortex.errors import ColumnError, OutputFailed, UsageError, ValueTypeError
 from cortex.formats import columnar_writers
+from cortex.formats.wider import widened, wider_schema
 from cortex.formats.writers import open_writer, output_extension
 from cortex.job.spec import OUTPUT_FORMATS
 from tests.arrow_memory import arrow_peak
@@ -156,6 +157,69 @@ def test_an_aborted_or_failed_file_is_removed(tmp_path: Path, format_: str) -> N
         writer.write(batch)
         raise ZeroDivisionError
     assert not path.exists()
+
+
+PAIR = pa.struct([("f0", pa.int64()), ("f1", pa.string())])
+
+
+@pytest.mark.parametrize("format_", OUTPUT_FORMATS)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (pa.nulls(3), pa.array([1, None], pa.int64())),
+        (pa.nulls(3), pa.array(["", None])),
+        (pa.array([0.5, None]), pa.nulls(2)),
+        (
+            pa.array([{"f0": 1, "f1": None}, None]).cast(pa.struct([("f0", pa.int64()), ("f1", pa.null())])),
+            pa.array([{"f0": None, "f1": "x"}, None], PAIR),
+        ),
+        (pa.array([{"f0": None, "f1": "x"}]), pa.array([{"f0": 1, "f1": None}])),
+    ],
+)
+def test_a_column_without_a_value_takes_the_type_of_the_first_value(
+    tmp_path: Path, format_: str, first: pa.Array, second: pa.Array
+) -> None:
+    batches = [pa.record_batch({"k": [str(i) for i in range(len(x))], "x": x}) for x in (first, second)]
+    schema = wider_schema(batches[0].schema, batches[1].schema)
+    assert schema == wider_schema(batches[1].schema, batches[0].schema)
+    writer = open_writer(str(tmp_path / "out"), format_, batches[0].schema)
+    writer.write(batches[0])
+    writer.widen(schema)
+    writer.write(widened(batches[1], schema))
+    rows, size = writer.close()
+    assert rows == len(first) + len(second)
+    assert os.listdir(tmp_path) == ["out"]
+    known = open_writer(str(tmp_path / "known"), format_, schema)
+    for batch in batches:
+        known.write(widened(batch, schema))
+    assert known.close() == (rows, size)
+    assert (tmp_path / "known").read_bytes() == (tmp_path / "out").read_bytes()
+
+
+@pytest.mark.parametrize("format_", OUTPUT_FORMATS)
+def test_a_file_that_was_widened_can_be_aborted(tmp_path: Path, format_: str) -> None:
+    writer = open_writer(str(tmp_path / "out"), format_, pa.schema([("x", pa.null())]))
+    writer.write(pa.record_batch({"x": pa.nulls(3)}))
+    writer.widen(pa.schema([("x", pa.int8())]))
+    writer.abort()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pa.schema([("x", pa.int32())]),
+        pa.schema([("y", pa.int64())]),
+        pa.schema([]),
+        pa.schema([("x", pa.int64()), ("y", pa.int64())]),
+        pa.schema([("x", PAIR)]),
+    ],
+)
+def test_other_columns_are_not_widened(second: pa.Schema) -> None:
+    first = pa.schema([("x", pa.int64())])
+    for schemas in ((first, second), (second, first)):
+        with pytest.raises(ColumnError, match="different columns"):
+            wider_schema(*schemas)
 
 
 def test_what_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
