@@ -7,6 +7,9 @@ and each run carries its key type, so that runs of different maps are checked ag
 A key type is text: ``str``, ``int``, ``tuple(str,int)`` ...; ``none`` where only None was seen, which
 agrees with any other. A key of type T occupies one column, a tuple one column for each leaf.
 
+NumPy's scalars, and instances of subclasses of int, float, str and bytes, count as the plain values they
+stand for (`cortex.shuffle.scalars`).
+
 Decimals travel as text without trailing zeros, because equal decimals may be written differently;
 aware datetimes as UTC, because equal instants are equal keys.
 """
@@ -24,6 +27,7 @@ from cortex.errors import KeyTypeError
 from cortex.job.protocol import FIELD_KIND, KIND_DECIMAL, KIND_TUPLE
 from cortex.kernels.casts import python_list
 from cortex.kernels.columns import canonical_key
+from cortex.shuffle.scalars import plain_values
 from cortex.units import format_decimal
 
 _NONE = type(None)
@@ -85,7 +89,8 @@ def _encode_tuples(keys: Sequence[Any], kinds: set[type]) -> tuple[str, list[pa.
 
 
 def encode_scalars(keys: Sequence[Any], kinds: set[type]) -> tuple[str, pa.Array]:
-    """One column of scalars whose exact types are `kinds`; None is null."""
+    """One column of scalars whose types are `kinds`; None is null."""
+    keys, kinds = plain_values(keys, kinds)
     plain = kinds - {_NONE}
     if len(plain) > 1:
         first = next(k for k in keys if k is not None)

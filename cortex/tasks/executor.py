@@ -292,7 +292,7 @@ class Executor:
         try:
             self._connection.send(answer)
         except (ProtocolError, MemoryError) as error:  # it has no frame: nothing of it was sent
-            lift_memory_limit()
+            self._memory_limit.lift()
             failed = task_error(task, self._memory_bytes, answer.peak_bytes, error)
             if isinstance(failed, ProtocolError):
                 failed.cure = _PLAN_CURE if isinstance(task, PlanTask) else _ANSWER_CURE
@@ -300,7 +300,7 @@ class Executor:
             self._connection.send(
                 TaskFailed(answer.attempt, failed.report(), answer.seconds, answer.peak_bytes)
             )
-            limit_memory(self._memory_bytes)
+            self._memory_limit.set()
 
 
 def main(index: int, socket_path: str, context_factory: ContextFactory) -> int:

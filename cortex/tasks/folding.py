@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from cortex.tasks.combined_values import INT_MAX, INT_MIN
+
 Table = dict[Any, Any]
 MapRecord = Callable[[Any], Any]
 Fold = Callable[[Table, Iterable[Any], MapRecord], None]
@@ -21,31 +23,6 @@ def pairs_of(records: Iterable[Any], map_record: MapRecord) -> Iterator[Any]:
     """Every pair of every record, in order. A record is taken when the pairs before it are used up."""
     for record in records:
         yield from map_record(record) or ()
-
-
-def sum_table() -> Table:
-    return defaultdict(int)
-
-
-def fold_sum(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
-    """`table` is a `sum_table`: the builtin ``sum``, which starts at 0."""
-    for record in records:
-        for key, value in map_record(record) or ():
-            table[key] += value
-
-
-def fold_min(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
-    for record in records:
-        for key, value in map_record(record) or ():
-            if key not in table or value < table[key]:
-                table[key] = value
-
-
-def fold_max(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
-    for record in records:
-        for key, value in map_record(record) or ():
-            if key not in table or value > table[key]:
-                table[key] = value
 
 
 def fold_binary(function: Callable[[Any, Any], Any]) -> Fold:
@@ -59,4 +36,60 @@ def fold_binary(function: Callable[[Any, Any], Any]) -> Fold:
     return fold
 
 
-BUILTIN: dict[str, Fold] = {"sum": fold_sum, "min": fold_min, "max": fold_max}
+def fold_builtin(combine: str, kind: type, plain: Callable[[Any], Any]) -> tuple[Fold, Callable[[], Table]]:
+    """Python's own sum, min or max of values of the type `kind`, and what makes an empty table for it.
+
+    `plain` is called with each value of another type, and with each int beyond 64 bits under min and max:
+    it gives the value of the type that it stands for, or raises. Whether a job fails must not depend on
+    which values were folded away before anyone looked at them. (A sum of ints cannot hide one.)
+    """
+    if combine == "sum":
+        return (_fold_ints, lambda: defaultdict(int)) if kind is int else (_fold_sum(kind, plain), dict)
+    return (_fold_min if combine == "min" else _fold_max)(kind, plain), dict
+
+
+def _fold_ints(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+    for record in records:
+        for key, value in map_record(record) or ():
+            table[key] += value
+
+
+def _fold_sum(kind: type, plain: Callable[[Any], Any]) -> Fold:
+    """Of other values: these have no zero to begin with."""
+
+    def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+        for record in records:
+            for key, value in map_record(record) or ():
+                if type(value) is not kind:
+                    value = plain(value)
+                table[key] = table[key] + value if key in table else value
+
+    return fold
+
+
+def _fold_min(kind: Any, plain: Callable[[Any], Any]) -> Fold:
+    ints = kind is int
+
+    def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+        for record in records:
+            for key, value in map_record(record) or ():
+                if type(value) is not kind or (ints and not INT_MIN <= value <= INT_MAX):
+                    value = plain(value)
+                if key not in table or value < table[key]:
+                    table[key] = value
+
+    return fold
+
+
+def _fold_max(kind: Any, plain: Callable[[Any], Any]) -> Fold:
+    ints = kind is int
+
+    def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+        for record in records:
+            for key, value in map_record(record) or ():
+                if type(value) is not kind or (ints and not INT_MIN <= value <= INT_MAX):
+                    value = plain(value)
+                if key not in table or value > table[key]:
+                    table[key] = value
+
+    return fold

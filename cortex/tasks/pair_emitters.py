@@ -17,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cortex.errors import CortexError, OverflowedSum, ValueTypeError
+from cortex.errors import CortexError, ValueTypeError
 from cortex.limits import FOLD_KEYS_MAX, MIB
 from cortex.shuffle.aggregation import AggregateCollector, Aggregation
 from cortex.shuffle.collector import Place, RowCollector
 from cortex.shuffle.keys import decode_keys, encode_keys
 from cortex.shuffle.run_schema import VALUES, Layout
+from cortex.shuffle.scalars import plain_kind
 from cortex.shuffle.values import ARROW_TYPES, NONE, PICKLE, decode_values, encode_values
 from cortex.tasks import folding
+from cortex.tasks.combined_values import INT_MAX, INT_MIN, CombinedValues
 from cortex.tasks.pair_buffer import PAIRS_AT_ONCE, PairBuffer, bytes_of
 from cortex.tasks.part_output import PAIRS_BYTES, PairWriter, check_pairs
 from cortex.tasks.shuffle_output import ShuffleOutput
@@ -108,9 +110,8 @@ class PairsToShuffle:
 class FoldedPairs:
     """Pairs combined before they are shuffled.
 
-    Numbers and text under sum, min and max are folded by kernels (floats exactly, which a running sum
-    in arrival order is not); their keys first in a dict where that is safe. Everything else is folded by
-    the user's function, or by Python's own, value by value.
+    Numbers and text under sum, min and max are folded by kernels; their keys first in a dict where that is
+    safe. Everything else is folded by the user's function, or by Python's own, value by value.
     """
 
     def __init__(
@@ -126,14 +127,16 @@ class FoldedPairs:
         self._budget_bytes = budget_bytes
         self._combine = combine
         self._function = function or PYTHON_FOLDS[combine]
+        self._values = None if combine == "binary" else CombinedValues(combine)
         self._place = place
         self._fold: folding.Fold | None = None
         self._chosen = False
+        self._new_table: Callable[[], folding.Table] = dict
         self._table: folding.Table = {}
         self._at_once = 1
         """Records folded between two looks at the table: each may have one new key or a million."""
         self._buffer = PairBuffer(pairs_bytes(budget_bytes), self._send_pairs)
-        self._vector: dict[str, AggregateCollector] = {}
+        self._vector: AggregateCollector | None = None
         self._objects: RowCollector | None = None
 
     def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
@@ -182,16 +185,16 @@ class FoldedPairs:
             return
         check_pairs(pairs, "map()")
         self._chosen = True
-        keys = {type(key) for key, _ in pairs}
-        values = {type(value) for _, value in pairs}
-        if self._combine != "binary":
-            self._check(values, [value for _, value in pairs])
-        if keys not in ({str}, {bytes}) or (self._combine != "binary" and float in values):
+        kinds: set[Any] = {type(key) for key, _ in pairs}
+        if set(map(plain_kind, kinds)) not in ({str}, {bytes}):
             return
-        # The builtin sum starts at 0, which a list or a timedelta cannot be added to.
-        plain = self._combine != "sum" or values <= {int, bool}
-        builtin = folding.BUILTIN.get(self._combine) if plain else None
-        self._fold = builtin or folding.fold_binary(self._function)
+        if self._values is None:
+            self._fold = folding.fold_binary(self._function)
+        else:
+            kind = type(self._values.plain([value for _, value in pairs])[0])
+            if not self._values.in_dict:
+                return
+            self._fold, self._new_table = folding.fold_builtin(self._combine, kind, self._values.plain_one)
         self._table = self._new_table()
         self._buffer.pairs = []
         for key, value in pairs:
@@ -201,16 +204,8 @@ class FoldedPairs:
                 raise_fold_error(error, "combine", self._table.get(key), value)
                 raise
 
-    def _new_table(self) -> folding.Table:
-        return folding.sum_table() if self._combine == "sum" else {}
-
     def _send_table(self) -> None:
         table, self._table = self._table, self._new_table()
-        if self._combine != "binary" and float in set(map(type, table.values())):
-            raise ValueTypeError(
-                f"combine = {self._combine} of values of different types: first others, then float",
-                cure="yield values of one type from map, for example always float(value)",
-            )
         while table:  # taken apart as it is sent: as columns it would be there once more
             some = [table.popitem() for _ in range(min(len(table), PAIRS_AT_ONCE))]
             self._add(*zip(*some))
@@ -221,54 +216,28 @@ class FoldedPairs:
 
     def _add(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         self.rows_out += len(keys)
+        if self._values is not None:
+            values = self._values.plain(values)
+            if self._combine == "sum" and type(values[0]) is int:
+                keys, values = self._values.carried(keys, values)
         key_type, columns = encode_keys(keys)
         tag, column = encode_values(values)
-        kinds = set(map(type, values))
-        if self._combine != "binary":
-            self._check(kinds, values)
-            if tag not in (PICKLE, NONE):
-                if tag == "bool" and self._combine == "sum":
-                    tag, column = "int", column.cast(pa.int64())
-                self._vector_for(tag).add(key_type, columns, [column])
-                return
-            if kinds == {int}:
-                bad = next(i for i, v in enumerate(values) if not -(2**63) <= v < 2**63)
-                raise OverflowedSum(
-                    f"the {self._combine} of key {keys[bad]!r} does not fit in 64 bits: {values[bad]}",
-                    cure="yield floats or Decimals, or write combine as a function of two values",
-                )
+        if self._values is not None and tag not in (PICKLE, NONE):
+            self._vector_for(tag).add(key_type, columns, [column])
+            return
+        if self._values is not None and type(values[0]) is int:
+            raise self._values.too_large(next(v for v in values if not INT_MIN <= v <= INT_MAX))
         self._objects_collector().add(
             value_layout(key_type, columns, tag, self._place is not None), columns, [column]
         )
 
-    def _check(self, kinds: set[type], values: Sequence[Any]) -> None:
-        if self._combine == "sum" and kinds & {str, bytes}:
-            text = next(value for value in values if type(value) in (str, bytes))
-            raise ValueTypeError(
-                f"combine = sum adds numbers, and map() yielded the value {shorten(repr(text))}",
-                cure="yield numbers, such as 1 to count; or write combine as a function of two values",
-            )
-        if len(kinds) > 1 and not (self._combine == "sum" and kinds == {int, bool}):
-            names = sorted(kind.__name__ for kind in kinds)
-            raise ValueTypeError(
-                f"combine = {self._combine} of values of different types: {', '.join(names)}",
-                cure=f"yield values of one type from map, for example always {names[0]}(value)"
-                if type(None) not in kinds
-                else "do not yield None as a value",
-            )
-
     def _vector_for(self, tag: str) -> AggregateCollector:
-        if tag not in self._vector:
-            for other in self._vector:
-                raise ValueTypeError(
-                    f"combine = {self._combine} of values of different types: {other}, {tag}",
-                    cure=f"yield values of one type from map, for example always {tag}(value)",
-                )
+        if self._vector is None:
             aggregation = Aggregation([(self._combine, 0)], [ARROW_TYPES[tag]])
-            self._vector[tag] = AggregateCollector(
+            self._vector = AggregateCollector(
                 self._output.sink, self._budget_bytes, aggregation, place=self._place, few_groups=False
             )
-        return self._vector[tag]
+        return self._vector
 
     def _objects_collector(self) -> RowCollector:
         if self._objects is None:
@@ -283,8 +252,8 @@ class FoldedPairs:
     def flush(self) -> None:
         self._buffer.send()
         self._send_table()
-        for collector in self._vector.values():
-            collector.flush()
+        if self._vector is not None:
+            self._vector.flush()
         if self._objects is not None:
             self._objects.flush()
 

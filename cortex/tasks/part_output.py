@@ -20,6 +20,7 @@ from cortex.job.protocol import KEY_COLUMN, VALUE_COLUMN
 from cortex.job.types import type_name
 from cortex.limits import MIB
 from cortex.shuffle.keys import encode_keys, key_array, key_metadata, merge_key_types
+from cortex.shuffle.scalars import numpy_kind, plain_values
 from cortex.shuffle.values import NONE
 from cortex.tasks.output_values import encode_output, spoken, value_metadata
 from cortex.tasks.pair_buffer import PairBuffer
@@ -81,7 +82,7 @@ class PairWriter:
         self._text = output_format == "text"
         self._python_values = python_values
         self._key_type = ""
-        self._value_tag = ""
+        self._kind = ""
 
     def write_all(self, pairs: Iterable[Any], function: str) -> None:
         """Write every pair of the iterable, which `function` yields."""
@@ -99,7 +100,8 @@ class PairWriter:
 
     def write(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         key_type, key_columns = encode_keys(keys)
-        tag, column = encode_output(values, self._python_values)
+        plain, _ = plain_values(values, set(map(type, values)), numpy_kind)
+        tag, column = encode_output(plain, self._python_values)
         self.write_columns(key_type, key_array(key_type, key_columns), tag, column)
 
     def write_columns(self, key_type: str, keys: pa.Array, tag: str, values: pa.Array) -> None:

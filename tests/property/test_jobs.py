@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +23,7 @@ from hypothesis import strategies as st
 
 from cortex import MapReduceJob
 from cortex.class_spec import build_spec
+from cortex.errors import CortexError, OverflowedSum, ValueTypeError
 from cortex.job.spec import CsvDialect, InputSpec, JobSpec, OutputSpec, Resources
 from cortex.tasks import pair_buffer
 from cortex.tasks.budget import Budget
@@ -473,3 +478,119 @@ def test_a_first_value_may_come_late(
             assert [part.rows for part in outcome.parts] == [100]
         files.append([part.columns for part in outcome.parts])
     assert all(columns == files[0] for columns in files)
+
+
+class Summed(MapReduceJob):
+    """`made` makes a pair of a line."""
+
+    combine: Any = sum
+    made: Any = None
+
+    def map(self, line: str) -> Iterator[Any]:
+        yield self.made(line)
+
+
+class SummedThenReduced(Summed):
+    def reduce(self, key: Any, values: Iterator[Any]) -> Iterator[Any]:
+        (value,) = values
+        yield key, value
+
+
+def outcomes_of(
+    job: type[Summed], folder: Path, lines: list[str], made: Any, combine: Any = sum
+) -> list[Any]:
+    """What the job gives, rows or the type of its error, for several splits, reducers and kinds of keys."""
+    (folder / "in.txt").write_text("".join(line + "\n" for line in lines))
+    found: list[Any] = []
+    for split in (1, 30, 1 << 20):
+        for reducers in (1, 3):
+            for key in (str, int):
+
+                def pair(line: str, key: Any = key) -> Any:
+                    number, value = made(line)
+                    return key(number), value
+
+                instance = job(input=str(folder / "in.txt"), output=str(folder / "out"))
+                instance.output_format, instance.split_size, instance.reducers = "jsonl", split, reducers
+                instance.combine, instance.made = combine, pair
+                try:
+                    outcome = run_tasks(build_spec(instance), instance)
+                    rows = [json.loads(row) for data in outcome.files for row in data.splitlines()]
+                    found.append(sorted((int(row["key"]), row["value"]) for row in rows))
+                except CortexError as error:
+                    found.append(type(error))
+    assert all(outcome == found[0] for outcome in found), found
+    return found[0]
+
+
+LARGE = 2**62
+FLOATS = [0.1, 1e16, -1e16, 0.7, 1e-300, 123.456, -0.1]
+
+
+@pytest.mark.parametrize("job", [Summed, SummedThenReduced])
+@pytest.mark.parametrize(
+    ("lines", "value", "total"),
+    [
+        (FLOATS, float, math.fsum(FLOATS)),
+        (FLOATS, np.float64, math.fsum(FLOATS)),
+        ([0.1, 0.2, 0.3], np.float32, math.fsum(map(float, np.array([0.1, 0.2, 0.3], np.float32)))),
+        (FLOATS, type("Money", (float,), {}), math.fsum(FLOATS)),
+        ([LARGE] * 3 + [-LARGE] * 3 + [5], int, 5),
+        ([LARGE] * 3 + [-LARGE] * 3 + [5], np.int64, 5),
+        ([-LARGE] * 7 + [LARGE] * 7, int, 0),
+        ([LARGE] * 3, int, OverflowedSum),
+        ([2**64, 1, -(2**64)], int, 1),
+        ([2**200, 1], int, OverflowedSum),
+        ([1] * 50, lambda text: text == "1", 50),
+        ([1, 2, 3, 1], lambda text: True if text == "1" else int(text), 7),
+        ([1, 2, 3, 1], lambda text: np.bool_(text == "1"), 2),
+        ([1, 2, 3, 1], lambda text: HTTPStatus.OK if text == "1" else int(text), 405),
+        ([1, 2, 3], lambda text: Decimal(text) if text == "1" else int(text), ValueTypeError),
+        ([1, 2, 3], lambda text: int(text) if text == "1" else Decimal(text), ValueTypeError),
+        ([1, 2, 3], lambda text: float(text) if text == "3" else int(text), ValueTypeError),
+        ([1, 2, 3], lambda text: None if text == "3" else int(text), ValueTypeError),
+        ([1, 2, 3], lambda text: "x" if text == "3" else int(text), ValueTypeError),
+        ([1, 2, 3], lambda text: np.float64(text) if text == "3" else int(text), ValueTypeError),
+    ],
+)
+def test_sums_do_not_depend_on_the_cut(
+    tmp_path: Path, job: type[Summed], lines: list[Any], value: Any, total: Any
+) -> None:
+    found = outcomes_of(job, tmp_path, list(map(str, lines)), lambda line: (7, value(line)))
+    assert found == (total if isinstance(total, type) else [(7, total)])
+
+
+@pytest.mark.parametrize(
+    ("lines", "value", "least"),
+    [
+        ([3, 1, 2], int, 1),
+        ([3, 1, 2], np.int32, 1),
+        ([3, 1, 2], lambda text: HTTPStatus.OK if text == "1" else int(text), 2),
+        ([3.5, 1.5, 2], np.float64, 1.5),
+        ([3, 1, 2], np.str_, "1"),
+        ([3, 1, 2], lambda text: True if text == "3" else int(text), ValueTypeError),
+        ([3, 1, 2], lambda text: 3.0 if text == "3" else int(text), ValueTypeError),
+        ([3, 1, 2], lambda text: None if text == "3" else int(text), ValueTypeError),
+        ([2**70, 1, 2], int, OverflowedSum),
+    ],
+)
+def test_the_least_value_does_not_depend_on_the_cut(
+    tmp_path: Path, lines: list[Any], value: Any, least: Any
+) -> None:
+    found = outcomes_of(Summed, tmp_path, list(map(str, lines)), lambda line: (7, value(line)), min)
+    assert found == (least if isinstance(least, type) else [(7, least)])
+
+
+def test_numpy_scalars_are_written_as_the_values_they_stand_for(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("1\n2\n3\n")
+
+    class Scalars(MapReduceJob):
+        reducers = 0
+
+        def map(self, line: str) -> Iterator[Any]:
+            yield np.str_(line), np.float64(line) if line != "2" else 2.0
+
+    job = Scalars(input=str(tmp_path / "in.txt"), output=str(tmp_path / "out"))
+    outcome = run_tasks(build_spec(job), job)
+    assert outcome.data == b"key,value\n1,1.0\n2,2.0\n3,3.0\n"
+    assert outcome.parts[0].columns == (("key", "string"), ("value", "float64"))

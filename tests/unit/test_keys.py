@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 import math
 from decimal import Decimal
 from typing import Any
@@ -68,7 +69,8 @@ def test_equal_keys_are_made_identical() -> None:
         ([("a", 1), ("a",)], "different types"),
         ([("a", 1), ("b", 2.0)], "1 is int, 2.0 is float"),
         ([[1]], "type list ([1]) cannot be a key"),
-        ([np.int64(3)], "type int64"),
+        ([np.datetime64("2026-01-01")], "type datetime64"),
+        ([np.int64(3), 2.5], "3 is int, 2.5 is float"),
         ([2**63], "does not fit in 64 bits"),
         (["\ud800"], "lone surrogate"),
         ([dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 1, tzinfo=UTC)], "a naive datetime"),
@@ -101,3 +103,32 @@ def test_tuples_are_a_struct_in_output() -> None:
         {"f0": "a", "f1": {"f0": 1, "f1": None}},
         {"f0": "b", "f1": {"f0": 2, "f1": 0.5}},
     ]
+
+
+class Colour(enum.IntEnum):
+    RED = 3
+
+
+class Name(str):
+    def __str__(self) -> str:
+        return "shown"
+
+
+@pytest.mark.parametrize(
+    ("keys", "plain"),
+    [
+        ([np.int64(3), 3, np.uint8(4), None], [3, 3, 4, None]),
+        ([np.bool_(True), False], [True, False]),
+        ([np.float32(0.5), 0.25, np.float64(1)], [0.5, 0.25, 1.0]),
+        ([np.str_("a"), "a", Name("b")], ["a", "a", "b"]),
+        ([np.bytes_(b"a"), b"a"], [b"a", b"a"]),
+        ([Colour.RED, 3], [3, 3]),
+        ([(np.int64(1), Name("x")), (1, "x")], [(1, "x"), (1, "x")]),
+    ],
+)
+def test_what_stands_for_a_plain_value_is_that_key(keys: list[Any], plain: list[Any]) -> None:
+    kind, columns = encode_keys(keys)
+    assert (kind, columns) == encode_keys(plain)
+    decoded = decode_keys(kind, columns)
+    assert decoded == plain
+    assert list(map(type, decoded)) == list(map(type, plain))

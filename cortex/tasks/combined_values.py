@@ -1,0 +1,97 @@
+"""The values of combine = sum, min or max: of one type throughout a job, wherever the input is cut.
+
+Numbers and text, NumPy's too, are folded as plain Python values, by kernels: floats are added exactly, and
+so are ints, whose partial sums may be larger than 64 bits though the whole sum fits. Other values are added
+with their own ``+``, which must be associative, and compared with their own ``<``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from cortex.errors import OverflowedSum, ValueTypeError
+from cortex.shuffle.scalars import names_of, plain_values
+from cortex.tasks.user_errors import shorten
+
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**63 - 1
+_CARRIES_MAX: Final = 65_536  # rows for one partial sum: no sum that comes to 64 bits goes that far away
+
+
+class CombinedValues:
+    """Checks and converts the values of one map, some at a time."""
+
+    def __init__(self, combine: str) -> None:
+        self._combine = combine
+        self.kind = ""
+        """The name of the values' type; "" before the first."""
+
+    @property
+    def in_dict(self) -> bool:
+        """May the values be folded one by one as they come? Floats lose digits so, and NumPy's ints wrap."""
+        return self.kind != "float" and not self.kind.startswith("numpy.")
+
+    def plain(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The values as plain ones: bools are ints under sum. Raises ValueTypeError for values of different
+        types. (An int to which another number was added is no int any more: sums show what they are of.)"""
+        kinds = set(map(type, values))
+        names = names_of(values, kinds)
+        values, kinds = plain_values(values, kinds)
+        if self._combine == "sum":
+            if kinds & {str, bytes}:
+                raise self._text(next(value for value in values if type(value) in (str, bytes)))
+            if "bool" in names and names <= {"bool", "int"}:
+                names = {"int"}
+            if bool in kinds:
+                values = [int(value) if type(value) is bool else value for value in values]
+        if self.kind:
+            names.add(self.kind)
+        if len(names) > 1:
+            raise self._mixed(sorted(names))
+        (self.kind,) = names
+        return values
+
+    def plain_one(self, value: Any) -> Any:
+        """The same of one value, which must fit in 64 bits if it is an int under min or max."""
+        (plain,) = self.plain((value,))
+        if self._combine != "sum" and type(plain) is int and not INT_MIN <= plain <= INT_MAX:
+            raise self.too_large(plain)
+        return plain
+
+    def carried(self, keys: Sequence[Any], values: Sequence[int]) -> tuple[Sequence[Any], Sequence[int]]:
+        """Partial sums of ints as rows of 64 bits: one that is larger becomes several, which the exact sum
+        joins again."""
+        if min(values) >= INT_MIN and max(values) <= INT_MAX:
+            return keys, values
+        pairs: list[tuple[Any, int]] = []
+        for key, value in zip(keys, values):
+            largest = INT_MIN if value < 0 else INT_MAX
+            rows, rest = divmod(value, largest)
+            if rows > _CARRIES_MAX:
+                raise self.too_large(value)
+            pairs += [(key, largest)] * rows
+            pairs.append((key, rest))
+        made_keys, made_values = zip(*pairs)
+        return made_keys, made_values
+
+    def too_large(self, value: int) -> OverflowedSum:
+        return OverflowedSum(
+            f"combine = {self._combine} of an int that does not fit in 64 bits: {shorten(str(value))}",
+            cure="yield floats or Decimals, or write combine as a function of two values",
+        )
+
+    def _text(self, value: str | bytes) -> ValueTypeError:
+        return ValueTypeError(
+            f"combine = sum adds numbers, and map() yielded the value {shorten(repr(value))}",
+            cure="yield numbers, such as 1 to count; or write combine as a function of two values",
+        )
+
+    def _mixed(self, names: Sequence[str]) -> ValueTypeError:
+        example = f", for example always {names[0]}(value)" if names[0].isidentifier() else ""
+        return ValueTypeError(
+            f"combine = {self._combine} of values of different types: {', '.join(names)}",
+            cure="do not yield None as a value"
+            if "NoneType" in names
+            else f"yield values of one type from map{example}",
+        )
