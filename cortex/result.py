@@ -11,6 +11,7 @@ are Arrow IPC files in a temporary folder that the result owns: it is removed by
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import weakref
@@ -292,39 +293,21 @@ def python_rows(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
 
 
 def _unify(schemas: list[pa.Schema]) -> pa.Schema:
-    """Columns by position in the first part. A column of nulls only takes the others' type; one whose
-    parts have different types holds pickles, so that no value changes on the way."""
+    """Columns by position; one that has no value in some parts takes the others' type."""
     import pyarrow as pa
+
+    from cortex.kernels.wider import wider_schema
 
     if not schemas:
         return pa.schema([])
-    fields = []
-    for name in schemas[0].names:
-        seen = [schema.field(name) for schema in schemas]
-        typed = [field for field in seen if not pa.types.is_null(field.type)] or seen[:1]
-        if all(f.type.equals(typed[0].type) and _kind(f) == _kind(typed[0]) for f in typed):
-            metadata = {FIELD_KIND: _kind(typed[0])} if _kind(typed[0]) else None
-            fields.append(pa.field(name, typed[0].type, metadata=metadata))
-        else:
-            fields.append(pa.field(name, pa.binary(), metadata={FIELD_KIND: KIND_PICKLE}))
-    return pa.schema(fields)
+    fields = functools.reduce(wider_schema, schemas)
+    return pa.schema([f.with_metadata({FIELD_KIND: _kind(f)} if _kind(f) else None) for f in fields])
 
 
 def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa
+    from cortex.kernels.wider import widened_batch
 
-    columns = []
-    for field in schema:
-        column, own = batch.column(field.name), batch.schema.field(field.name)
-        if pa.types.is_null(own.type) and not pa.types.is_null(field.type):
-            column = pa.nulls(len(column), field.type)
-        elif _kind(field) == KIND_PICKLE and _kind(own) != KIND_PICKLE:
-            cells = [None if v is None else pickle.dumps(v, 5) for v in python_values(column, own)]
-            column = pa.array(cells, pa.binary())
-        columns.append(column)
-    if not columns:
-        return batch
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    return widened_batch(batch, schema) if batch.num_columns else batch
 
 
 # --- first rows by key ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import cloudpickle
 import msgspec
 
+from cortex.job.output_types import OutputTypes
 from cortex.job.plan import OUT, InputPlan
 from cortex.job.spec import JobSpec
 from cortex.tasks.runner import JobContext
@@ -91,6 +92,7 @@ def _run(context: JobContext, staging: str) -> Outcome:
         for split, ends in zip(own, scanned.ends):
             splits[split.index] = msgspec.structs.replace(split, start_state=state, end_state=ends[state])
             state = ends[state]
+    types = OutputTypes()
     maps: list[MapResult] = []
     reduces: list[ReduceResult] = []
     tasks = list(plan.tasks) or ([range(0)] if plan.reducers == 0 else [])
@@ -98,7 +100,9 @@ def _run(context: JobContext, staging: str) -> Outcome:
         task = MapTask(index, tuple(splits[member] for member in members))
         result = context.run(f"{JOB}-m{index:06d}.0", task, progress)
         assert isinstance(result, MapResult)
+        types = types.joined(result.types)
         maps.append(result)
+    types = OutputTypes()
     for partition in range(plan.reducers):
         wrote = [m.map_index for m in maps if m.partition_rows[partition]]
         spans = tuple(bound for index in wrote for bound in (index, index + 1))
@@ -107,6 +111,7 @@ def _run(context: JobContext, staging: str) -> Outcome:
         reduced = context.run(f"{JOB}-r{partition:06d}.0", task, progress)
         assert isinstance(reduced, ReduceResult)
         assert reduced.stats.rows_in == sum(m.partition_rows[partition] for m in maps)
+        types = types.joined(reduced.types)
         reduces.append(reduced)
     parts = [part for result in [*maps, *reduces] for part in result.parts]
     files = []

@@ -85,3 +85,16 @@ class ArrowEncoder:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def reread(path: str, format_: str) -> Iterator[pa.RecordBatch]:
+    """The batches of a finished parquet or arrow file."""
+    if format_ == "parquet":
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(use_threads=False)
+        return
+    with pa.OSFile(path) as file, pa.ipc.open_file(file) as reader:
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)

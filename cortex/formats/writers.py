@@ -19,11 +19,11 @@ import pyarrow as pa
 from cortex.errors import OutputFailed, UsageError, ValueTypeError
 from cortex.job.protocol import FIELD_KIND
 from cortex.job.spec import OUTPUT_FORMATS
+from cortex.kernels.wider import widened_batch
 from cortex.limits import MIB
 
-from .columnar_writers import ArrowEncoder, ParquetEncoder, Regrouped
+from .columnar_writers import ArrowEncoder, ParquetEncoder, Regrouped, reread
 from .text_writers import CsvFormat, JsonLinesFormat, LineFormat, TextFormat
-from .wider import reread, widened
 
 _EXTENSIONS: Final = {
     "csv": ".csv",
@@ -120,7 +120,7 @@ class Writer:
             self._take_schema(schema)
             self._begin()
             for batch in reread(narrow, self._format):
-                self._append(widened(batch, self._schema))
+                self._append(widened_batch(batch, self._schema))
             os.unlink(narrow)
 
     def _finish_encoder(self) -> None:

@@ -273,6 +273,14 @@ def _split(text: str) -> list[str]:
     return [*parts, text[start:]] if text.strip() else []
 
 
+def struct_fields(name: str) -> list[tuple[str, str]] | None:
+    """(field name as it is written, type name) of a struct's fields, of `type_name`; None of other types."""
+    if not name.startswith("struct<"):
+        return None
+    fields = [_FIELD_NAME.fullmatch(part) for part in _split(name[len("struct<") : -1])]
+    return [(match[0][: match.start(3) - 1].strip(), match[3].strip()) for match in fields if match]
+
+
 def _unknown(word: str, whole: str) -> UsageError:
     near = difflib.get_close_matches(word.lower(), KNOWN_NAMES, 1, 0.6)
     cure = (

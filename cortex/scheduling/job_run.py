@@ -15,6 +15,7 @@ import msgspec
 
 from cortex.errors import CortexError, ErrorReport, Fault, InternalError, MapChanged, ProtocolError, RowsLost
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, task_id
+from cortex.job.output_types import OutputTypes
 from cortex.job.plan import InputPlan, Split, SplitGroups
 from cortex.limits import LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT, SCAN_SPLITS_PER_TASK
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
@@ -68,6 +69,7 @@ class JobRun:
         self.running: dict[AttemptId, Running] = {}
         self._tables: dict[str, TaskTable] = {}
         self._parts: dict[int, tuple[OutputPart, ...]] = {}
+        self._types = {MAP: OutputTypes(), REDUCE: OutputTypes()}
         self._revoked: list[Running] = []
         self._redos: dict[int, int] = {}
         self._scan_ahead = 0
@@ -266,6 +268,7 @@ class JobRun:
 
     def _mapped(self, running: Running, result: MapResult) -> None:
         index = running.index
+        self._join_types(running, result.types)
         if self.map_only:
             self._parts[index] = result.parts
         else:
@@ -279,6 +282,14 @@ class JobRun:
         if replaced is not None:
             self._count_map(length, *replaced, -1)
         self._count_map(length, stats, result.counters, 1)
+
+    def _join_types(self, running: Running, types: OutputTypes) -> None:
+        """Rows of all tasks of a stage must be alike, also of tasks whose rows never meet."""
+        try:
+            self._types[running.stage] = self._types[running.stage].joined(types)
+        except CortexError as error:
+            error.details = {"found in": self.what(running), **error.details}
+            raise
 
     def _map_changed(self, running: Running, redo: Redo) -> None:
         """A redo wrote other rows than the output it replaces: nothing may be made of both."""
@@ -314,6 +325,7 @@ class JobRun:
                 cure="this is a bug in cortex; please report it with the job",
                 details={"attempt": running.attempt},
             )
+        self._join_types(running, result.types)
         self._parts[running.index] = result.parts
         self.progress.stages[REDUCE].add(stats_tuple(result.stats))
         self.progress.merge_counters(result.counters)

@@ -37,7 +37,8 @@ class Aggregation:
     def __init__(self, calls: Sequence[tuple[str, int | None]], types: Sequence[pa.DataType]) -> None:
         self.calls = tuple(calls)
         self.types = tuple(types)
-        self.payload = f"{STATES}:{';'.join(type_name(kind) for kind in types)}"
+        self.argument_types = ";".join(type_name(kind) for kind in types)
+        self.payload = f"{STATES}:{self.argument_types}"
 
     def new(self, groups: int) -> AggregateSet:
         """Empty states of this many groups."""

@@ -4,8 +4,8 @@ A key is None, bool, int, float, str, bytes, date, datetime, Decimal, or a tuple
 are checked before Arrow could coerce (``[1, 2.5]`` would become double, ``True`` would equal ``1``),
 and each run carries its key type, so that runs of different maps are checked against each other.
 
-A key type is text: ``str``, ``int``, ``tuple(str,int)`` ...; ``none`` where only None was seen, which
-agrees with any other. A key of type T occupies one column, a tuple one column for each leaf.
+A key type is text (`cortex.job.output_types`). A key of type T occupies one column, a tuple one column for
+each leaf.
 
 NumPy's scalars, and instances of subclasses of int, float, str and bytes, count as the plain values they
 stand for (`cortex.shuffle.scalars`).
@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from cortex.errors import KeyTypeError
+from cortex.job.output_types import key_parts
 from cortex.job.protocol import FIELD_KIND, KIND_DECIMAL, KIND_TUPLE
 from cortex.kernels.casts import python_list
 from cortex.kernels.columns import canonical_key
@@ -146,46 +147,11 @@ def canonical_decimal(value: Decimal) -> str:
     return format_decimal(Decimal((sign, tuple(kept), exponent)))
 
 
-def merge_key_types(first: str, second: str) -> str:
-    """The key type of runs that have these two. KeyTypeError if they are different."""
-    merged = _merge(first, second)
-    if merged is None:
-        raise KeyTypeError(
-            f"keys of different types in one job: {first} and {second}",
-            cure="yield keys of one type from every map call, for example always str(key)",
-        )
-    return merged
-
-
-def _merge(first: str, second: str) -> str | None:
-    if first == second or second == "none":
-        return first
-    if first == "none":
-        return None if second.startswith("tuple(") else second
-    if not (first.startswith("tuple(") and second.startswith("tuple(")):
-        return None
-    left, right = _parts(first), _parts(second)
-    if len(left) != len(right):
-        return None
-    merged = [_merge(a, b) for a, b in zip(left, right)]
-    return None if None in merged else f"tuple({','.join(m for m in merged if m)})"
-
-
-def _parts(kind: str) -> list[str]:
-    inside, depth, start, parts = kind[len("tuple(") : -1], 0, 0, []
-    for position, char in enumerate(inside):
-        depth += (char == "(") - (char == ")")
-        if char == "," and depth == 0:
-            parts.append(inside[start:position])
-            start = position + 1
-    return [*parts, inside[start:]] if inside else []
-
-
 def leaf_types(kind: str) -> list[pa.DataType]:
     """Arrow types of the columns of a key type."""
     if not kind.startswith("tuple("):
         return [_ARROW[kind]]
-    return [leaf for part in _parts(kind) for leaf in leaf_types(part)] or [pa.null()]
+    return [leaf for part in key_parts(kind) for leaf in leaf_types(part)] or [pa.null()]
 
 
 def decode_keys(kind: str, columns: Sequence[pa.Array]) -> list[Any]:
@@ -198,7 +164,7 @@ def _decode(kind: str, columns: Iterable[pa.Array]) -> list[Any]:
     if not kind.startswith("tuple("):
         values = to_python(next(source))
         return [None if v is None else Decimal(v) for v in values] if kind == "Decimal" else values
-    parts = _parts(kind)
+    parts = key_parts(kind)
     if not parts:
         return [() for _ in range(len(next(source)))]
     return list(zip(*[_decode(part, source) for part in parts]))
@@ -225,7 +191,7 @@ def _key_array(kind: str, columns: Iterable[pa.Array]) -> pa.Array:
     source = iter(columns)
     if not kind.startswith("tuple("):
         return next(source)
-    parts = _parts(kind)
+    parts = key_parts(kind)
     if not parts:
         rows = len(next(source))
         return pa.array([{}] * rows, type=pa.struct([]))

@@ -26,8 +26,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cortex.errors import ColumnError, RowsLost, ValueTypeError
+from cortex.job.output_types import merge_key_types
+from cortex.kernels.wider import widened, wider_type
 from cortex.limits import FOLD_BYTES, FOLD_ROWS, MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
-from cortex.shuffle.keys import merge_key_types
 from cortex.shuffle.pieces import Pieces
 from cortex.shuffle.run_schema import STATES, VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
@@ -181,15 +182,14 @@ def common_layout(layouts: Sequence[Layout]) -> Layout:
 
 
 def _common_type(what: str, first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """The type of a column that has these in different runs: only one without a value takes the other's."""
-    if first == second or pa.types.is_null(second):
-        return first
-    if pa.types.is_null(first):
-        return second
-    raise ColumnError(
-        f"{what} is {first} in one batch of map output and {second} in another",
-        cure="return batches of one schema from map_batch, for example by casting the column",
-    )
+    """The type of a column that has these in different runs."""
+    common = wider_type(first, second)
+    if common is None:
+        raise ColumnError(
+            f"{what} is {first} in one batch of map output and {second} in another",
+            cure="return batches of one schema from map_batch, for example by casting the column",
+        )
+    return common
 
 
 def _different_values(first: Layout, other: Layout) -> ValueTypeError:
@@ -310,8 +310,7 @@ def conform(batch: pa.RecordBatch, have: Layout, want: Layout) -> pa.RecordBatch
         return batch
     columns = list(batch.columns[: 1 + have.keys])
     for index, kind in enumerate(want.key_types):
-        if have.key_types[index] != kind:
-            columns[1 + index] = pa.nulls(batch.num_rows, kind)
+        columns[1 + index] = widened(columns[1 + index], kind)
     present = {name: batch.column(1 + have.keys + i) for i, (name, _) in enumerate(have.payload_fields)}
     for name, kind in want.payload_fields:
         column = present.get(name)
@@ -320,9 +319,7 @@ def conform(batch: pa.RecordBatch, have: Layout, want: Layout) -> pa.RecordBatch
             column = retag(have.value_tag, column, want.value_tag)
         if column is None:  # states that these rows did not need: nothing to add
             column = pa.array(np.zeros(batch.num_rows, np.int64)).cast(kind)
-        elif column.type != kind:  # it has no value
-            column = pa.nulls(batch.num_rows, kind)
-        columns.append(column)
+        columns.append(widened(column, kind))
     return pa.RecordBatch.from_arrays(columns, schema=want.schema())
 
 

@@ -117,7 +117,7 @@ class MapAttempt:
             return self._emitter
         combine = method_fold(program.code.combine) if spec.combine == "method" else None
         collector = RowCollector(output.sink, budget, place=place, combine=combine)
-        self._emitter = PairsToShuffle(collector, place is not None)
+        self._emitter = PairsToShuffle(collector, place is not None, spec.reduce_form == "batch")
         return self._emitter
 
     def _table_emitter(self) -> TableEmitter:
@@ -268,6 +268,8 @@ class MapAttempt:
     def _commit(self) -> MapResult:
         stats = self._stats(self._bytes_done)
         counters = self._program.take_counters()
+        assert self._emitter is not None
+        types = self._emitter.types
         if self._shuffle is not None:
             written, partition_rows, checksum = self._shuffle.commit()
             self._shuffle = None
@@ -277,7 +279,7 @@ class MapAttempt:
                 rows_out=stats.rows_out,
                 spilled_bytes=written,
             )
-            return MapResult(self._task.map_index, stats, partition_rows, checksum, (), counters)
+            return MapResult(self._task.map_index, stats, partition_rows, checksum, (), counters, types)
         assert self._part is not None
         parts = self._pairs.finish() if self._pairs is not None else self._part.finish()
         self._part = None
@@ -287,7 +289,7 @@ class MapAttempt:
             rows_out=sum(part.rows for part in parts),
             bytes_out=sum(part.size_bytes for part in parts),
         )
-        return MapResult(self._task.map_index, stats, (), 0, parts, counters)
+        return MapResult(self._task.map_index, stats, (), 0, parts, counters, types)
 
     def _close(self) -> None:
         if self._shuffle is not None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cortex.errors import CortexError, ValueTypeError
+from cortex.job.output_types import OutputTypes
 from cortex.limits import FOLD_KEYS_MAX, MIB
 from cortex.shuffle.aggregation import AggregateCollector, Aggregation
 from cortex.shuffle.collector import Place, RowCollector
@@ -43,6 +44,9 @@ class PairEmitter(Protocol):
     rows_out: int
     """Pairs emitted so far, before any fold."""
 
+    @property
+    def types(self) -> OutputTypes: ...
+
     def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
         """`records` is a list's iterator, used up at the end. The record in hand is the last one taken."""
 
@@ -61,6 +65,10 @@ class PairsToPart:
     def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
         self._buffer.take(folding.pairs_of(records, map_record))
         self._buffer.send()  # now: a pair that cannot be written is one of the records in hand
+
+    @property
+    def types(self) -> OutputTypes:
+        return self._writer.types
 
     def _send(self, pairs: list[Any]) -> None:
         self._writer.write_pairs(pairs, "map()")
@@ -83,10 +91,12 @@ def value_layout(key_type: str, keys: Sequence[pa.Array], tag: str, placed: bool
 
 
 class PairsToShuffle:
-    """Every pair, as it is."""
+    """Every pair, as it is. `as_columns`: the reduce takes the values as a column, so they have one type."""
 
-    def __init__(self, collector: RowCollector, placed: bool) -> None:
+    def __init__(self, collector: RowCollector, placed: bool, as_columns: bool) -> None:
         self.rows_out = 0
+        self.types = OutputTypes()
+        self._as_columns = as_columns
         self._collector = collector
         self._placed = placed
         self._buffer = PairBuffer(pairs_bytes(collector.budget_bytes), self._send)
@@ -100,6 +110,7 @@ class PairsToShuffle:
         keys, values = zip(*pairs)
         key_type, columns = encode_keys(keys)
         tag, column = encode_values(values)
+        self.types = self.types.joined(OutputTypes(key_type, tag if self._as_columns else ""))
         self._collector.add(value_layout(key_type, columns, tag, self._placed), columns, [column])
 
     def flush(self) -> None:
@@ -123,6 +134,7 @@ class FoldedPairs:
         place: Place | None,
     ) -> None:
         self.rows_out = 0
+        self.types = OutputTypes()
         self._output = output
         self._budget_bytes = budget_bytes
         self._combine = combine
@@ -222,6 +234,7 @@ class FoldedPairs:
                 keys, values = self._values.carried(keys, values)
         key_type, columns = encode_keys(keys)
         tag, column = encode_values(values)
+        self.types = self.types.joined(OutputTypes(key_type, self._values.kind if self._values else ""))
         if self._values is not None and tag not in (PICKLE, NONE):
             self._vector_for(tag).add(key_type, columns, [column])
             return

@@ -14,14 +14,14 @@ from typing import Any, Final
 import pyarrow as pa
 
 from cortex.errors import ValueTypeError
-from cortex.formats.wider import widened, wider_schema
 from cortex.formats.writers import Writer, open_writer, output_extension
+from cortex.job.output_types import OutputTypes, merge_key_types
 from cortex.job.protocol import KEY_COLUMN, VALUE_COLUMN
 from cortex.job.types import type_name
+from cortex.kernels.wider import widened_batch, wider_schema
 from cortex.limits import MIB
-from cortex.shuffle.keys import encode_keys, key_array, key_metadata, merge_key_types
+from cortex.shuffle.keys import encode_keys, key_array, key_metadata
 from cortex.shuffle.scalars import numpy_kind, plain_values
-from cortex.shuffle.values import NONE
 from cortex.tasks.output_values import encode_output, spoken, value_metadata
 from cortex.tasks.pair_buffer import PairBuffer
 from cortex.tasks.user_errors import shorten
@@ -57,16 +57,19 @@ class PartWriter:
             if not schema.equals(self._schema):
                 self._writer.widen(schema)
                 self._schema = schema
-            batch = widened(batch, schema)
+            batch = widened_batch(batch, schema)
         self._writer.write(batch)
         self.rows += batch.num_rows
 
+    @property
+    def types(self) -> OutputTypes:
+        return OutputTypes(columns=tuple((f.name, type_name(f.type)) for f in self._schema or ()))
+
     def finish(self) -> tuple[OutputPart, ...]:
-        if self._writer is None or self._schema is None:
+        if self._writer is None:
             return ()
         rows, size_bytes = self._writer.close()
-        columns = tuple((field.name, type_name(field.type)) for field in self._schema)
-        return (OutputPart(self.name, self.staged_as, rows, size_bytes, columns),)
+        return (OutputPart(self.name, self.staged_as, rows, size_bytes, self.types.columns),)
 
     def abort(self) -> None:
         if self._writer is not None:
@@ -81,8 +84,7 @@ class PairWriter:
         self.part = part
         self._text = output_format == "text"
         self._python_values = python_values
-        self._key_type = ""
-        self._kind = ""
+        self.types = OutputTypes()
 
     def write_all(self, pairs: Iterable[Any], function: str) -> None:
         """Write every pair of the iterable, which `function` yields."""
@@ -106,25 +108,19 @@ class PairWriter:
 
     def write_columns(self, key_type: str, keys: pa.Array, tag: str, values: pa.Array) -> None:
         """Keys as `key_array` gives them, values as `encode_output` does."""
-        self._key_type = merge_key_types(self._key_type or key_type, key_type)
-        self._value_tag = self._merge_tag(tag)
-        if self._text and pa.types.is_null(keys.type):  # a line without a key is the value alone
+        self.types = self.types.joined(OutputTypes(self._written_key_type(key_type, keys), spoken(tag)))
+        if self._text and pa.types.is_null(keys.type):
             self.part.write(pa.RecordBatch.from_arrays([values], names=[VALUE_COLUMN]))
             return
         key = pa.field(KEY_COLUMN, keys.type, metadata=key_metadata(key_type))
         value = pa.field(VALUE_COLUMN, values.type, metadata=value_metadata(tag))
         self.part.write(pa.RecordBatch.from_arrays([keys, values], schema=pa.schema([key, value])))
 
-    def _merge_tag(self, tag: str) -> str:
-        have = self._value_tag
-        if not have or have in (NONE, tag):
-            return tag
-        if tag == NONE:
-            return have
-        raise ValueTypeError(
-            f"output values of different types: {spoken(have)}, then {spoken(tag)}",
-            cure="yield values of one type, for example always float(value)",
-        )
+    def _written_key_type(self, key_type: str, keys: pa.Array) -> str:
+        """In text a line without a key is the value alone: None does not go with other keys there."""
+        if not self._text or not keys.null_count:
+            return key_type
+        return "None" if keys.null_count == len(keys) else merge_key_types(key_type, "None")
 
     def finish(self) -> tuple[OutputPart, ...]:
         return self.part.finish()

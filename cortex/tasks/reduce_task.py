@@ -55,6 +55,7 @@ class ReduceAttempt:
         self._merged_bytes = 0
         self._temporary = EarlyMerges(program.store, attempt, program.position.step)
         self._part = PartWriter(program.staging_dir, attempt, task.partition, program.output_format)
+        self._writer: PartWriter | PairWriter = self._part
 
     def run(self) -> ReduceResult:
         """Raises CorruptRun (details: the map attempt) when a segment cannot be read."""
@@ -79,7 +80,8 @@ class ReduceAttempt:
                 shuffled_bytes=self._bytes_in,
                 groups=self._groups,
             )
-            return ReduceResult(self._task.partition, stats, parts, self._program.take_counters())
+            counters = self._program.take_counters()
+            return ReduceResult(self._task.partition, stats, parts, counters, self._writer.types)
         except BaseException:
             self._part.abort()
             raise
@@ -191,7 +193,9 @@ class ReduceAttempt:
     # --- folds ------------------------------------------------------------------------------------
 
     def _pair_writer(self) -> PairWriter:
-        return PairWriter(self._part, self._program.output_format, self._program.python_values)
+        program = self._program
+        writer = self._writer = PairWriter(self._part, program.output_format, program.python_values)
+        return writer
 
     def _fold(self, sources: Sequence[RunSource]) -> tuple[OutputPart, ...]:
         spec = self._program.spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -11,6 +11,8 @@ import pyarrow as pa
 from cortex.errors import ColumnError, ValueTypeError
 from cortex.job.aggregates import AggregateCall
 from cortex.job.expressions import Expression
+from cortex.job.output_types import OutputTypes
+from cortex.job.types import type_name
 from cortex.kernels.columns import canonical_key, plain
 from cortex.kernels.expressions import Compiled, compile_expression
 from cortex.limits import BATCH_ROWS_MAX
@@ -25,6 +27,8 @@ from cortex.tasks.user_errors import user_frames
 class TableEmitter(Protocol):
     rows_out: int
 
+    @property
+    def types(self) -> OutputTypes: ...
     def batch(self, batch: pa.RecordBatch) -> None: ...
     def flush(self) -> None: ...
 
@@ -35,6 +39,10 @@ class TableToPart:
     def __init__(self, part: PartWriter) -> None:
         self.rows_out = 0
         self._part = part
+
+    @property
+    def types(self) -> OutputTypes:
+        return self._part.types
 
     def batch(self, batch: pa.RecordBatch) -> None:
         self.rows_out += batch.num_rows
@@ -50,8 +58,10 @@ class TableToShuffle:
 
     def __init__(self, collector: RowCollector, key_names: Sequence[str]) -> None:
         self.rows_out = 0
+        self.types = OutputTypes()
         self._collector = collector
         self._key_names = tuple(key_names)
+        self._layout: Layout | None = None
 
     def batch(self, batch: pa.RecordBatch) -> None:
         if not batch.num_rows:
@@ -63,6 +73,10 @@ class TableToShuffle:
         layout = Layout(
             "", tuple(k.type for k in keys), ROWS, tuple((n, p.type) for n, p in zip(others, payload))
         )
+        if layout != self._layout:
+            fields = (*zip(self._key_names, layout.key_types), *layout.payload_fields)
+            self.types = self.types.joined(_table_types(fields))
+            self._layout = layout
         self._collector.add(layout, keys, payload)
 
     def flush(self) -> None:
@@ -70,45 +84,53 @@ class TableToShuffle:
 
 
 class TableToAggregates:
-    """Rows folded to partial states of the job's aggregates, group by group."""
+    """Rows folded to partial states of the job's aggregates, group by group.
+
+    What the aggregates do not use may differ from batch to batch.
+    """
 
     def __init__(
         self, sink: RunSink, budget_bytes: int, key_names: Sequence[str], calls: Sequence[AggregateCall]
     ) -> None:
         self.rows_out = 0
+        self.types = OutputTypes()
         self._sink = sink
         self._budget_bytes = budget_bytes
         self._key_names = tuple(key_names)
         self._calls = list(calls)
         self._schema: pa.Schema | None = None
+        self._key_types: list[pa.DataType] = []
         self._arguments: list[Compiled] = []
         self._collector: AggregateCollector | None = None
 
     def batch(self, batch: pa.RecordBatch) -> None:
-        if self._collector is None or self._schema is None:
-            self._open(batch.schema)
-        elif not batch.schema.equals(self._schema):
-            raise ValueTypeError(
-                f"map_batch returned batches of different columns: {_columns(self._schema)}; "
-                f"then {_columns(batch.schema)}",
-                cure="return batches of one schema, for example by casting the columns",
-            )
-        assert self._collector is not None
         if not batch.num_rows:
             return
-        self.rows_out += batch.num_rows
         keys = [key_column(batch, name) for name in self._key_names]
+        if self._schema is None or not batch.schema.equals(self._schema):
+            self._take_schema(batch.schema, [key.type for key in keys])
+        assert self._collector is not None
+        self.rows_out += batch.num_rows
         arguments = [argument.evaluate(batch) for argument in self._arguments]
         self._collector.add("", keys, arguments, rows=batch.num_rows)
 
-    def _open(self, schema: pa.Schema) -> None:
+    def _take_schema(self, schema: pa.Schema, key_types: list[pa.DataType]) -> None:
         self._schema = schema
         self._arguments, aggregation = aggregation_of(self._calls, schema)
-        self._collector = AggregateCollector(self._sink, self._budget_bytes, aggregation)
+        types = _table_types(zip(self._key_names, key_types), aggregation.argument_types)
+        self.types = self.types.joined(types)
+        if self._collector is None or key_types != self._key_types:  # of a key that had no value
+            self.flush()
+            self._collector = AggregateCollector(self._sink, self._budget_bytes, aggregation)
+            self._key_types = key_types
 
     def flush(self) -> None:
         if self._collector is not None:
             self._collector.flush()
+
+
+def _table_types(fields: Iterable[tuple[str, pa.DataType]], values: str = "") -> OutputTypes:
+    return OutputTypes("", values, tuple((name, type_name(kind)) for name, kind in fields))
 
 
 def indexed_calls(
@@ -205,7 +227,3 @@ def _refuse_equal_names(names: Sequence[str], function: str) -> None:
         raise ColumnError(
             f"{function} returned two columns named {twice!r}", cure="give each column a name of its own"
         )
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)

@@ -13,6 +13,7 @@ import msgspec
 
 from cortex.errors import ErrorReport
 from cortex.ids import Role
+from cortex.job.output_types import OutputTypes
 from cortex.job.plan import InputPlan, Split
 from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
@@ -120,6 +121,8 @@ class MapResult(Message, frozen=True):
     """Order-independent sum of row hashes, modulo 2**64."""
     parts: tuple[OutputPart, ...] = ()
     counters: Counters = {}
+    types: OutputTypes = OutputTypes()
+    """Of the rows in the run file, or in the parts."""
 
 
 class ReduceResult(Message, frozen=True):
@@ -127,6 +130,7 @@ class ReduceResult(Message, frozen=True):
     stats: TaskStats
     parts: tuple[OutputPart, ...] = ()
     counters: Counters = {}
+    types: OutputTypes = OutputTypes()
 
 
 Result = Union[PlanResult, ScanResult, MapResult, ReduceResult]  # noqa: UP007

@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
 from pathlib import Path
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from cortex import MapReduceJob
 from cortex.class_spec import build_spec
-from cortex.errors import CortexError, OverflowedSum, ValueTypeError
+from cortex.errors import ColumnError, CortexError, KeyTypeError, OverflowedSum, ValueTypeError
 from cortex.job.spec import CsvDialect, InputSpec, JobSpec, OutputSpec, Resources
 from cortex.tasks import pair_buffer
 from cortex.tasks.budget import Budget
@@ -544,6 +545,9 @@ FLOATS = [0.1, 1e16, -1e16, 0.7, 1e-300, 123.456, -0.1]
         ([1] * 50, lambda text: text == "1", 50),
         ([1, 2, 3, 1], lambda text: True if text == "1" else int(text), 7),
         ([1, 2, 3, 1], lambda text: np.bool_(text == "1"), 2),
+        ([1, 2, 3, 1], lambda text: np.uint16(text) if text == "1" else int(text), ValueTypeError),
+        ([1, 2, 3, 1], lambda text: int(text) if text == "1" else np.uint16(text), ValueTypeError),
+        ([1, 2, 3, 1], lambda text: np.bool_(True) if text == "1" else int(text), ValueTypeError),
         ([1, 2, 3, 1], lambda text: HTTPStatus.OK if text == "1" else int(text), 405),
         ([1, 2, 3], lambda text: Decimal(text) if text == "1" else int(text), ValueTypeError),
         ([1, 2, 3], lambda text: int(text) if text == "1" else Decimal(text), ValueTypeError),
@@ -566,6 +570,8 @@ def test_sums_do_not_depend_on_the_cut(
         ([3, 1, 2], int, 1),
         ([3, 1, 2], np.int32, 1),
         ([3, 1, 2], lambda text: HTTPStatus.OK if text == "1" else int(text), 2),
+        ([3, 1, 2], lambda text: np.int64(text) if text == "1" else int(text), ValueTypeError),
+        ([3, 1, 2], lambda text: np.int64(text) if text == "3" else int(text), ValueTypeError),
         ([3.5, 1.5, 2], np.float64, 1.5),
         ([3, 1, 2], np.str_, "1"),
         ([3, 1, 2], lambda text: True if text == "3" else int(text), ValueTypeError),
@@ -594,3 +600,150 @@ def test_numpy_scalars_are_written_as_the_values_they_stand_for(tmp_path: Path) 
     outcome = run_tasks(build_spec(job), job)
     assert outcome.data == b"key,value\n1,1.0\n2,2.0\n3,3.0\n"
     assert outcome.parts[0].columns == (("key", "string"), ("value", "float64"))
+
+
+class Narrowed(MapReduceJob):
+    """Its map gives other columns from the seventh row on, `late` says which."""
+
+    key = "k"
+    late: Any = None
+
+    def map_batch(self, batch: pa.RecordBatch) -> Any:
+        for row in range(batch.num_rows):
+            one = batch.slice(row, 1)
+            yield self.late(one) if one.column("v")[0].as_py() >= 6 else one
+
+
+class NarrowedTotals(Narrowed):
+    aggregate = {"n": "count()", "s": "sum(v)"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("split", [9, 1000])
+@pytest.mark.parametrize("reducers", [1, 4])
+@pytest.mark.parametrize(
+    ("job", "late", "kind"),
+    [
+        (Narrowed, lambda b: b.set_column(0, "k", b["k"].cast("int32")), ColumnError),
+        (Narrowed, lambda b: b.set_column(0, "k", b["k"].cast("float64")), ColumnError),
+        (Narrowed, lambda b: b.set_column(1, "v", b["v"].cast("string")), ColumnError),
+        (Narrowed, lambda b: b.select(["k"]), ColumnError),
+        (Narrowed, lambda b: b.append_column("more", b["v"]), ColumnError),
+        (NarrowedTotals, lambda b: b.set_column(0, "k", b["k"].cast("int32")), ColumnError),
+        (NarrowedTotals, lambda b: b.set_column(1, "v", b["v"].cast("float64")), ValueTypeError),
+    ],
+)
+def test_batches_of_other_columns_are_an_error_however_the_job_is_cut(
+    tmp_path: Path, split: int, reducers: int, job: type[Narrowed], late: Any, kind: type[CortexError]
+) -> None:
+    (tmp_path / "in.csv").write_text("k,v\n" + "".join(f"{v % 4},{v}\n" for v in range(12)))
+    made = job(input=str(tmp_path / "in.csv"), output=str(tmp_path / "out"))
+    made.split_size, made.reducers, made.late = split, reducers, late
+    with pytest.raises(kind):
+        run_tasks(build_spec(made), made)
+
+
+@pytest.mark.parametrize("reducers", [1, 4])
+@pytest.mark.parametrize("split", [9, 1000])
+def test_what_the_aggregates_do_not_use_may_differ(tmp_path: Path, split: int, reducers: int) -> None:
+    (tmp_path / "in.csv").write_text("k,v\n" + "".join(f"{v % 4},{v}\n" for v in range(12)))
+    job = NarrowedTotals(input=str(tmp_path / "in.csv"), output=str(tmp_path / "out"))
+    job.split_size, job.reducers = split, reducers
+    job.late = lambda b: b.append_column("more", b["v"]).set_column(0, "k", pa.nulls(1))
+    rows = {row["k"]: (int(row["n"]), int(row["s"])) for row in rows_of(run_tasks(build_spec(job), job))}
+    assert rows == {"": (6, 51), "0": (2, 4), "1": (2, 6), "2": (1, 2), "3": (1, 3)}
+
+
+class Mixed(MapReduceJob):
+    """`made` makes a pair of a line."""
+
+    made: Any = None
+
+    def map(self, line: str) -> Iterator[Any]:
+        yield self.made(int(line))
+
+
+class MixedMapOnly(Mixed):
+    reducers = 0
+
+
+class MixedReduced(Mixed):
+    def reduce(self, key: Any, values: Iterator[Any]) -> Iterator[Any]:
+        yield self.made(key)
+
+    def map(self, line: str) -> Iterator[Any]:
+        yield int(line), 1
+
+
+class MixedCombined(Mixed):
+    combine: Any = staticmethod(lambda first, second: first)
+
+
+class MixedAdded(Mixed):
+    combine = sum
+
+
+class MixedColumns(Mixed):
+    def reduce_batch(self, batches: Any) -> Any:
+        yield from batches
+
+
+EVERY = (Mixed, MixedMapOnly, MixedReduced, MixedCombined, MixedAdded, MixedColumns)
+AWARE = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "made", "kind"),
+    [
+        (EVERY, lambda n: (n if n else "a", 1), KeyTypeError),
+        (EVERY, lambda n: ((n, "x") if n else ("a", "x"), 1), KeyTypeError),
+        (EVERY, lambda n: ((n, "x") if n else None, 1), KeyTypeError),
+        (EVERY, lambda n: (n, 1 if n else 2.5), ValueTypeError),
+        (EVERY, lambda n: (n, Decimal(n) if n else 1), ValueTypeError),
+        ((MixedMapOnly, MixedReduced), lambda n: (n, [n] if n else 1), ValueTypeError),
+        ((MixedMapOnly, MixedReduced), lambda n: (n, [n] if n else "a"), ValueTypeError),
+        (
+            (MixedMapOnly, MixedReduced),
+            lambda n: (n, AWARE if n else AWARE.replace(tzinfo=None)),
+            ValueTypeError,
+        ),
+        (EVERY, lambda n: (n if n else None, 1), None),
+        (EVERY, lambda n: ((n, "x") if n else (None, "x"), 1), None),
+        ((Mixed, MixedMapOnly, MixedReduced, MixedColumns), lambda n: (n, 1 if n else None), None),
+        ((MixedMapOnly, MixedReduced), lambda n: (n, [n] if n else None), None),
+        ((MixedMapOnly, MixedReduced), lambda n: (n, AWARE.replace(tzinfo=None, fold=n % 2)), None),
+    ],
+)
+@pytest.mark.parametrize("format_", ["csv", "parquet"])
+def test_types_are_those_of_the_job_however_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: Any, made: Any, kind: Any, format_: str
+) -> None:
+    monkeypatch.setattr(pair_buffer, "PAIRS_AT_ONCE", 3)
+    (tmp_path / "in.txt").write_text("1\n2\n3\n4\n5\n6\n0\n7\n")
+    for job in jobs:
+        found = set()
+        for split in (2, 8, 100):
+            for reducers in (1, 2, 5):
+                instance = job(input=str(tmp_path / "in.txt"), output=str(tmp_path / "out"))
+                instance.output_format, instance.split_size, instance.made = format_, split, made
+                instance.reducers = 0 if job is MixedMapOnly else reducers
+                try:
+                    run_tasks(build_spec(instance), instance)
+                    found.add(None)
+                except CortexError as error:
+                    found.add(type(error))
+        assert found == {kind}, job
+
+
+@pytest.mark.parametrize("split", [2, 100])
+def test_in_text_either_all_lines_have_a_key_or_none(tmp_path: Path, split: int) -> None:
+    (tmp_path / "in.txt").write_text("1\n2\n3\n0\n")
+    some: Any = lambda n: (n or None, n)  # noqa: E731
+    none: Any = lambda n: (None, n)  # noqa: E731
+    for made in (some, none):
+        job = MixedMapOnly(input=str(tmp_path / "in.txt"), output=str(tmp_path / "out"))
+        job.output_format, job.split_size, job.made = "text", split, made
+        if made is none:
+            assert run_tasks(build_spec(job), job).data == b"1\n2\n3\n0\n"
+            continue
+        with pytest.raises(KeyTypeError, match="None and int"):
+            run_tasks(build_spec(job), job)

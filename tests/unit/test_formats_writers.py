@@ -14,9 +14,9 @@ import pytest
 
 from cortex.errors import ColumnError, OutputFailed, UsageError, ValueTypeError
 from cortex.formats import columnar_writers
-from cortex.formats.wider import widened, wider_schema
 from cortex.formats.writers import open_writer, output_extension
 from cortex.job.spec import OUTPUT_FORMATS
+from cortex.kernels.wider import widened_batch, wider_schema
 from tests.arrow_memory import arrow_peak
 
 
@@ -185,13 +185,13 @@ def test_a_column_without_a_value_takes_the_type_of_the_first_value(
     writer = open_writer(str(tmp_path / "out"), format_, batches[0].schema)
     writer.write(batches[0])
     writer.widen(schema)
-    writer.write(widened(batches[1], schema))
+    writer.write(widened_batch(batches[1], schema))
     rows, size = writer.close()
     assert rows == len(first) + len(second)
     assert os.listdir(tmp_path) == ["out"]
     known = open_writer(str(tmp_path / "known"), format_, schema)
     for batch in batches:
-        known.write(widened(batch, schema))
+        known.write(widened_batch(batch, schema))
     assert known.close() == (rows, size)
     assert (tmp_path / "known").read_bytes() == (tmp_path / "out").read_bytes()
 

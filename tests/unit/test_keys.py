@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cortex.errors import KeyTypeError
-from cortex.shuffle.keys import canonical_decimal, decode_keys, encode_keys, key_array, merge_key_types
+from cortex.job.output_types import merge_key_types
+from cortex.shuffle.keys import canonical_decimal, decode_keys, encode_keys, key_array
 
 UTC = dt.UTC
 CASES: list[tuple[str, list[Any]]] = [

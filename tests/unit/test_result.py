@@ -98,15 +98,22 @@ def test_python_values(tmp_path: Path) -> None:
     assert result.first_rows(1) == ([expected[0]], 1)
 
 
-def test_parts_of_different_types_keep_every_value(tmp_path: Path) -> None:
+def test_a_part_without_values_takes_the_others_type(tmp_path: Path) -> None:
     nulls = pa.table({"key": ["a"], "value": pa.nulls(1)})
     ints = pa.table({"key": ["b"], "value": [2**53 + 1]})
-    floats = pa.table({"key": ["c"], "value": [0.5]})
     result = make(tmp_path / "r", [nulls, ints])
     assert result.schema.field("value").type == pa.int64()
     assert list(result) == [("a", None), ("b", 2**53 + 1)]
-    mixed = make(tmp_path / "m", [nulls, ints, floats])
-    assert list(mixed) == [("a", None), ("b", 2**53 + 1), ("c", 0.5)]
+    keys = [
+        pa.array([{"f0": "a", "f1": f1}], pa.struct([("f0", pa.string()), ("f1", t)]))
+        for f1, t in ((None, pa.null()), (3, pa.int64()))
+    ]
+    tuples = [
+        pa.Table.from_arrays([key], schema=pa.schema([kind("key", key.type, b"tuple")])) for key in keys
+    ]
+    result = make(tmp_path / "t", tuples)
+    assert list(result) == [(("a", None),), (("a", 3),)]
+    assert result.to_arrow().schema.field("key").type == keys[1].type
 
 
 def test_first_rows_are_those_by_key(tmp_path: Path) -> None:

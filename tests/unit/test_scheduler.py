@@ -10,6 +10,7 @@ import pytest
 
 from cortex.errors import ErrorReport, Fault, InternalError
 from cortex.ids import AttemptId, job_of
+from cortex.job.output_types import OutputTypes
 from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import LEASE_S, LOST_REDOS_MAX, PROGRESS_S, TASK_ATTEMPTS_MAX
@@ -443,6 +444,41 @@ def test_a_reduce_knows_the_addresses_of_other_nodes_and_both_lives_of_one() -> 
         lines = d.tell(m.AttemptFinished("o", "2", done))
     assert lines == ["o <- Lease 1-r000000.1 reduce m000000.1,m000001.1,m000002.2"]
     assert d.tables["o", JOB].nodes[2:] == [m.OutputNode("o", "o-2:8787")]
+
+
+INTS, STRINGS = OutputTypes("int", "int"), OutputTypes("str", "int")
+
+
+def test_maps_with_keys_of_different_types_end_the_job() -> None:
+    d = Driver()
+    d.start(make_plan(4))
+    d.mapped(1, types=OutputTypes("none", "int"))
+    d.mapped(0, types=INTS)
+    d.mapped(2)  # without a row
+    assert d.mapped(3, types=STRINGS)[-1] == "client 1 <- JobFailed key-type"
+    end = d.end()
+    assert isinstance(end, m.JobFailed)
+    assert "int and str" in end.error.message
+    assert end.error.details["found in"] == "a.csv from byte 30, 10 B"
+
+
+def test_parts_of_different_types_end_the_job() -> None:
+    d = Driver()
+    d.start(make_plan(1, 3))
+    d.mapped(0, rows=(1, 1, 1), types=STRINGS)  # the keys of a reduce may be other ones than its maps'
+    d.reduced(2, 0, 1, types=OutputTypes("int", "none"))
+    d.reduced(0, 0, 1, types=INTS)
+    assert d.reduced(1, 0, 1, types=OutputTypes("int", "float"))[-1] == "client 1 <- JobFailed value-type"
+    end = d.end()
+    assert isinstance(end, m.JobFailed)
+    assert end.error.details["found in"] == "partition 1 of 3"
+
+
+def test_parts_of_a_map_only_job_must_agree() -> None:
+    d = Driver(form="none")
+    d.start(make_plan(2, 0))
+    d.mapped(0, rows=(), types=OutputTypes(columns=(("a", "int64"),)))
+    assert d.mapped(1, rows=(), types=OutputTypes(columns=(("a", "string"),)))[-1].endswith("column")
 
 
 @pytest.mark.parametrize(

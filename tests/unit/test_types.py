@@ -5,8 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from cortex.errors import UsageError
+from cortex.errors import ColumnError, KeyTypeError, UsageError, ValueTypeError
+from cortex.job.output_types import OutputTypes
 from cortex.job.types import KNOWN_NAMES, arrow_type, check_type, type_class, type_name
+from cortex.kernels.wider import wider_type
 
 TYPES = [
     pa.null(), pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(),
@@ -20,6 +22,15 @@ TYPES = [
     pa.list_(pa.int64()), pa.struct([]),
     pa.struct([("f0", pa.string()), ("a b", pa.struct([("x,`y", pa.decimal128(9, 3))]))]),
 ]  # fmt: skip
+
+WIDER = [
+    pa.struct([("f0", pa.null()), ("a b", pa.struct([("x,`y", pa.decimal128(9, 3))]))]),
+    pa.struct([("f0", pa.string()), ("a b", pa.null())]),
+    pa.struct([("f0", pa.null()), ("a b", pa.struct([("x,`y", pa.null())]))]),
+    pa.struct([("f0", pa.timestamp("us", "+02:00"))]),
+    pa.struct([("f0", pa.null())]),
+    pa.list_(pa.null()),
+]
 
 
 @pytest.mark.parametrize("arrow", TYPES, ids=str)
@@ -88,3 +99,33 @@ def test_a_type_no_job_can_use_still_has_a_name() -> None:
     assert type_class(odd) == "other"
     with pytest.raises(UsageError):
         arrow_type(type_name(odd))
+
+
+@pytest.mark.parametrize("first", [*TYPES, *WIDER], ids=str)
+def test_types_agree_by_name_just_when_they_agree(first: pa.DataType) -> None:
+    """What the scheduler says of names is what merges and writers say of the types."""
+    for second in (*TYPES, *WIDER):
+        wider = wider_type(first, second)
+        one, other = (OutputTypes(columns=(("c", type_name(kind)),)) for kind in (first, second))
+        if wider is None:
+            with pytest.raises(ColumnError, match="'c'"):
+                one.joined(other)
+        else:
+            assert one.joined(other).columns == (("c", type_name(wider)),)
+
+
+def test_what_rows_of_two_tasks_are_together() -> None:
+    nothing, ints = OutputTypes(), OutputTypes("int", "int")
+    for types in (ints, OutputTypes("none", "none"), OutputTypes("int"), nothing):
+        assert ints.joined(types) == types.joined(ints) == ints
+    assert OutputTypes("none", "none").joined(OutputTypes("none")) == OutputTypes("none", "none")
+    for other in (OutputTypes("str", "int"), OutputTypes("tuple(int)", "int")):
+        with pytest.raises(KeyTypeError, match="int and "):
+            ints.joined(other)
+    with pytest.raises(ValueTypeError, match="float and int"):
+        ints.joined(OutputTypes("int", "float"))
+    table = OutputTypes(columns=(("a", "int64"), ("b", "null")))
+    assert table.joined(nothing) == nothing.joined(table) == table
+    for names in (("b", "a"), ("a",), ("a", "b", "c")):
+        with pytest.raises(ColumnError, match="different columns"):
+            table.joined(OutputTypes(columns=tuple((name, "int64") for name in names)))
