@@ -1,8 +1,8 @@
 """Values that stand for plain Python ones: NumPy's scalars, and instances of subclasses.
 
-As a key, and as a value under combine = sum, min or max, they count as the plain bool, int, float, str or
-bytes, and that is what comes out. In output NumPy's scalars do. Between map and reduce no value is changed.
-(A column that has one such value must not be another one because of where the input was cut.)
+As a key, in output, and as a value under combine = sum, min or max, they count as the plain bool, int, float,
+str or bytes, and that is what comes out. Between map and reduce no value is changed. (A column that has one
+such value must not be another one because of where the input was cut.)
 """
 
 from __future__ import annotations
@@ -44,27 +44,20 @@ def is_numpy(kind: type) -> bool:
     return np.generic in kind.__mro__
 
 
-def numpy_kind(kind: type) -> type:
-    """The same of NumPy's scalars alone."""
-    return plain_kind(kind) if is_numpy(kind) else kind
-
-
-def plain_values(
-    values: Sequence[Any], kinds: set[type], kind_of: Callable[[type], type] = plain_kind
-) -> tuple[Sequence[Any], set[type]]:
+def plain_values(values: Sequence[Any], kinds: set[type]) -> tuple[Sequence[Any], set[type]]:
     """Values of the types `kinds`, those that stand for plain ones replaced, and their types. The fold of a
     datetime without a zone, which no column holds, is dropped."""
-    wanted = set(map(kind_of, kinds))
+    wanted = set(map(plain_kind, kinds))
     if wanted != kinds or dt.datetime in kinds:
-        values = [_plain(value, kind_of) for value in values]
+        values = list(map(_plain, values))
     return values, wanted
 
 
-def _plain(value: Any, kind_of: Callable[[type], type]) -> Any:
-    kind = type(value)
+def _plain(value: Any) -> Any:
+    kind: Any = type(value)
     if kind is dt.datetime:
         return value.replace(fold=0) if value.fold and value.tzinfo is None else value
-    wanted = kind_of(kind)
+    wanted = plain_kind(kind)
     if wanted is kind:
         return value
     return value.item() if isinstance(value, np.generic) else _PLAIN[wanted](value)

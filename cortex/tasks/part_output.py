@@ -21,7 +21,7 @@ from cortex.job.types import type_name
 from cortex.kernels.wider import widened_batch, wider_schema
 from cortex.limits import MIB
 from cortex.shuffle.keys import encode_keys, key_array, key_metadata
-from cortex.shuffle.scalars import numpy_kind, plain_values
+from cortex.shuffle.scalars import plain_values
 from cortex.tasks.output_values import encode_output, spoken, value_metadata
 from cortex.tasks.pair_buffer import PairBuffer
 from cortex.tasks.user_errors import shorten
@@ -102,7 +102,7 @@ class PairWriter:
 
     def write(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         key_type, key_columns = encode_keys(keys)
-        plain, _ = plain_values(values, set(map(type, values)), numpy_kind)
+        plain, _ = plain_values(values, set(map(type, values)))
         tag, column = encode_output(plain, self._python_values)
         self.write_columns(key_type, key_array(key_type, key_columns), tag, column)
 

@@ -587,19 +587,30 @@ def test_the_least_value_does_not_depend_on_the_cut(
     assert found == (least if isinstance(least, type) else [(7, least)])
 
 
-def test_numpy_scalars_are_written_as_the_values_they_stand_for(tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("1\n2\n3\n")
+@pytest.mark.parametrize(
+    ("values", "type_", "written"),
+    [
+        ([np.float64(0.1), 2.0, np.float32(0.5)], "float64", "0.1 2.0 0.5"),
+        ([np.int8(1), HTTPStatus.OK, 3], "int64", "1 200 3"),
+        ([np.bool_(True), False, None], "bool", "true false "),
+        ([np.str_("a"), "b", type("Name", (str,), {})("c")], "string", "a b c"),
+    ],
+)
+def test_scalars_are_written_as_the_values_they_stand_for(
+    tmp_path: Path, values: list[Any], type_: str, written: str
+) -> None:
+    (tmp_path / "in.txt").write_text("0\n1\n2\n")
 
     class Scalars(MapReduceJob):
         reducers = 0
 
         def map(self, line: str) -> Iterator[Any]:
-            yield np.str_(line), np.float64(line) if line != "2" else 2.0
+            yield np.str_(line), values[int(line)]
 
     job = Scalars(input=str(tmp_path / "in.txt"), output=str(tmp_path / "out"))
     outcome = run_tasks(build_spec(job), job)
-    assert outcome.data == b"key,value\n1,1.0\n2,2.0\n3,3.0\n"
-    assert outcome.parts[0].columns == (("key", "string"), ("value", "float64"))
+    assert [row["value"] for row in rows_of(outcome)] == written.split(" ")
+    assert outcome.parts[0].columns == (("key", "string"), ("value", type_))
 
 
 class Narrowed(MapReduceJob):
