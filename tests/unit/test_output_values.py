@@ -110,6 +110,6 @@ def test_mixed_values_are_an_error_however_they_come(
     tmp_path: Path, values: list[Any], said: str, chunk: int
 ) -> None:
     for shown in (False, True):
-        with pytest.raises(ValueTypeError, match="output values of different types") as caught:
+        with pytest.raises(ValueTypeError, match="values of different types") as caught:
             write(tmp_path, list(enumerate(values)), "arrow", shown=shown, chunk=chunk)
         assert said in caught.value.message

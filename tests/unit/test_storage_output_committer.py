@@ -224,7 +224,7 @@ def test_abort_removes_what_is_written_while_it_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Executors that are being killed: one makes a file, one removes its own, then they are gone."""
-    staged = stage_output(LocalFilesystem(), str(tmp_path / "made" / "out"), "j1")
+    staged = stage_output(LocalFilesystem(), str(tmp_path / "made" / "out"), "j0123456789ab")
     write_parts(staged, "a\n")
     remove = shutil.rmtree
     errors = [OSError(errno.ENOTEMPTY, "not empty"), FileNotFoundError(errno.ENOENT, "gone")]
