@@ -67,6 +67,7 @@ class Split(msgspec.Struct, frozen=True, gc=False):
 
 
 _SPLIT = struct.Struct("<IqqqIIbb")  # the fields of Split after `index`, which is its place
+_FILE = struct.Struct("<I")  # the first of them
 _END = struct.Struct("<I")
 
 
@@ -104,19 +105,24 @@ class Splits(msgspec.Struct, frozen=True, gc=False):
         place = range(len(self))[place]
         return Split(place, *_SPLIT.unpack_from(self.packed, place * _SPLIT.size))
 
+    def file_of(self, place: int) -> int:
+        """`self[place].file`, and nothing else of it."""
+        file: int = _FILE.unpack_from(self.packed, place * _SPLIT.size)[0]
+        return file
+
     def end_of_file(self, first: int) -> int:
         """One behind the last split of the file whose first split this is.
 
         By search, not by looking at each: files are in ascending order in a plan. Raises ValueError where
         it is seen that they are not.
         """
-        file, size = self[first].file, len(self)
+        file, size = self.file_of(first), len(self)
         step = 1
-        while first + step < size and self[first + step].file <= file:
+        while first + step < size and self.file_of(first + step) <= file:
             step *= 2
         places = range(first + step // 2, min(first + step, size))
-        end = places.start + bisect.bisect_right(places, file, key=lambda place: self[place].file)
-        if self[end - 1].file != file:
+        end = places.start + bisect.bisect_right(places, file, key=self.file_of)
+        if self.file_of(end - 1) != file:
             raise ValueError(f"the splits of file {file} do not stand together in the plan")
         return end
 

@@ -83,7 +83,7 @@ class ScanPlan:
         scanned = {f.index for f in plan.files if f.needs_scan}
         first, end = 0, len(plan.splits)
         while first < end and scanned:
-            file, after = plan.splits[first].file, plan.splits.end_of_file(first)
+            file, after = plan.splits.file_of(first), plan.splits.end_of_file(first)
             if file in scanned and after - first > 1:
                 self.chains[file] = Chain(file, first, after - 1 - first)
                 self.tasks += _chunk_count(after - 1 - first)
@@ -111,7 +111,7 @@ class ScanPlan:
 
     def is_known(self, index: int) -> bool:
         """Are both states of this split known, as far as they matter?"""
-        chain = self.chains.get(self._splits[index].file)
+        chain = self.chains.get(self._splits.file_of(index))
         return chain is None or chain.front >= min(index - chain.first + 1, chain.last)
 
     def is_scanned(self, split: Split) -> bool:
