@@ -19,6 +19,7 @@ from cortex.job.plan import InputFile, Split
 from cortex.limits import BATCH_ROWS_MAX
 
 from .columnar import Projection, Unit, damage_reported
+from .row_sizes import bounded
 from .sources import check_identity, open_checked
 
 _MAGIC: Final = b"ARROW1"
@@ -151,19 +152,12 @@ class ArrowReader:
                 whole.validate()
                 for column in whole.columns:
                     _structure(column).validate(full=True)
-            rows = self._slice_rows(whole)
-            for at in range(0, whole.num_rows, rows):
-                self._row = first + at
-                yield self._projection.apply(whole.slice(at, rows), self._row)
-            first += whole.num_rows
+            for part in bounded(whole, BATCH_ROWS_MAX, 2 * self._block_bytes):
+                self._row, first = first, first + part.num_rows
+                yield self._projection.apply(part, self._row)
             self.bytes_read += split.length // max(1, split.units)
         self.bytes_read = split.length
         check_identity(self._file, self._descriptor)
-
-    def _slice_rows(self, batch: pa.RecordBatch) -> int:
-        """Rows of a slice: dictionaries and casts grow while a slice is worked on, not the whole batch."""
-        rows = self._block_bytes * batch.num_rows // max(1, batch.nbytes)
-        return int(max(1, min(rows, BATCH_ROWS_MAX)))
 
     def describe(self, position: int) -> tuple[int, str]:
         """(-1, which row of the file) of the record at `position` in the batch yielded last."""

@@ -1,7 +1,7 @@
 """Parquet files: their schema and row groups for the plan, and a reader of some row groups.
 
-Only the wanted columns are read, in batches of bounded size; column chunks are read through a small
-buffer, so that a row group larger than memory is no problem.
+Only the wanted columns are read, in batches of bounded size as decoded; column chunks are read through a
+small buffer, so that a row group larger than memory is no problem.
 """
 
 from __future__ import annotations
@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
+from cortex.errors import InputError
 from cortex.job.plan import InputFile, Split
 from cortex.limits import BATCH_ROWS_MAX, KIB
 
 from .columnar import Projection, Unit, damage_reported
+from .row_sizes import bounded, total_size
 from .sources import check_identity, open_checked
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _READ_BUFFER_BYTES: Final = 256 * KIB  # a column: enough to make reads sequential
+_FIRST_ROWS: Final = 1024  # read before it is known what rows take
+_MORE: Final = 4  # times as many rows asked for as the last time, at most
+_FEWER: Final = 8  # times fewer, where there was not memory enough
 
 
 def _open(path: str) -> pq.ParquetFile:
@@ -63,6 +68,7 @@ class ParquetReader:
         self._projection = Projection(file.path, columns)
         self._block_bytes = block_bytes
         self._row = self._next_row = 0
+        self._batch_rows = _FIRST_ROWS
         self.bytes_read = 0
         self._descriptor = open_checked(file.path)
         try:
@@ -81,42 +87,80 @@ class ParquetReader:
         if parquet is not None:
             parquet.close()
 
-    def _batch_rows(self, group: int) -> int:
-        """Rows of one batch, from the decoded size that the footer states."""
+    def _rows_by_footer(self, group: int) -> int:
+        """Rows of one batch, from the size that the footer states: dictionaries make it too small."""
         data = self._parquet.metadata.row_group(group)
         wanted = set(self._projection.names)
         size = 0
         for column in range(data.num_columns):
             chunk = data.column(column)
             if chunk.path_in_schema.partition(".")[0] in wanted or chunk.path_in_schema in wanted:
-                # A column of few distinct strings is small in the file and large in memory.
                 size += chunk.total_uncompressed_size + 8 * data.num_rows
         rows = self._block_bytes * data.num_rows // max(size, 1)
         return int(max(1, min(rows, BATCH_ROWS_MAX)))
+
+    def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
+        """A row group in batches of about a block: the rows of each are set by what the last ones took.
+
+        No size that a file states bounds what its texts take when they are decoded, so a batch may still
+        need more memory than there is: then the group is read again, fewer rows at once.
+        """
+        with damage_reported(self._file.path, "Parquet"):
+            most, done, at = self._rows_by_footer(group), 0, 0
+        self._batch_rows = min(self._batch_rows, most)
+        batches = self._read(group)
+        while True:
+            try:
+                with damage_reported(self._file.path, "Parquet"):
+                    batch = next(batches, None)
+            except MemoryError as error:
+                if self._batch_rows == 1:
+                    raise self._too_large(group, done) from error
+                self._batch_rows = most = max(1, self._batch_rows // _FEWER)
+                batches, at = self._read(group), 0
+                continue
+            if batch is None:
+                return
+            at += batch.num_rows
+            if at > done:
+                fits = self._block_bytes * batch.num_rows // max(1, total_size(batch))
+                self._batch_rows = max(1, min(fits, most, self._batch_rows * _MORE))
+                self._parquet.reader.set_batch_size(self._batch_rows)  # of the batches still to be read
+                yield batch.slice(batch.num_rows - (at - done))
+                done = at
+
+    def _read(self, group: int) -> Iterator[pa.RecordBatch]:
+        batches: Iterator[pa.RecordBatch] = self._parquet.iter_batches(
+            batch_size=self._batch_rows,
+            row_groups=[group],
+            columns=self._projection.names,
+            use_threads=False,
+        )
+        return batches
+
+    def _too_large(self, group: int, row: int) -> InputError:
+        return InputError(
+            "not even one row of a Parquet file's row group can be read in the memory there is",
+            details={
+                "file": self._file.path,
+                "row group": f"{group} of {self._parquet.metadata.num_row_groups}",
+                "row": f"{row} of the row group",
+            },
+            cure="raise --memory or lower --slots; write the file with smaller pages; or hold less in the "
+            "job's own code",
+        )
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         split = self._split
         metadata = self._parquet.metadata
         self._next_row = sum(metadata.row_group(i).num_rows for i in range(split.first_unit))
         for index in range(split.first_unit, split.first_unit + split.units):
-            with damage_reported(self._file.path, "Parquet"):
-                batch_rows = self._batch_rows(index)
-            batches = self._parquet.iter_batches(
-                batch_size=batch_rows,
-                row_groups=[index],
-                columns=self._projection.names,
-                use_threads=False,
-            )
             group = metadata.row_group(index)
-            while True:
-                with damage_reported(self._file.path, "Parquet"):
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                self._row, self._next_row = self._next_row, self._next_row + batch.num_rows
-                self.bytes_read += split.length * batch.num_rows // max(1, group.num_rows * split.units)
-                if batch.num_rows:
-                    yield self._projection.apply(batch, self._row)
+            for batch in self._batches(index):
+                for part in bounded(batch, BATCH_ROWS_MAX, 2 * self._block_bytes):
+                    self._row, self._next_row = self._next_row, self._next_row + part.num_rows
+                    self.bytes_read += split.length * part.num_rows // max(1, group.num_rows * split.units)
+                    yield self._projection.apply(part, self._row)
         self.bytes_read = split.length
         check_identity(self._file, self._descriptor)
 

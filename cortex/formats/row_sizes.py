@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 _OFFSET_BYTES: Final = 4
+_SHORT_BYTES: Final = 64  # a dictionary's entries this short are as well taken for equally long
 _OTHER_BYTES: Final = 64  # of a map or a union: pyarrow has no kernels for them
 
 
@@ -22,11 +23,26 @@ def row_sizes(batch: pa.RecordBatch) -> NDArray[np.int64]:
     return _sum_of_sizes(batch.columns, batch.num_rows)
 
 
+def total_size(batch: pa.RecordBatch) -> int:
+    """About what the rows take together; the rows are looked at only where their buffers do not say it."""
+    return sum(map(_total_size, batch.columns))
+
+
+def _total_size(column: pa.Array) -> int:
+    if not _shares(column.type):
+        return int(column.nbytes)
+    if pa.types.is_dictionary(column.type) and _is_any_text(column.type.value_type):
+        longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+        if longest <= _SHORT_BYTES:
+            return (_OFFSET_BYTES + int(longest)) * len(column)
+    return int(_sum_of_sizes([column], len(column)).sum())
+
+
 def bounded(batch: pa.RecordBatch, rows_max: int, bytes_max: int) -> Iterator[pa.RecordBatch]:
     """Slices of at most `rows_max` rows, each ended early by the row that brings it to `bytes_max`."""
     for low in range(0, batch.num_rows, rows_max):
         part = batch.slice(low, rows_max)
-        if part.nbytes < bytes_max and not any(_shares(kind) for kind in part.schema.types):
+        if total_size(part) < bytes_max:
             yield part
             continue
         ends, done, at = np.cumsum(row_sizes(part)), 0, 0
@@ -37,9 +53,11 @@ def bounded(batch: pa.RecordBatch, rows_max: int, bytes_max: int) -> Iterator[pa
 
 
 def _sum_of_sizes(columns: Sequence[pa.Array], rows: int) -> NDArray[np.int64]:
-    sizes = np.zeros(rows, np.int64)
-    for column in columns:
-        sizes += _sizes(column)
+    found = [_sizes(column) for column in columns]
+    sizes = np.full(rows, sum(size for size in found if isinstance(size, int)), np.int64)
+    for size in found:
+        if not isinstance(size, int):
+            sizes += size
     return sizes
 
 

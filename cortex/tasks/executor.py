@@ -102,20 +102,25 @@ def load_context_factory(name: str) -> ContextFactory:
 
 
 def memory_error(task: Task, memory_bytes: int, peak_bytes: int, error: BaseException) -> UserMemoryError:
-    """The named error for code that needs more memory than its slot has."""
+    """The named error for code that needs more memory than its slot has.
+
+    A CortexError that memory is the cause of says itself what was too large, and what helps.
+    """
+    named = error if isinstance(error, CortexError) else None
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     where = f"{last.filename}:{last.lineno}" if last else ""
     return UserMemoryError(
         f"the task needs more memory than its slot has ({format_bytes(memory_bytes)})",
-        cure="raise --memory, lower --slots, or lower --split-size; or hold less in the job's own code",
+        cure=(named.cure if named else "")
+        or "raise --memory, lower --slots, or lower --split-size; or hold less in the job's own code",
         signature=f"UserMemoryError {type(task).__name__} {where}",
         details={
             "task": describe_task(task),
             "slot memory": format_bytes(memory_bytes),
             "peak memory": format_bytes(peak_bytes),
-            "cause": f"{type(error).__name__}: {error}".rstrip(": "),
-            **(error.details if isinstance(error, CortexError) else {}),
+            "cause": named.message if named else f"{type(error).__name__}: {error}".rstrip(": "),
+            **(named.details if named else {}),
             "traceback": "".join(traceback.format_list(user_frames(error) or frames)[-8:]),
         },
     )

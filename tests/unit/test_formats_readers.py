@@ -20,6 +20,7 @@ from cortex.formats.planning import plan_inputs
 from cortex.formats.readers import Reader, open_reader
 from cortex.job.plan import UNKNOWN, InputPlan, Split
 from cortex.job.spec import CsvDialect, InputSpec
+from tests.arrow_memory import arrow_peak
 
 Make = Callable[..., InputPlan]
 
@@ -558,3 +559,91 @@ def test_row_groups_larger_than_a_block_come_in_pieces(tmp_path: Path) -> None:
         batches = list(reader)
     assert max(batch.nbytes for batch in batches) <= 200_000
     assert [v for batch in batches for v in batch.column(0).to_pylist()] == list(range(100_000))
+
+
+def _few_long_texts(rows: int) -> pa.Table:
+    """One row in eight has a text of 5 KB, of which there are ten."""
+    texts = [f"text-{n % 10}-" * 700 if n % 8 == 0 else "short" for n in range(rows)]
+    return pa.table({"n": range(rows), "text": texts})
+
+
+def test_texts_that_are_small_in_a_parquet_file_are_not_decoded_all_at_once(tmp_path: Path) -> None:
+    path, table = tmp_path / "f.parquet", _few_long_texts(100_000)
+    pq.write_table(table, path, row_group_size=50_000)
+    assert path.stat().st_size < 1_000_000
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    rows, sizes = 0, []
+    with arrow_peak() as peak, _open(plan, block_bytes=1 << 20) as reader:
+        for batch in reader:
+            assert batch.equals(table.slice(rows, batch.num_rows).to_batches()[0])
+            assert reader.describe(3) == (-1, f"row {rows + 3} of the file")
+            rows += batch.num_rows
+            sizes.append(batch.nbytes)
+    assert rows == 100_000
+    assert max(sizes) < 3 << 20
+    assert peak.bytes < 20 << 20  # decoded at once they take 65 MB
+    assert len(sizes) < 120  # and not in crumbs
+
+
+def test_long_texts_after_short_ones_are_read_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit in memory is read again, fewer rows at once."""
+    path = tmp_path / "f.parquet"
+    texts = ["short"] * 100_000 + [f"text-{n % 10}-" * 10_000 for n in range(5000)] + ["short"] * 20_000
+    table = pa.table({"n": range(125_000), "text": texts})
+    pq.write_table(table, path, row_group_size=1 << 20)
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+    read, failed = pq.ParquetFile.iter_batches, []
+
+    def tight(self: pq.ParquetFile, **how: Any) -> Any:
+        for batch in read(self, **how):
+            if batch.nbytes > 100 << 20:
+                failed.append(batch.num_rows)
+                raise pa.ArrowMemoryError("malloc of size 1 failed")
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", tight)
+    rows = 0
+    with _open(plan) as reader:
+        for batch in reader:
+            assert batch.equals(table.slice(rows, batch.num_rows).combine_chunks().to_batches()[0])
+            assert reader.describe(0) == (-1, f"row {rows} of the file")
+            assert batch.nbytes < 3 << 20
+            rows += batch.num_rows
+    assert rows == 125_000
+    assert 1 <= len(failed) <= 3
+
+
+def test_a_parquet_row_that_does_not_fit_in_memory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f.parquet"
+    pq.write_table(pa.table({"n": range(5000)}), path, row_group_size=1000)
+    plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+
+    def never(self: pq.ParquetFile, **how: Any) -> Any:
+        raise pa.ArrowMemoryError("malloc of size 1 failed")
+        yield
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", never)
+    error = _error(plan)
+    assert isinstance(error.__cause__, MemoryError)
+    assert (error.details["file"], error.details["row group"]) == (str(path), "0 of 5")
+    assert "--memory" in error.cure
+
+
+def test_dictionaries_of_long_texts_are_decoded_piece_by_piece(tmp_path: Path) -> None:
+    table = _few_long_texts(100_000)
+    table = table.set_column(1, "text", table.column(1).dictionary_encode())
+    for name in ("f.arrow", "f.parquet"):
+        path = tmp_path / name
+        if name == "f.arrow":
+            _arrow(path, table, 100_000)
+        else:
+            pq.write_table(table, path)
+        plan = plan_inputs(InputSpec(paths=(str(path),)), used_columns=None)
+        with arrow_peak() as peak, _open(plan, block_bytes=1 << 20) as reader:
+            sizes = [batch.nbytes for batch in reader]
+        assert max(sizes) < 3 << 20
+        assert peak.bytes < 20 << 20

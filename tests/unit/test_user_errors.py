@@ -27,6 +27,7 @@ from cortex.errors import (
     InputError,
     KeyTypeError,
     UserCodeError,
+    UserMemoryError,
     ValueTypeError,
 )
 from cortex.kernels.casts import python_list
@@ -437,3 +438,13 @@ def test_an_error_in_a_library_that_cortex_calls_is_not_the_users() -> None:
     assert caught(np.average, [1], 0, [0]) == []
     assert caught(lambda: pc.add(1, "x"))[0] == "test_user_errors.py"
     assert caught(lambda: np.average([1], weights=[0]))[0] == "test_user_errors.py"
+
+
+def test_a_memory_error_that_was_named_keeps_its_cause_and_its_cure() -> None:
+    try:
+        raise InputError("too large", details={"file": "x"}, cure="smaller ones") from MemoryError()
+    except InputError as caught:
+        error = task_error(PlanTask(), 1, 1, caught)
+    assert isinstance(error, UserMemoryError)
+    assert (error.details["cause"], error.details["file"]) == ("too large", "x")
+    assert error.cure == "smaller ones"
