@@ -1,15 +1,13 @@
 """Arrow IPC files: their schema and record batches for the plan, and a reader of some record batches.
 
-pyarrow does not say where a file's record batches lie, so the footer is read here: a flatbuffer (tables
-with a vtable of field offsets, all little-endian) with the `Block` of every batch. Batches are read with
-plain reads, never mapped: a mapped file that is cut short kills its reader.
+Batches are read with plain reads, never mapped: a mapped file that is cut short kills its reader. A large
+batch is read some rows at a time where that can be done (`arrow_rows`).
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -17,65 +15,16 @@ import pyarrow as pa
 from cortex.errors import InputError
 from cortex.job.plan import InputFile, Split
 from cortex.limits import BATCH_ROWS_MAX
+from cortex.units import format_bytes
 
+from .arrow_metadata import check_sizes, read_batch, read_footer, read_rows
+from .arrow_rows import BatchRows
 from .columnar import Projection, Unit, damage_reported
 from .row_sizes import bounded
 from .sources import check_identity, open_checked
 
-_MAGIC: Final = b"ARROW1"
-_FOOTER_RECORD_BATCHES: Final = 3  # fields of the format's tables, by their number in the schema
-_MESSAGE_HEADER: Final = 2
-_RECORD_BATCH_LENGTH: Final = 0
-
-
-def _field(data: bytes, table: int, number: int) -> int:
-    """Position of a table's field, or 0 if it has its default."""
-    vtable = table - struct.unpack_from("<i", data, table)[0]
-    if 4 + 2 * number >= struct.unpack_from("<H", data, vtable)[0]:
-        return 0
-    offset: int = struct.unpack_from("<H", data, vtable + 4 + 2 * number)[0]
-    return table + offset if offset else 0
-
-
-def _follow(data: bytes, position: int) -> int:
-    return position + int(struct.unpack_from("<I", data, position)[0])
-
-
-def _blocks(path: str, descriptor: int) -> list[tuple[int, int, int]]:
-    """(offset, metadata bytes, body bytes) of every record batch."""
-    size = os.fstat(descriptor).st_size
-    if os.pread(descriptor, 6, 0) != _MAGIC:
-        raise InputError(
-            "not an Arrow IPC file: it does not begin with ARROW1",
-            details={"file": path},
-            cure="write it in the file format (pyarrow.ipc.new_file), not as a stream",
-        )
-    end = os.pread(descriptor, 10, size - 10) if size >= 22 else b""
-    if end[4:] != _MAGIC:
-        raise InputError(
-            "not a whole Arrow IPC file: its footer is missing",
-            details={"file": path, "size": f"{size} bytes"},
-            cure="copy or make the file again",
-        )
-    length = struct.unpack("<i", end[:4])[0]
-    footer = os.pread(descriptor, length, size - 10 - length)
-    table = _follow(footer, 0)
-    field = _field(footer, table, _FOOTER_RECORD_BATCHES)
-    if not field:
-        return []
-    vector = _follow(footer, field)
-    count = struct.unpack_from("<I", footer, vector)[0]
-    return [struct.unpack_from("<qi4xq", footer, vector + 4 + 24 * i) for i in range(count)]
-
-
-def _rows(descriptor: int, offset: int, metadata_bytes: int) -> int:
-    """The row count in a record batch's message."""
-    message = os.pread(descriptor, metadata_bytes, offset)
-    start = 8 if message[:4] == b"\xff\xff\xff\xff" else 4  # with or without the continuation marker
-    message = message[start:]
-    header = _field(message, _follow(message, 0), _MESSAGE_HEADER)
-    length = _field(message, _follow(message, header), _RECORD_BATCH_LENGTH)
-    return int(struct.unpack_from("<q", message, length)[0]) if length else 0
+_LARGE_BLOCKS: Final = 4  # a batch of more blocks than these is read some rows at a time
+_FEWER: Final = 8  # times fewer rows, where there was not memory enough
 
 
 def read_layout(path: str) -> tuple[pa.Schema, list[Unit]]:
@@ -83,28 +32,30 @@ def read_layout(path: str) -> tuple[pa.Schema, list[Unit]]:
     descriptor = open_checked(path)
     try:
         with damage_reported(path, "Arrow IPC"):
-            try:
-                units = [
-                    Unit(offset, metadata + body, _rows(descriptor, offset, metadata))
-                    for offset, metadata, body in _blocks(path, descriptor)
-                ]
-            except struct.error as error:
-                raise ValueError(f"its footer is damaged ({error})") from error
+            units = [
+                Unit(block.offset, block.metadata_bytes + block.body_bytes, read_rows(descriptor, block))
+                for block in read_footer(path, descriptor).batches
+            ]
             with pa.OSFile(path) as file:
                 schema = pa.ipc.open_file(file).schema
+                str(schema)  # decodes its names, which may be damaged
     finally:
         os.close(descriptor)
     return schema, units
 
 
-def _structure(column: pa.Array) -> pa.Array:
-    """The column as bytes: whether they are UTF-8, or a decimal's digits, the projection checks."""
-    kind = column.type
-    if pa.types.is_string(kind):
-        return column.view(pa.binary())
-    if pa.types.is_large_string(kind):
-        return column.view(pa.large_binary())
-    return column.view(pa.binary(kind.byte_width)) if pa.types.is_decimal(kind) else column
+def _validate(columns: Iterable[pa.Array]) -> None:
+    """ArrowInvalid for columns whose parts do not fit together. Whether their bytes are UTF-8, or a decimal's
+    digits, the projection checks."""
+    for column in columns:
+        kind = column.type
+        if pa.types.is_string(kind):
+            column = column.view(pa.binary())
+        elif pa.types.is_large_string(kind):
+            column = column.view(pa.large_binary())
+        elif pa.types.is_decimal(kind):
+            column = column.view(pa.binary(kind.byte_width))
+        column.validate(full=True)
 
 
 class ArrowReader:
@@ -119,14 +70,14 @@ class ArrowReader:
         self.bytes_read = 0
         self._descriptor = open_checked(file.path)
         self._os_file: pa.NativeFile | None = None
+        self._readers: dict[tuple[str, ...], pa.RecordBatchFileReader] = {}
+        """By the columns that each reads."""
         try:
             check_identity(file, self._descriptor)
             with damage_reported(file.path, "Arrow IPC"):
+                self._footer = read_footer(file.path, self._descriptor)
                 self._os_file = pa.OSFile(file.path)
-                schema = pa.ipc.open_file(self._os_file).schema
-                fields = sorted(schema.get_field_index(name) for name in self._projection.names)
-                options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
-                self._batches = pa.ipc.open_file(self._os_file, options=options)
+                self._schema = pa.ipc.open_file(self._os_file).schema
         except BaseException:
             self.close()
             raise
@@ -140,24 +91,86 @@ class ArrowReader:
             self._os_file = None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        split = self._split
-        first = 0
-        if split.first_unit:
-            with damage_reported(self._file.path, "Arrow IPC"):
-                blocks = _blocks(self._file.path, self._descriptor)[: split.first_unit]
-                first = sum(_rows(self._descriptor, offset, size) for offset, size, _ in blocks)
+        split, blocks = self._split, self._footer.batches
+        with damage_reported(self._file.path, "Arrow IPC"):
+            row = sum(read_rows(self._descriptor, block) for block in blocks[: split.first_unit])
         for index in range(split.first_unit, split.first_unit + split.units):
             with damage_reported(self._file.path, "Arrow IPC"):
-                whole = self._batches.get_batch(index)
-                whole.validate()
-                for column in whole.columns:
-                    _structure(column).validate(full=True)
-            for part in bounded(whole, BATCH_ROWS_MAX, 2 * self._block_bytes):
-                self._row, first = first, first + part.num_rows
-                yield self._projection.apply(part, self._row)
-            self.bytes_read += split.length // max(1, split.units)
+                rows, before = read_rows(self._descriptor, blocks[index]), self.bytes_read
+            first = row
+            for batch in self._batches(index):
+                for part in bounded(batch, BATCH_ROWS_MAX, 2 * self._block_bytes):
+                    self._row, row = row, row + part.num_rows
+                    self.bytes_read = before + split.length // split.units * (row - first) // max(1, rows)
+                    yield self._projection.apply(part, self._row)
         self.bytes_read = split.length
         check_identity(self._file, self._descriptor)
+
+    def _batches(self, index: int) -> Iterator[pa.RecordBatch]:
+        """A record batch, whole or some rows at a time."""
+        names, block = self._projection.names, self._footer.batches[index]
+        if block.body_bytes <= _LARGE_BLOCKS * self._block_bytes or not self._footer.little_endian:
+            yield self._whole(index, names)
+            return
+        with damage_reported(self._file.path, "Arrow IPC"):
+            layout = read_batch(self._descriptor, block)
+            rows = BatchRows(self._descriptor, layout, self._schema)
+            by_rows = [name for name in names if rows.readable(name)]
+        others = [name for name in names if name not in by_rows]
+        whole = self._whole(index, others) if others else None
+        if whole is not None and not by_rows:
+            yield whole
+            return
+        size = sum(map(rows.column_bytes, by_rows))
+        step, low = max(1, min(BATCH_ROWS_MAX, self._block_bytes * layout.rows // max(1, size))), 0
+        while low < layout.rows:
+            high = min(low + step, layout.rows)
+            try:
+                with damage_reported(self._file.path, "Arrow IPC"):
+                    columns = {name: rows.read(name, low, high) for name in by_rows}
+                    _validate(columns.values())
+            except MemoryError as error:
+                if step == 1:
+                    raise self._too_large(index) from error
+                step = max(1, step // _FEWER)
+                continue
+            if whole is not None:
+                columns |= {name: whole.column(name).slice(low, high - low) for name in others}
+            yield pa.RecordBatch.from_arrays([columns[name] for name in names], names=names)
+            low = high
+
+    def _whole(self, index: int, names: Sequence[str]) -> pa.RecordBatch:
+        """Columns of a record batch. What they take the file says, and a damaged one may say anything."""
+        try:
+            with damage_reported(self._file.path, "Arrow IPC"):
+                whole = self._reader(tuple(names)).get_batch(index)
+                whole.validate()
+                _validate(whole.columns)
+        except MemoryError as error:
+            with damage_reported(self._file.path, "Arrow IPC"):
+                for block in (*self._footer.dictionaries, self._footer.batches[index]):
+                    check_sizes(self._descriptor, block)
+            raise self._too_large(index) from error
+        return whole
+
+    def _reader(self, names: tuple[str, ...]) -> pa.RecordBatchFileReader:
+        if names not in self._readers:
+            fields = sorted(self._schema.get_field_index(name) for name in names)
+            options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
+            self._readers[names] = pa.ipc.open_file(self._os_file, options=options)
+        return self._readers[names]
+
+    def _too_large(self, index: int) -> InputError:
+        block, count = self._footer.batches[index], len(self._footer.batches)
+        return InputError(
+            "a record batch of an Arrow IPC file does not fit in the memory there is",
+            details={
+                "file": self._file.path,
+                "record batch": f"{index} of {count}, {format_bytes(block.body_bytes)} in the file",
+            },
+            cure="write the file with smaller record batches (in pyarrow: max_chunksize=65_536), or raise "
+            "--memory, or lower --slots",
+        )
 
     def describe(self, position: int) -> tuple[int, str]:
         """(-1, which row of the file) of the record at `position` in the batch yielded last."""
