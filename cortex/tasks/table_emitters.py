@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
 from cortex.errors import ColumnError, ValueTypeError
+from cortex.formats.row_sizes import bounded
 from cortex.job.aggregates import AggregateCall
 from cortex.job.expressions import Expression
 from cortex.job.output_types import OutputTypes
 from cortex.job.types import type_name
 from cortex.kernels.columns import canonical_key, plain
 from cortex.kernels.expressions import Compiled, compile_expression
-from cortex.limits import BATCH_ROWS_MAX
+from cortex.limits import BATCH_ROWS_MAX, MIB
 from cortex.shuffle.aggregation import AggregateCollector, Aggregation
 from cortex.shuffle.collector import RowCollector, RunSink
 from cortex.shuffle.run_schema import ROWS, Layout
 from cortex.tasks.held_columns import held, held_batch
 from cortex.tasks.part_output import PartWriter
 from cortex.tasks.user_errors import user_frames
+
+_BATCH_BYTES: Final = 8 * MIB  # of what user code returned, at once: dictionaries grow when they are decoded
 
 
 class TableEmitter(Protocol):
@@ -169,7 +172,7 @@ def key_column(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 
 def batches_from(result: Any, function: str) -> Iterator[pa.RecordBatch]:
-    """What user code returned for a batch, as record batches of bounded rows.
+    """What user code returned for a batch, as record batches of bounded rows and bytes.
 
     A RecordBatch, a Table, anything with ``__arrow_c_array__`` or ``__arrow_c_stream__`` (pandas and
     Polars frames, DuckDB results), a dict of columns, None (nothing), or an iterable of these.
@@ -187,8 +190,9 @@ def batches_from(result: Any, function: str) -> Iterator[pa.RecordBatch]:
         )
     for batch in _batches_of(result, function):
         _refuse_equal_names(batch.schema.names, function)
-        for begin in range(0, max(1, batch.num_rows), BATCH_ROWS_MAX):
-            yield batch.slice(begin, BATCH_ROWS_MAX)
+        if not batch.num_rows:  # it says what the columns are
+            yield batch
+        yield from bounded(batch, BATCH_ROWS_MAX, _BATCH_BYTES)
 
 
 def _is_table(result: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Pairs are written before they are many bytes, wherever they come from."""
+"""Pairs and batches are written before they are many bytes, wherever they come from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from cortex.limits import MIB
 from cortex.tasks.pair_emitters import PairsToPart
 from cortex.tasks.part_output import PairWriter
+from cortex.tasks.table_emitters import TableToPart, batches_from
+from tests.arrow_memory import arrow_peak
 
 LONG = "x" * 500_000
 
@@ -88,3 +90,28 @@ def test_a_map_only_job_writes_large_pairs_as_they_come(repeat: int) -> None:
     emitter.records(iter(range(100 // repeat)), lambda record: ((record, LONG) for _ in range(repeat)))
     assert emitter.rows_out == part.rows == 100
     assert max(batch.nbytes for batch in part.batches) < 10 * MIB
+
+
+@pytest.mark.parametrize("make", [pa.record_batch, pa.table, dict], ids=["batch", "table", "dict"])
+def test_a_batch_of_long_texts_in_a_dictionary_is_decoded_piece_by_piece(make: Any) -> None:
+    rows = 20_000
+    texts = pa.DictionaryArray.from_arrays([n % 10 for n in range(rows)], [f"{n}-" * 5000 for n in range(10)])
+    result = make({"text": texts})
+
+    class Counted(Part):
+        def write(self, batch: pa.RecordBatch) -> None:
+            counts.append(batch.num_rows)
+            assert batch.nbytes < 10 * MIB
+
+    counts: list[int] = []
+    with arrow_peak() as peak:
+        emitter = TableToPart(Counted())
+        for batch in batches_from(result, "map_batch()"):
+            emitter.batch(batch)
+    assert sum(counts) == emitter.rows_out == rows
+    assert peak.bytes < 40 * MIB
+
+
+def test_an_empty_batch_says_what_the_columns_are() -> None:
+    (batch,) = batches_from(pa.record_batch({"x": pa.array([], pa.int8())}), "map_batch()")
+    assert batch.schema == pa.schema([("x", pa.int8())])
