@@ -20,6 +20,8 @@ import pyarrow.csv as pacsv
 from benchmarks.contest import REPOSITORY, Contender, Row, cortex, hold, peer
 from benchmarks.inputs import Inputs, warm
 from benchmarks.scheduler_scale import in_short, missed
+from benchmarks.segments import Shape
+from benchmarks.segments import contest as segment_contest
 from datasets.distinct import weighted_sum
 
 Scale = Literal["tiny", "small", "full"]
@@ -321,6 +323,24 @@ def scheduler(setting: Setting) -> list[Row]:
     return rows
 
 
+def segments(setting: Setting) -> list[Row]:
+    """Map outputs between two processes: 0.9 of a bare Twisted pair, over plain TCP and over TLS 1.3."""
+    rows = []
+    for wire in ("tls", "plain"):
+        for sink in ("file", "discard"):
+            rows += segment_contest(
+                f"segments {wire} to {sink}",
+                wire,
+                sink,
+                Shape(setting.pick(1, 4, 16), setting.pick(1 * MIB, 8 * MIB, 8 * MIB)),
+                setting.scratch,
+                rounds=setting.rounds,
+                judge=setting.scale == "full" and sink == "file",
+                say=setting.say,
+            )
+    return rows
+
+
 CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "csv_stations": csv_stations,
     "wordcount": wordcount,
@@ -328,6 +348,7 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "startup": startup,
     "memory": memory,
     "scheduler": scheduler,
+    "segments": segments,
 }
 
 

@@ -199,6 +199,15 @@ class CorruptRun(CortexError):
     code, fault = "corrupt-run", Fault.LOST
 
 
+class FetchFailed(CortexError):
+    """A segment could not be had from the node that holds it: the map that wrote it runs again.
+
+    Details: ``attempt`` (of the map), ``partition`` and ``holder``.
+    """
+
+    code, fault = "fetch-failed", Fault.LOST
+
+
 class SpillFull(CortexError):
     """No space for spilled data; names the folder, the bytes and the cure."""
 
@@ -209,6 +218,12 @@ class TooManyOpenFiles(CortexError):
     """The process may not open more files: nothing is wrong with the one it wanted."""
 
     code = "open-files"
+
+
+class SpillFailed(CortexError):
+    """A disk failed to take spilled or fetched data, though it has room. Another node's may."""
+
+    code, fault = "spill-failed", Fault.TASK
 
 
 class OutputFailed(CortexError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from cortex.storage.filesystem import FolderLock, LocalFilesystem, ReadableFile, WritableFile
@@ -40,6 +41,9 @@ class FaultyFile:
         self._fs.written_bytes += done
         return done
 
+    def write_all(self, pieces: Sequence[bytes], /) -> int:
+        return self.write(b"".join(pieces))
+
     def tell(self) -> int:
         return self._file.tell()
 
@@ -62,6 +66,10 @@ class FaultyReadableFile:
     def pread(self, length: int, offset: int) -> bytes:
         self._fs.count("pread", self._path)
         return self._file.pread(length, offset)
+
+    def read_cached(self, into: memoryview, offset: int) -> bool:
+        self._fs.count("read_cached", self._path)
+        return self._file.read_cached(into, offset)
 
     def close(self) -> None:
         self._file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from cortex.storage.filesystem import FolderLock
@@ -20,6 +21,9 @@ class MemoryFile:
         view = memoryview(data).cast("B")
         self.data += view
         return len(view)
+
+    def write_all(self, pieces: Sequence[bytes], /) -> int:
+        return sum(self.write(piece) for piece in pieces)
 
     def tell(self) -> int:
         return len(self.data)
@@ -39,6 +43,11 @@ class MemoryReadableFile:
 
     def pread(self, length: int, offset: int) -> bytes:
         return bytes(self._data[offset : offset + length])
+
+    def read_cached(self, into: memoryview, offset: int) -> bool:
+        data = self._data[offset : offset + len(into)]
+        into[: len(data)] = data
+        return len(data) == len(into)
 
     def close(self) -> None: ...
 

@@ -18,13 +18,15 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from cortex.errors import UsageError
 from cortex.private_folders import remove_folder
 
 Bytes = bytes | bytearray | memoryview
+_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+_PIECES_A_CALL = 512  # POSIX lets a system take as few as 16, Linux and macOS take 1,024
 
 
 class WritableFile(Protocol):
@@ -34,6 +36,10 @@ class WritableFile(Protocol):
     def closed(self) -> bool: ...
     def write(self, data: Any, /) -> int:
         """Write all of a bytes-like object; its size in bytes."""
+        ...
+
+    def write_all(self, pieces: Sequence[bytes], /) -> int:
+        """Write the pieces one after the other, without joining them; their bytes."""
         ...
 
     def tell(self) -> int: ...
@@ -50,6 +56,10 @@ class ReadableFile(Protocol):
 
     def pread(self, length: int, offset: int) -> bytes:
         """`length` bytes, fewer only where the file ends."""
+        ...
+
+    def read_cached(self, into: memoryview, offset: int) -> bool:
+        """Fill `into` if that takes no waiting for the disk; else False, and `into` may be changed."""
         ...
 
     def close(self) -> None: ...
@@ -124,6 +134,18 @@ class LocalFile:
         self._position += done
         return done
 
+    def write_all(self, pieces: Sequence[bytes], /) -> int:
+        total = 0
+        for begin in range(0, len(pieces), _PIECES_A_CALL):
+            some = pieces[begin : begin + _PIECES_A_CALL]
+            wanted = sum(map(len, some))
+            done = os.writev(self._descriptor, some)
+            self._position += done
+            if done < wanted:
+                self.write(memoryview(b"".join(some))[done:])
+            total += wanted
+        return total
+
     def tell(self) -> int:
         return self._position
 
@@ -165,6 +187,14 @@ class LocalReadableFile:
             parts.append(os.pread(self._descriptor, length - done, offset + done))
             done += len(parts[-1])
         return b"".join(parts)
+
+    def read_cached(self, into: memoryview, offset: int) -> bool:
+        if _NO_WAIT is None:
+            return False
+        try:
+            return os.preadv(self._descriptor, [into], offset, _NO_WAIT) == len(into)
+        except OSError:  # not cached, or a disk that cannot tell; `pread` says what else is wrong
+            return False
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -1,16 +1,13 @@
 """Where the run files of one job on one node live: private while written, named when committed.
 
 ``<work_dir>/<attempt>.partial`` becomes ``<work_dir>/<attempt>.run`` in one rename. The store owns
-its folder (made 0700 if missing) and everything in it. Attempt ids are checked before they name a
-file: they may come from a peer.
+its folder (made 0700 if missing) and everything in it. Segments that the node fetched from others lie
+here too, under names of their own (`fetched_segments`).
 """
 
 from __future__ import annotations
 
-import os
-
-from cortex.errors import InternalError
-from cortex.ids import is_attempt_id
+from cortex.storage.file_names import run_path, segment_path
 from cortex.storage.filesystem import Filesystem
 from cortex.storage.run_reader import OpenFiles, RunFileReader
 from cortex.storage.run_writer import Compression, RunFileSummary, RunFileWriter
@@ -37,7 +34,7 @@ class MapOutputStore:
 
     def create(self, attempt: str) -> RunFileWriter:
         """A new private file. What an earlier try of the same attempt left is removed."""
-        path = self._path(attempt, "partial")
+        path = run_path(self.work_dir, attempt, "partial")
         if self._fs.exists(path):
             self._fs.unlink(path)
         return RunFileWriter(self._fs, path, self._compression, self._quota)
@@ -46,7 +43,7 @@ class MapOutputStore:
         """Close the writer's file and give it its name; on failure nothing of it is left."""
         try:
             summary = writer.close()
-            self._fs.rename(writer.path, self._path(attempt, "run"))
+            self._fs.rename(writer.path, run_path(self.work_dir, attempt))
         except BaseException:
             writer.abort()
             raise
@@ -55,18 +52,25 @@ class MapOutputStore:
     def discard(self, attempt: str) -> None:
         """Remove the attempt's file, written or half written; none is fine."""
         for kind in ("partial", "run"):
-            path = self._path(attempt, kind)
+            path = run_path(self.work_dir, attempt, kind)
             self._files.close(path)
             if self._fs.exists(path):
                 self._fs.unlink(path)
 
     def open(self, attempt: str, partition: int | None = None) -> RunFileReader:
-        """A committed file, or only the entries of one partition of it. Raises CorruptRun if missing."""
-        return RunFileReader(self._fs, self._path(attempt, "run"), self._files, partition)
+        """A committed file, or only the entries of one partition of it. Raises CorruptRun if missing.
+
+        With `partition`, where the attempt ran on another node, the segment fetched from there.
+        """
+        path = run_path(self.work_dir, attempt)
+        if partition is not None and not self._fs.exists(path):
+            fetched = segment_path(self.work_dir, attempt, partition)
+            path = fetched if self._fs.exists(fetched) else path
+        return RunFileReader(self._fs, path, self._files, partition)
 
     def path(self, attempt: str) -> str:
         """Where a committed file is, for who reads it in place."""
-        return self._path(attempt, "run")
+        return run_path(self.work_dir, attempt)
 
     def committed(self) -> list[str]:
         """Attempts with a committed file, sorted."""
@@ -81,8 +85,3 @@ class MapOutputStore:
         """The job is over: the folder and all in it go."""
         self._files.close()
         self._fs.remove_tree(self.work_dir)
-
-    def _path(self, attempt: str, kind: str) -> str:
-        if not is_attempt_id(attempt):
-            raise InternalError(f"{attempt!r} is no attempt id")
-        return os.path.join(self.work_dir, f"{attempt}.{kind}")

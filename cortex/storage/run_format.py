@@ -24,19 +24,21 @@ Why so:
 * A message is read with its run's schema alone: so no dictionary columns (their values would be
   messages of their own), and no view types (a slice of one carries all the bytes of the whole).
 * Runs are not fsynced: after a crash of the machine the map runs again.
+
+This module needs neither NumPy nor Arrow: the node cuts segments out of run files and has neither
+loaded. What of the grammar is theirs, the index as an array and the schemas, is in `run_arrow`.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+import xxhash
 
-from cortex.errors import CorruptRun, InternalError
+from cortex.errors import CorruptRun
 
 MAGIC: Final = b"CORTEXR1"
 VERSION: Final = 1
@@ -44,22 +46,8 @@ TRAILER: Final = struct.Struct("<QQQ8s")
 STORE_RAW_BELOW: Final = 1 / 5  # of a block saved by LZ4: less does not repay its CPU on a disk of 0.2 GB/s
 RAW_BYTES_MAX: Final = 2**31 - 1  # an LZ4 block's, and Arrow's 32-bit offsets', own limit
 
-ENTRY: Final = np.dtype(
-    [
-        ("partition", "<u4"),
-        ("rows", "<u4"),
-        ("offset", "<u8"),
-        ("stored_bytes", "<u4"),
-        ("raw_bytes", "<u4"),
-        ("first_hash", "<u8"),
-        ("last_hash", "<u8"),
-        ("checksum", "<u8"),
-    ]
-)
 ENTRY_PACKED: Final = struct.Struct("<IIQIIQQQ")
-"""One row of `ENTRY`: the writer packs them one by one, which NumPy is slow at."""
-Entries = NDArray[np.void]
-"""Rows of `ENTRY`."""
+"""One entry of the index; its fields in order are those of `entry` above."""
 
 
 class RunInfo(msgspec.Struct, frozen=True):
@@ -76,25 +64,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Directory)
 
 
-def check_schema(schema: pa.Schema) -> None:
-    """Raise InternalError for a type that a block cannot hold: the collector should have cast it."""
-    for field in schema:
-        _check_type(field.name, field.type)
-
-
-def _check_type(column: str, kind: pa.DataType) -> None:
-    types = pa.types
-    if types.is_dictionary(kind) or types.is_string_view(kind) or types.is_binary_view(kind):
-        raise InternalError(
-            f"column {column!r} of type {kind} cannot be spilled",
-            cure="cast it to its plain type before it is collected",
-        )
-    if isinstance(kind, pa.BaseExtensionType):
-        _check_type(column, kind.storage_type)
-    for i in range(kind.num_fields):
-        _check_type(column, kind.field(i).type)
-
-
 def encode_directory(runs: list[RunInfo]) -> bytes:
     return _encoder.encode(Directory(VERSION, tuple(runs)))
 
@@ -109,15 +78,48 @@ def decode_directory(data: bytes, path: str) -> tuple[RunInfo, ...]:
     return directory.runs
 
 
-def encode_schema(schema: pa.Schema) -> bytes:
-    return bytes(schema.serialize())
+class Footer(msgspec.Struct, frozen=True):
+    """What stands behind the blocks, checked: the index as it is on disk, and the directory's runs."""
+
+    index: bytes
+    runs: tuple[RunInfo, ...]
+    blocks_end: int
+    """Offset at which the index begins: every block lies between the first MAGIC and it."""
 
 
-def decode_schema(data: bytes, path: str) -> pa.Schema:
-    try:
-        return pa.ipc.read_schema(pa.py_buffer(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise corrupt(path, f"a run's schema cannot be read: {error}") from error
+def read_footer(pread: Callable[[int, int], bytes], size_bytes: int, path: str) -> Footer:
+    """The footer of a file of `size_bytes`. `pread(length, offset)` gives exactly `length` bytes or raises.
+
+    Raises CorruptRun for a file cut short, a checksum that differs, or an index that its directory does
+    not account for. Whether entries point inside the file is for who reads them.
+    """
+    trailer_at = size_bytes - TRAILER.size
+    if trailer_at < len(MAGIC):
+        raise corrupt(path, f"only {size_bytes} bytes", 0)
+    index_bytes, directory_bytes, checksum, magic = TRAILER.unpack(pread(TRAILER.size, trailer_at))
+    index_at = trailer_at - index_bytes - directory_bytes
+    if magic != MAGIC or index_at < len(MAGIC):
+        raise corrupt(path, "it has no trailer (cut short?)", trailer_at)
+    if index_bytes % ENTRY_PACKED.size:
+        raise corrupt(path, f"an index of {index_bytes} bytes", index_at)
+    footer = pread(index_bytes + directory_bytes, index_at)
+    if xxhash.xxh3_64_intdigest(footer) != checksum:
+        raise corrupt(path, "checksum of the index differs", index_at)
+    if pread(len(MAGIC), 0) != MAGIC:
+        raise corrupt(path, "it does not begin as one", 0)
+    index, runs = footer[:index_bytes], decode_directory(footer[index_bytes:], path)
+    if sum(run.entries for run in runs) * ENTRY_PACKED.size != index_bytes:
+        raise corrupt(path, "directory and index disagree")
+    return Footer(index, runs, index_at)
+
+
+def encode_footer(index: bytes | bytearray, runs: list[RunInfo]) -> bytes:
+    """Index, directory and trailer: all that stands behind the blocks."""
+    directory = encode_directory(runs)
+    digest = xxhash.xxh3_64(index)
+    digest.update(directory)
+    trailer = TRAILER.pack(len(index), len(directory), digest.intdigest(), MAGIC)
+    return b"".join((index, directory, trailer))
 
 
 def corrupt(path: str, cause: str, offset: int | None = None) -> CorruptRun:

@@ -16,7 +16,7 @@ import xxhash
 
 from cortex.errors import TooManyOpenFiles
 from cortex.limits import OPEN_RUN_FILES_MAX
-from cortex.storage import run_format
+from cortex.storage import run_arrow, run_format
 from cortex.storage.filesystem import Filesystem, ReadableFile
 
 
@@ -74,12 +74,12 @@ class OpenFiles:
 class Run:
     """One run: its schema and its index entries, in order of (partition, hash)."""
 
-    def __init__(self, reader: RunFileReader, schema: pa.Schema, entries: run_format.Entries) -> None:
+    def __init__(self, reader: RunFileReader, schema: pa.Schema, entries: run_arrow.Entries) -> None:
         self._reader = reader
         self.schema = schema
         self.all_entries = entries
 
-    def entries(self, partition: int) -> run_format.Entries:
+    def entries(self, partition: int) -> run_arrow.Entries:
         """The entries of one segment; a view, in order of hash."""
         low, high = np.searchsorted(self.all_entries["partition"], [partition, partition + 1])
         return self.all_entries[low:high]
@@ -105,7 +105,7 @@ class RunFileReader:
         index, infos = self._read_index()
         self.runs: tuple[Run, ...] = tuple(self._make_runs(index, infos, partition))
 
-    def entries(self, partition: int) -> list[run_format.Entries]:
+    def entries(self, partition: int) -> list[run_arrow.Entries]:
         """Each run's entries of one partition, in the order of `runs`."""
         return [run.entries(partition) for run in self.runs]
 
@@ -146,42 +146,25 @@ class RunFileReader:
             raise run_format.corrupt(self.path, f"{length - len(data)} of {length} bytes missing", offset)
         return data
 
-    def _read_index(self) -> tuple[run_format.Entries, tuple[run_format.RunInfo, ...]]:
+    def _read_index(self) -> tuple[run_arrow.Entries, tuple[run_format.RunInfo, ...]]:
         try:
             size = self._files.get(self.path).size_bytes
         except OSError as error:
             raise run_format.corrupt(self.path, str(error)) from error
-        trailer_at = size - run_format.TRAILER.size
-        if trailer_at < len(run_format.MAGIC):
-            raise run_format.corrupt(self.path, f"only {size} bytes", 0)
-        index_bytes, directory_bytes, checksum, magic = run_format.TRAILER.unpack(
-            self._pread(run_format.TRAILER.size, trailer_at)
-        )
-        index_at = trailer_at - index_bytes - directory_bytes
-        if magic != run_format.MAGIC or index_at < len(run_format.MAGIC):
-            raise run_format.corrupt(self.path, "it has no trailer (cut short?)", trailer_at)
-        if index_bytes % run_format.ENTRY.itemsize:
-            raise run_format.corrupt(self.path, f"an index of {index_bytes} bytes", index_at)
-        footer = self._pread(index_bytes + directory_bytes, index_at)
-        if xxhash.xxh3_64_intdigest(footer) != checksum:
-            raise run_format.corrupt(self.path, "checksum of the index differs", index_at)
-        if self._pread(len(run_format.MAGIC), 0) != run_format.MAGIC:
-            raise run_format.corrupt(self.path, "it does not begin as one", 0)
-        index = np.frombuffer(footer, run_format.ENTRY, index_bytes // run_format.ENTRY.itemsize)
-        if len(index) and int((index["offset"] + index["stored_bytes"]).max()) > index_at:
-            raise run_format.corrupt(self.path, "an entry points behind the blocks", index_at)
-        return index, run_format.decode_directory(footer[index_bytes:], self.path)
+        footer = run_format.read_footer(self._pread, size, self.path)
+        index = np.frombuffer(footer.index, run_arrow.ENTRY)
+        if len(index) and int((index["offset"] + index["stored_bytes"]).max()) > footer.blocks_end:
+            raise run_format.corrupt(self.path, "an entry points behind the blocks", footer.blocks_end)
+        return index, footer.runs
 
     def _make_runs(
-        self, index: run_format.Entries, infos: tuple[run_format.RunInfo, ...], partition: int | None
+        self, index: run_arrow.Entries, infos: tuple[run_format.RunInfo, ...], partition: int | None
     ) -> Iterator[Run]:
-        if sum(info.entries for info in infos) != len(index):
-            raise run_format.corrupt(self.path, "directory and index disagree")
         at = 0
         schemas: dict[bytes, pa.Schema] = {}
         for info in infos:
             if info.schema not in schemas:
-                schemas[info.schema] = run_format.decode_schema(info.schema, self.path)
+                schemas[info.schema] = run_arrow.decode_schema(info.schema, self.path)
             run = Run(self, schemas[info.schema], index[at : at + info.entries])
             if partition is not None:
                 run.all_entries = run.entries(partition).copy()  # a view would keep the whole index

@@ -17,7 +17,7 @@ import xxhash
 
 from cortex.errors import InternalError, RecordTooLarge
 from cortex.limits import RUN_WRITE_BYTES
-from cortex.storage import run_format
+from cortex.storage import run_arrow, run_format
 from cortex.storage.filesystem import Filesystem, is_disk_full
 from cortex.storage.spill_quota import SpillQuota, spill_full
 
@@ -85,7 +85,7 @@ class RunFileWriter:
     def begin_run(self, schema: pa.Schema) -> None:
         if self._schema is not None:
             raise InternalError(f"{self.path}: a run is open")
-        run_format.check_schema(schema)
+        run_arrow.check_schema(schema)
         self._schema = schema
         self._run_entries = 0
         self._last = (0, 0)
@@ -135,22 +135,14 @@ class RunFileWriter:
     def end_run(self) -> None:
         if self._schema is None:
             raise InternalError(f"{self.path}: no run is open")
-        self._runs.append(run_format.RunInfo(run_format.encode_schema(self._schema), self._run_entries))
+        self._runs.append(run_format.RunInfo(run_arrow.encode_schema(self._schema), self._run_entries))
         self._schema = None
 
     def close(self) -> RunFileSummary:
         """Write the index and close the file, which is whole now and still under its private name."""
         if self._schema is not None:
             raise InternalError(f"{self.path}: a run is open")
-        directory = run_format.encode_directory(self._runs)
-        digest = xxhash.xxh3_64(self._index)
-        digest.update(directory)
-        index_bytes = len(self._index)
-        self._write(self._index)
-        self._write(directory)
-        self._write(
-            run_format.TRAILER.pack(index_bytes, len(directory), digest.intdigest(), run_format.MAGIC)
-        )
+        self._write(run_format.encode_footer(self._index, self._runs))
         self._flush()
         try:
             self._file.close()

@@ -81,6 +81,16 @@ class FrameDecoder(Generic[M]):
         """True when no part of a frame is held: the only place where an end is a clean one."""
         return not self._buffer
 
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes to feed for one more message, or to know how long it is: at least 1, once every
+        message is taken. For a stream in which other bytes stand between frames."""
+        have = len(self._buffer)
+        if have < HEADER.size:
+            return HEADER.size - have
+        (length,) = HEADER.unpack_from(self._buffer)
+        return max(1, HEADER.size + int(length) - have)
+
     def feed(self, data: bytes | bytearray | memoryview) -> Iterator[M]:
         """Take `data` at once; hand out the messages complete by now, one at a time.
 

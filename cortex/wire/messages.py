@@ -1,13 +1,13 @@
 """Every message between processes, as msgspec structs: decoding one is checking it.
 
-Three links: client - server, server - node, node - executor. A frame holds one message of the
-link's union (see `cortex.wire.framing`; for who may send what to the server, see
+The links: client - server, server - node, node - executor, node - node. A frame holds one message of
+the link's union (see `cortex.wire.framing`; for who may send what to the server, see
 `cortex.wire.permissions`). User code and results are opaque bytes on the way.
 """
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Annotated, Union
 
 import msgspec
 
@@ -506,6 +506,42 @@ class AdminDone(Message, frozen=True):
 
 ToServerAdmin = Union[CreateToken, ListTokens, RevokeToken, RevokePeer, KillCluster]  # noqa: UP007
 FromServerAdmin = Union[TokenCreated, TokenList, AdminDone]  # noqa: UP007
+
+
+# --- node - node: segments of map outputs ----------------------------------------------------------
+
+
+class FetchSegment(Message, frozen=True):
+    """Ask a node for one partition of a map attempt that it ran. Answered in order, one by one."""
+
+    request: int
+    """The asker's number, which the answer repeats."""
+    job: str
+    attempt: str
+    partition: int
+
+
+class SegmentHeader(Message, frozen=True):
+    """Behind this frame come exactly `size_bytes` bytes that are no frames: the segment file.
+
+    A sender that finds a damaged block when some are already sent closes the connection instead of
+    sending the rest, and refuses the segment when it is asked for again.
+    """
+
+    request: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    rows: int
+
+
+class SegmentRefused(Message, frozen=True):
+    """With an error of fault LOST the segment is gone or damaged, and asking again is of no use."""
+
+    request: int
+    error: ErrorReport
+
+
+ToSegmentServer = FetchSegment
+FromSegmentServer = Union[SegmentHeader, SegmentRefused]  # noqa: UP007
 
 
 # --- node - template -----------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from cortex.cli.app import cortex as group
 from cortex.config import VARIABLES
 from cortex.formats.planning import default_reducers, default_split_bytes
 from cortex.job.functions import AGGREGATES
-from cortex.storage.run_format import ENTRY, MAGIC
+from cortex.storage.run_arrow import ENTRY
+from cortex.storage.run_format import MAGIC
 from datasets import DATASETS
 from tests import conftest
 

@@ -16,7 +16,7 @@ from cortex.errors import CorruptRun, Fault, InternalError, SpillFull, TooManyOp
 from cortex.storage import filesystem
 from cortex.storage.filesystem import Filesystem, LocalFilesystem, is_memory_backed, refuse_memory_backed
 from cortex.storage.map_output_store import MapOutputStore
-from cortex.storage.run_format import ENTRY
+from cortex.storage.run_arrow import ENTRY
 from cortex.storage.run_reader import OpenFiles, RunFileReader
 from cortex.storage.run_writer import RunFileWriter
 from cortex.storage.spill_quota import SpillQuota

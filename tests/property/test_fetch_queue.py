@@ -1,0 +1,170 @@
+"""The fetch queue against peers that fail at random: everything wanted is answered exactly once, in time."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cortex.errors import CorruptRun, ProtocolError, SpillFull
+from cortex.transfer.fetch_queue import (
+    Ask,
+    Close,
+    Connect,
+    FetchPolicy,
+    FetchQueue,
+    GiveUp,
+    Instruction,
+    Wanted,
+)
+
+JOBS = ("j000000000001", "j000000000002")
+
+
+@dataclass
+class Peers:
+    """Carries out what the queue says, on a clock of its own, with faults."""
+
+    rng: random.Random
+    policy: FetchPolicy
+    fault: float
+    now: float = 0.0
+    connecting: list[int] = field(default_factory=list)
+    open: dict[int, list[Ask]] = field(default_factory=dict)
+    holder: dict[int, str] = field(default_factory=dict)
+    landing: list[int] = field(default_factory=list)
+    answered: Counter[tuple[str, int]] = field(default_factory=Counter)
+    of_request: dict[int, Wanted] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.queue = FetchQueue(self.rng.random, self.policy)
+
+    def obey(self, instructions: list[Instruction]) -> None:
+        for each in instructions:
+            if isinstance(each, Connect):
+                self.connecting.append(each.connection)
+                self.holder[each.connection] = each.holder
+            elif isinstance(each, Ask):
+                assert self.holder[each.connection] == each.wanted.holder
+                assert each.request not in self.of_request
+                self.open[each.connection].append(each)
+                self.of_request[each.request] = each.wanted
+            elif isinstance(each, Close):
+                self.forget(each.connection)
+            else:
+                assert isinstance(each, GiveUp)
+                self.answered[each.wanted.key] += 1
+            assert len(self.holder) <= self.policy.connections_max
+            assert (
+                max(Counter(self.holder.values()).values(), default=0) <= self.policy.connections_per_holder
+            )
+            assert all(len(asks) <= self.policy.requests_ahead for asks in self.open.values())
+
+    def forget(self, connection: int) -> None:
+        del self.holder[connection]
+        self.open.pop(connection, None)
+        if connection in self.connecting:
+            self.connecting.remove(connection)
+
+    def step(self) -> None:
+        faulty = self.rng.random() < self.fault
+        queue, now = self.queue, self.now
+        choice = self.rng.choice(["connect", "answer", "land", "time", "time" if faulty else "answer"])
+        if choice == "connect" and self.connecting:
+            connection = self.connecting[self.rng.randrange(len(self.connecting))]
+            if faulty:
+                self.forget(connection)
+                self.obey(queue.disconnected(connection, ProtocolError("refused"), now))
+            else:
+                self.connecting.remove(connection)
+                self.open[connection] = []
+                self.obey(queue.connected(connection, now))
+        elif choice == "answer" and self.open:
+            connection = self.rng.choice(list(self.open))
+            if faulty and self.rng.random() < 0.5:
+                self.forget(connection)
+                self.obey(queue.disconnected(connection, ProtocolError("broke"), now))
+            elif self.open[connection]:
+                ask = self.open[connection].pop(0)
+                if faulty:
+                    self.obey(queue.refused(ask.request, CorruptRun("gone"), now))
+                else:
+                    self.landing.append(ask.request)
+                    self.obey(queue.received(ask.request, now))
+        elif choice == "land" and self.landing:
+            request = self.landing.pop(self.rng.randrange(len(self.landing)))
+            if faulty and self.rng.random() < 0.3:
+                self.obey(queue.not_kept(request, SpillFull("full")))
+            elif faulty:
+                self.obey(queue.damaged(request, CorruptRun("wrong"), now))
+            else:
+                queue.landed(request)
+                self.answered[self.of_request[request].key] += 1
+        elif choice == "time":
+            self.now += self.rng.choice([0.01, 0.3, 5.0])
+            self.obey(queue.tick(self.now))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    fault=st.sampled_from([0.0, 0.1, 0.5, 0.95]),
+    holders=st.integers(1, 5),
+    count=st.integers(1, 60),
+    connections=st.integers(1, 4),
+    per_holder=st.integers(1, 2),
+    ahead=st.integers(1, 4),
+)
+def test_everything_is_answered_once(
+    seed: int, fault: float, holders: int, count: int, connections: int, per_holder: int, ahead: int
+) -> None:
+    rng = random.Random(seed)
+    policy = FetchPolicy(connections, per_holder, ahead, tries_max=3, idle_s=20.0)
+    peers = Peers(rng, policy, fault)
+    everything = [
+        Wanted(JOBS[0], f"h{i % holders}", f"{JOBS[0]}-m{i:06d}.0", i % 3, rng.choice([0, 1, 1000]))
+        for i in range(count)
+    ]
+    rest = list(everything)
+    for _ in range(60_000):
+        if rest and rng.random() < 0.2:
+            some, rest = rest[: (n := rng.randrange(1, 9))], rest[n:]
+            peers.obey(peers.queue.add(some, peers.now))
+        peers.step()
+        if not rest and not peers.queue.busy:
+            break
+    assert peers.answered == Counter(each.key for each in everything)
+    assert not peers.queue.busy
+    assert not peers.holder
+    assert not peers.queue._holders
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32), fault=st.sampled_from([0.0, 0.3]), at=st.integers(0, 300), lose=st.booleans()
+)
+def test_a_cancelled_job_is_not_heard_of_again(seed: int, fault: float, at: int, lose: bool) -> None:
+    rng = random.Random(seed)
+    peers = Peers(rng, FetchPolicy(2, 2, 3, tries_max=3, idle_s=20.0), fault)
+    everything = [Wanted(job, f"h{i % 3}", f"{job}-m{i:06d}.0", 0, 1) for i in range(20) for job in JOBS]
+    peers.obey(peers.queue.add(everything, 0.0))
+    for _ in range(at):
+        peers.step()
+    before = {key: n for key, n in peers.answered.items() if key[0].startswith(JOBS[1])}
+    peers.obey(peers.queue.cancel(JOBS[1], peers.now))
+    peers.landing = [n for n in peers.landing if peers.of_request[n].job == JOBS[0]]
+    assert all(ask.wanted.job == JOBS[0] for asks in peers.open.values() for ask in asks)
+    if lose:
+        peers.obey(peers.queue.lose("h1", ProtocolError("gone"), peers.now))
+    for _ in range(60_000):
+        peers.step()
+        if not peers.queue.busy:
+            break
+    assert {key: n for key, n in peers.answered.items() if key[0].startswith(JOBS[1])} == before
+    assert {key for key in peers.answered if key[0].startswith(JOBS[0])} == {
+        each.key for each in everything if each.job == JOBS[0]
+    }
+    assert set(peers.answered.values()) <= {1}

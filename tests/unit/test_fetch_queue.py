@@ -1,0 +1,304 @@
+"""What the fetch queue decides: order, connections, back-off, giving up. No reactor, no clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from cortex.errors import (
+    CorruptRun,
+    CortexError,
+    Fault,
+    FetchFailed,
+    ProtocolError,
+    SpillFull,
+    TooManyOpenFiles,
+)
+from cortex.transfer.fetch_queue import (
+    Ask,
+    Close,
+    Connect,
+    FetchPolicy,
+    FetchQueue,
+    GiveUp,
+    Instruction,
+    Wanted,
+)
+
+JOB, OTHER_JOB = "j0123456789ab", "jba9876543210"
+BROKEN = ProtocolError("the connection broke")
+
+
+def wanted(index: int, holder: str = "a", job: str = JOB, size_bytes: int = 10, partition: int = 0) -> Wanted:
+    return Wanted(job, holder, f"{job}-m{index:06d}.0", partition, size_bytes)
+
+
+def queue(**policy: float) -> FetchQueue:
+    return FetchQueue(lambda: 0.5, FetchPolicy(**policy))  # type: ignore[arg-type]
+
+
+def asked(instructions: list[Instruction]) -> list[Wanted]:
+    return [each.wanted for each in instructions if isinstance(each, Ask)]
+
+
+def given_up(instructions: list[Instruction]) -> list[Wanted]:
+    return [each.wanted for each in instructions if isinstance(each, GiveUp)]
+
+
+def connect(fetches: FetchQueue, some: list[Wanted], now: float = 0.0) -> tuple[int, list[Ask]]:
+    """Want `some` of one holder; its connection, and what is asked on it."""
+    (made,) = fetches.add(some, now)
+    assert isinstance(made, Connect)
+    asks = fetches.connected(made.connection, now)
+    return made.connection, [each for each in asks if isinstance(each, Ask)]
+
+
+def land(fetches: FetchQueue, ask: Ask, now: float = 0.0) -> list[Instruction]:
+    out = fetches.received(ask.request, now)
+    fetches.landed(ask.request)
+    return out
+
+
+def test_segments_are_asked_for_in_the_order_they_were_wanted_so_many_at_once() -> None:
+    fetches = queue(requests_ahead=3, connections_per_holder=1)
+    some = [wanted(i) for i in range(5)]
+    connection, asks = connect(fetches, some)
+    assert [ask.wanted for ask in asks] == some[:3]
+    assert {ask.connection for ask in asks} == {connection}
+    assert asked(land(fetches, asks[0])) == [some[3]]
+    assert asked(land(fetches, asks[1])) == [some[4]]
+    assert fetches.add([wanted(9)], 0.0) == []
+
+
+def test_what_is_wanted_already_is_not_fetched_twice() -> None:
+    fetches = queue()
+    _, asks = connect(fetches, [wanted(0), wanted(0)])
+    assert len(asks) == 1
+    assert fetches.add([wanted(0)], 0.0) == []
+    land(fetches, asks[0])
+    assert asked(fetches.add([wanted(0)], 0.0)) == [wanted(0)]  # wanted anew after it landed
+
+
+def test_a_holder_gets_a_second_connection_when_the_first_is_full() -> None:
+    fetches = queue(requests_ahead=2)
+    some = [wanted(i) for i in range(6)]
+    (first,) = fetches.add(some, 0.0)
+    assert isinstance(first, Connect)
+    *asks, second = fetches.connected(first.connection, 0.0)
+    assert asked(asks) == some[:2]
+    assert isinstance(second, Connect)
+    assert asked(fetches.connected(second.connection, 0.0)) == some[2:4]
+    assert isinstance(asks[1], Ask)
+    more = land(fetches, asks[1])
+    assert asked(more) == [some[4]]
+    assert not [each for each in more if isinstance(each, Connect)]  # two a holder, no more
+
+
+def test_connections_are_few_and_the_holder_with_most_bytes_is_next() -> None:
+    fetches = queue(connections_max=2)
+    holders = [
+        wanted(i, holder, size_bytes=size) for i, (holder, size) in enumerate([("a", 5), ("b", 7), ("c", 9)])
+    ]
+    made = fetches.add(holders, 0.0)
+    assert [each.holder for each in made if isinstance(each, Connect)] == ["c", "b"]
+    assert len(made) == 2
+    assert isinstance(made[0], Connect)
+    (ask,) = fetches.connected(made[0].connection, 0.0)
+    assert isinstance(ask, Ask)
+    closed, third = land(fetches, ask)  # an idle connection makes room for who waits
+    assert closed == Close(made[0].connection)
+    assert isinstance(third, Connect)
+    assert third.holder == "a"
+
+
+def test_an_idle_connection_is_kept_a_while() -> None:
+    fetches = queue(idle_s=30.0)
+    connection, asks = connect(fetches, [wanted(0)])
+    land(fetches, asks[0], 10.0)
+    assert fetches.tick(39.0) == []
+    assert asked(fetches.add([wanted(1)], 39.5)) == [wanted(1)]
+    (ask,) = list(fetches._asked)
+    fetches.received(ask, 40.0)
+    fetches.landed(ask)
+    assert fetches.tick(69.0) == []
+    assert fetches.busy
+    assert fetches.tick(70.0) == [Close(connection)]
+    assert not fetches.busy
+
+
+def test_a_connection_closed_while_idle_is_no_failure() -> None:
+    fetches = queue()
+    connection, asks = connect(fetches, [wanted(0)])
+    land(fetches, asks[0])
+    assert fetches.disconnected(connection, BROKEN, 1.0) == []
+    assert isinstance(fetches.add([wanted(1)], 1.0)[0], Connect)
+
+
+def test_a_holder_rests_longer_after_each_failure_and_is_then_given_up_whole() -> None:
+    fetches = queue(tries_max=4, backoff_first_s=1.0, backoff_s_max=10.0)
+    some = [wanted(i) for i in range(3)]
+    (made,) = fetches.add(some, 0.0)
+    now = 0.0
+    for rest in (1.0, 4.0, 10.0):
+        assert isinstance(made, Connect)
+        assert fetches.disconnected(made.connection, BROKEN, now) == []
+        assert fetches.tick(now + rest - 0.01) == []
+        now += rest
+        (made,) = fetches.tick(now)
+    assert isinstance(made, Connect)
+    last = fetches.disconnected(made.connection, BROKEN, now)
+    assert given_up(last) == some
+    assert not fetches.busy
+    error = last[0].error if isinstance(last[0], GiveUp) else None
+    assert isinstance(error, FetchFailed)
+    assert error.fault is Fault.LOST
+    assert error.details["attempt"] == some[0].attempt
+    assert error.details["holder"] == "a"
+    assert "the connection broke" in error.message
+
+
+def test_what_waited_on_a_broken_connection_is_asked_first_and_what_was_being_sent_last() -> None:
+    fetches = queue(requests_ahead=2, connections_per_holder=1)
+    some = [wanted(i) for i in range(4)]
+    connection, asks = connect(fetches, some)
+    fetches.disconnected(connection, BROKEN, 0.0)
+    assert fetches.received(asks[0].request, 0.0) == []  # of a connection that is gone
+    (made,) = fetches.tick(5.0)
+    assert isinstance(made, Connect)
+    again = fetches.connected(made.connection, 5.0)
+    assert asked(again) == some[1:3]
+    assert {ask.request for ask in asks}.isdisjoint(each.request for each in again if isinstance(each, Ask))
+
+
+def test_a_segment_that_lands_clears_its_holder() -> None:
+    fetches = queue(tries_max=2)
+    connection, asks = connect(fetches, [wanted(i) for i in range(9)])
+    for now in (10.0, 20.0, 30.0, 40.0):
+        assert asked(land(fetches, asks[0], now)) == []
+        assert given_up(fetches.disconnected(connection, BROKEN, now)) == []
+        (made,) = fetches.tick(now + 5)
+        assert isinstance(made, Connect)
+        connection = made.connection
+        asks = [each for each in fetches.connected(connection, now + 5) if isinstance(each, Ask)]
+    assert len(asks) == 5
+
+
+def test_the_segment_that_breaks_every_connection_is_given_up_alone() -> None:
+    fetches = queue(tries_max=3, requests_ahead=2, connections_per_holder=1)
+    bad, rest = wanted(0), [wanted(i) for i in range(1, 9)]
+    connection, _ = connect(fetches, [*rest[:1], bad, *rest[1:]])
+    now, lost = 0.0, list[Wanted]()
+    while not lost and now < 1000:
+        order = [request for request, of in fetches._asked.items() if of.number == connection]
+        first = fetches._connections[connection].asked[order[0]].wanted
+        if first == bad:
+            lost = given_up(fetches.disconnected(connection, BROKEN, now))
+            if lost:
+                break
+            now += 100.0
+            (made,) = fetches.tick(now)
+            assert isinstance(made, Connect)
+            connection = made.connection
+            fetches.connected(connection, now)
+        else:
+            fetches.received(order[0], now)
+            fetches.landed(order[0])
+    assert lost == [bad]
+
+
+def test_damaged_segments_are_fetched_again_a_few_times() -> None:
+    fetches = queue(tries_max=3)
+    _, asks = connect(fetches, [wanted(0), wanted(1)])
+    ask, now = asks[0], 0.0
+    for _ in range(2):
+        fetches.received(ask.request, now)
+        assert fetches.damaged(ask.request, CorruptRun("its footer is wrong"), now) == []  # the holder rests
+        now += 100.0
+        (again,) = fetches.tick(now)
+        assert isinstance(again, Ask)
+        assert again.wanted == ask.wanted
+        ask = again
+    fetches.received(ask.request, now)
+    assert given_up(fetches.damaged(ask.request, CorruptRun("its footer is wrong"), now)) == [ask.wanted]
+    assert fetches.busy  # the other one is still waited for
+
+
+def test_a_refusal_is_final_and_alone() -> None:
+    fetches = queue()
+    _, asks = connect(fetches, [wanted(0), wanted(1)])
+    cause = CorruptRun("run file x is damaged", details={"file": "x", "attempt": "?"})
+    (out,) = fetches.refused(asks[0].request, cause, 0.0)
+    assert isinstance(out, GiveUp)
+    assert out.error.details == {
+        "attempt": asks[0].wanted.attempt,
+        "partition": "0",
+        "holder": "a",
+        "file": "x",
+    }
+    assert fetches.refused(asks[0].request, cause, 0.0) == []
+    assert land(fetches, asks[1]) == []
+
+
+def test_a_refusal_of_what_is_not_lost_is_asked_for_again_later() -> None:
+    fetches = queue(tries_max=3, backoff_first_s=1.0)
+    _, (ask,) = connect(fetches, [wanted(0)])
+    busy = TooManyOpenFiles("a run file cannot be opened")
+    for now in (0.0, 10.0):
+        assert fetches.refused(ask.request, busy, now) == []
+        assert fetches.tick(now + 0.9) == []
+        (ask,) = [each for each in fetches.tick(now + 10.0) if isinstance(each, Ask)]
+    assert given_up(fetches.refused(ask.request, busy, 20.0)) == [wanted(0)]
+
+
+def test_what_this_node_cannot_write_is_no_fault_of_the_holder() -> None:
+    fetches = queue()
+    _, asks = connect(fetches, [wanted(0)])
+    fetches.received(asks[0].request, 0.0)
+    full = SpillFull("no space")
+    assert fetches.not_kept(asks[0].request, full) == [GiveUp(wanted(0), full)]
+    assert fetches.not_kept(asks[0].request, full) == []
+
+
+def test_a_holder_known_to_be_gone_is_given_up_at_once() -> None:
+    fetches = queue(requests_ahead=1, connections_per_holder=1)
+    some = [wanted(i) for i in range(3)]
+    connection, asks = connect(fetches, some)
+    land(fetches, asks[0])
+    fetches.add([wanted(7, "b")], 0.0)
+    out = fetches.lose("a", ProtocolError("node a was lost"), 0.0)
+    assert out[0] == Close(connection)
+    assert given_up(out) == some[1:]
+    assert fetches.lose("nobody", BROKEN, 0.0) == []
+    assert list(fetches._holders) == ["b"]
+
+
+def test_cancel_forgets_a_job_and_only_it() -> None:
+    fetches = queue(requests_ahead=2, connections_per_holder=1)
+    connection, asks = connect(
+        fetches, [wanted(0), wanted(1, job=OTHER_JOB), wanted(2), wanted(3, job=OTHER_JOB)]
+    )
+    fetches.received(asks[0].request, 0.0)
+    closed, made = fetches.cancel(OTHER_JOB, 0.0)
+    assert closed == Close(connection)
+    assert isinstance(made, Connect)
+    assert asked(fetches.connected(made.connection, 0.0)) == [wanted(2)]
+    assert fetches.cancel(OTHER_JOB, 0.0) == []
+    fetches.landed(asks[0].request)
+    fetches.cancel(JOB, 0.0)
+    assert not fetches.busy
+
+
+def test_cancel_leaves_connections_of_other_jobs_alone() -> None:
+    fetches = queue()
+    _, asks = connect(fetches, [wanted(0)])
+    fetches.add([wanted(0, "b", OTHER_JOB)], 0.0)
+    assert fetches.cancel(OTHER_JOB, 0.0) == []
+    assert land(fetches, asks[0]) == []
+
+
+@pytest.mark.parametrize("event", ["connected", "disconnected", "received", "refused", "damaged"])
+def test_what_is_told_of_strangers_is_ignored(event: str) -> None:
+    fetches = queue()
+    error: tuple[CortexError, ...] = () if event in ("connected", "received") else (BROKEN,)
+    assert getattr(fetches, event)(77, *error, 0.0) == []
+    fetches.landed(77)
+    assert not fetches.busy
