@@ -139,8 +139,8 @@ class Fetching:
         )
         loop.call(lambda: self.fetcher.open_job(JOB, str(folder)))
 
-    def fetch(self, some: Sequence[Wanted]) -> None:
-        self.loop.call(lambda: self.fetcher.fetch(some))
+    def fetch(self, *several: Sequence[Wanted]) -> None:
+        self.loop.call(lambda: [self.fetcher.fetch(some) for some in several])
 
     def wait(self, count: int, seconds: float = PATIENCE_S) -> None:
         wait_for(lambda: len(self.landed) + len(self.failed) >= count, seconds)
@@ -202,8 +202,7 @@ def test_many_segments_of_several_nodes(tmp_path: Path, loop: Loop, holders: lis
         some += [Wanted(JOB, f"node-{number}", attempt(i), p) for i in maps for p in range(6)]
     ports = {f"node-{n}": holder.port for n, holder in enumerate(holders)}
     fetching = Fetching(loop, tmp_path / "here", tcp(loop, ports), requests_ahead=5)
-    fetching.fetch(some[:100])
-    fetching.fetch(some[50:])
+    fetching.fetch(some[:100], some[50:])  # in one turn of the reactor: none of them can have landed between
     fetching.wait(len(some))
     assert fetching.failed == []
     fetching.check({f"node-{n}": holder.folder for n, holder in enumerate(holders)})
