@@ -18,7 +18,8 @@ from cortex.limits import MIB
 from .row_sizes import row_sizes
 
 _GROUP_ROWS: Final = 65_536  # bounds what a writer and later a reader hold; more compresses hardly better
-_GROUP_BYTES: Final = 16 * MIB
+_GROUP_BYTES: Final = 8 * MIB  # encoding long values takes five times as much
+_PAGE_ROWS: Final = 64  # between two looks at the size of a page or dictionary, which long values fill soon
 
 
 class Regrouped:
@@ -66,7 +67,9 @@ class ParquetEncoder:
     def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
         import pyarrow.parquet as pq  # 20 ms (file systems, TLS): not in the start of every job
 
-        self._writer = pq.ParquetWriter(file, schema, compression="snappy", version="2.6")
+        self._writer = pq.ParquetWriter(
+            file, schema, compression="snappy", version="2.6", write_batch_size=_PAGE_ROWS
+        )
 
     def write(self, group: pa.RecordBatch) -> None:
         self._writer.write_batch(group, row_group_size=_GROUP_ROWS)

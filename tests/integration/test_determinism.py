@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cortex.errors import MemoryTooSmall
@@ -46,6 +48,18 @@ class Totals(cortex.MapReduceJob):
     def map(self, row):
         yield row.customer, row.total
 """
+LONG = """
+import cortex
+
+class Long(cortex.MapReduceJob):
+    reducers = 2
+
+    def map(self, row):
+        yield row.order_id % 300, row.note or ""
+
+    def reduce(self, key, values):
+        yield key, f"{min(values)}{key:03}" * 70_000
+"""
 RESOURCES = [
     ("--split-size", "64MB", "--memory", "1GB", "--slots", "1"),
     ("--split-size", "64MB", "--memory", "1GB", "--slots", "1"),
@@ -61,6 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "declared.yaml").write_text(DECLARED)
     (folder / "notes.py").write_text(ROW_FORM)
     (folder / "totals.py").write_text(FOLDED)
+    (folder / "long.py").write_text(LONG)
     return folder
 
 
@@ -107,6 +122,19 @@ def test_resources_change_no_row_and_repeating_changes_no_byte(home: Path, targe
     for resources, parts in zip(RESOURCES[2:], others, strict=True):
         assert len(parts) == int(resources[-1])
         assert rows(parts) == rows(first)
+
+
+@pytest.mark.parametrize("format_", ["parquet", "arrow"])
+def test_resources_change_no_byte_of_files_whose_values_fill_several_groups(home: Path, format_: str) -> None:
+    first, *others = [
+        run(home, "long.py:Long", "--output-format", format_, *resources[:6]) for resources in RESOURCES[1:]
+    ]
+    assert all(parts == first for parts in others)
+    for part in map(pa.BufferReader, first):
+        if format_ == "parquet":
+            assert pq.read_metadata(part).num_row_groups > 1
+        else:
+            assert pa.ipc.open_file(part).num_record_batches > 1
 
 
 def test_the_smallest_memory_that_a_refusal_names_is_enough(home: Path) -> None:

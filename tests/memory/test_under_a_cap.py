@@ -1,4 +1,4 @@
-"""Whole jobs with ``--memory 384MB`` over 1 GB of input, in a hard control group of 480 MB.
+"""Whole jobs with ``--memory 384MB`` over 1 GB of decoded input, in a hard control group of 480 MB.
 
 Each gives the right answer, its whole tree stays below the memory it was given (counted here, not by cortex),
 and the kernel kills nothing. Where the machine allows no control group, memory is only watched. The same
@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.cases import check_copy, check_hotkey, check_stations, check_sums, check_words
@@ -27,6 +30,18 @@ MIB = 1 << 20
 MEMORY_MB = 384
 HARD_CAP_BYTES = 480 * MIB
 TEXT_CHARS = 500
+LONG_LINES, LONG_CHARS = 2_100, 500_000
+LONG_VALUES = """
+import cortex
+
+class Long(cortex.MapReduceJob):
+    def map(self, line):
+        yield line[:6], line
+
+    def reduce(self, key, values):
+        for line in values:
+            yield key, line
+"""
 JOBS = Path(__file__).parents[2] / "benchmarks" / "jobs"
 
 pytestmark = [
@@ -122,6 +137,84 @@ def test_more_groups_than_memory_holds(folder: Path) -> None:
     assert path.stat().st_size > 1_000_000_000
     hold(folder, JOBS / "distinct.yaml", path, check_sums(answer, "key", "total"))
     path.unlink()
+
+
+@pytest.fixture(scope="module")
+def long_lines(folder: Path) -> Iterator[Path]:
+    """1 GB in lines of 0.5 MB, whose first six characters tell them apart."""
+    path = folder / "long.txt"
+    with open(path, "wb") as file:
+        for number in range(LONG_LINES):
+            file.write(b"%06d" % number + b"x" * LONG_CHARS + b"\n")
+    assert path.stat().st_size > 1_000_000_000
+    yield path
+    path.unlink()
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet"])
+def test_a_map_only_job_writes_long_values(folder: Path, long_lines: Path, format_: str) -> None:
+    def check(out: Path) -> str:
+        if format_ == "csv":
+            size = sum(path.stat().st_size for path in out.glob("part-*"))
+            return "" if size > long_lines.stat().st_size else f"{size} bytes"
+        found = [pq.read_metadata(path) for path in sorted(out.glob("part-*"))]
+        groups = [part.row_group(index).num_rows for part in found for index in range(part.num_row_groups)]
+        return "" if sum(groups) == LONG_LINES and max(groups) < 40 else f"groups of {groups}"
+
+    job = folder / "long.yaml"
+    job.write_text("name: long\nmap: {select: {line: line}}\n")
+    hold(folder, job, long_lines, check, "--split-size", "400MB", "--output-format", format_)
+
+
+def test_long_values_are_shuffled_and_yielded_one_by_one(folder: Path, long_lines: Path) -> None:
+    def check(out: Path) -> str:
+        rows = 0
+        for path in out.glob("part-*"):
+            with open(path, "rb") as file:
+                rows += sum(line.endswith(b"x" * 1000 + b"\n") for line in file)
+        return "" if rows == LONG_LINES else f"{rows} rows"
+
+    (folder / "long.py").write_text(LONG_VALUES)
+    hold(folder, folder / "long.py:Long", long_lines, check, "--split-size", "400MB")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_that_are_small_in_a_file_and_large_in_memory(folder: Path, kind: str) -> None:
+    """5 KB each, ten of them, 200,000 rows: a few hundred KB that decode to 1 GB."""
+    texts = pa.DictionaryArray.from_arrays(
+        np.arange(200_000, dtype=np.int32) % 10, [f"x{n}" * 2500 for n in range(10)]
+    )
+    path = folder / f"texts.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"s": texts.cast(pa.string())}), path)
+    else:
+        with pa.ipc.new_file(path, pa.schema([("s", texts.type)])) as file:
+            file.write_table(pa.table({"s": texts}))
+    assert path.stat().st_size < 1_000_000
+    hold(folder, summed(folder, "length(s)"), path, lambda out: check_total(out, 200_000 * 5000))
+
+
+def test_a_record_batch_larger_than_memory(folder: Path) -> None:
+    path, rows = folder / "batch.arrow", 130_000_000
+    with pa.ipc.new_file(path, pa.schema([("n", pa.int64())])) as file:
+        file.write_batch(pa.record_batch([np.arange(rows)], names=["n"]))
+    assert path.stat().st_size > 1_000_000_000
+    hold(folder, summed(folder, "n"), path, lambda out: check_total(out, rows * (rows - 1) // 2))
+    path.unlink()
+
+
+def summed(folder: Path, expression: str) -> Path:
+    job = folder / "summed.yaml"
+    job.write_text(
+        f"name: summed\nmap: {{select: {{n: {expression}}}}}\n"
+        "reduce: {group_by: [], aggregate: {total: sum(n)}}\nresources: {reducers: 1}\n"
+    )
+    return job
+
+
+def check_total(out: Path, wanted: int) -> str:
+    found = "".join(path.read_text() for path in out.glob("part-*"))
+    return "" if found == f"total\n{wanted}\n" else found
 
 
 def test_the_peak_that_cortex_tells_is_the_one_counted_from_outside(folder: Path) -> None:

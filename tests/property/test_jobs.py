@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from cortex import MapReduceJob
 from cortex.class_spec import build_spec
 from cortex.errors import ColumnError, CortexError, KeyTypeError, OverflowedSum, ValueTypeError
+from cortex.formats import columnar_writers
 from cortex.job.spec import CsvDialect, InputSpec, JobSpec, OutputSpec, Resources
 from cortex.tasks import pair_buffer
 from cortex.tasks.budget import Budget
@@ -224,7 +225,8 @@ def test_the_same_job_writes_the_same_files(
     else:
         how, code = {"map_form": "rows"}, Code(pairs, listed)
     columns = {"k": "string", "x": "float64", "n": "int64"}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columnar_writers, "_GROUP_BYTES", 100)  # so that files have more than one group
         spec = spec_for(
             Path(folder),
             "in.csv",
