@@ -91,12 +91,13 @@ class ArrowEncoder:
 
 
 def reread(path: str, format_: str) -> Iterator[pa.RecordBatch]:
-    """The batches of a finished parquet or arrow file."""
+    """The groups of a finished parquet or arrow file."""
     if format_ == "parquet":
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(use_threads=False)
+            for index in range(file.num_row_groups):
+                yield from file.iter_batches(row_groups=[index], use_threads=False)
         return
     with pa.OSFile(path) as file, pa.ipc.open_file(file) as reader:
         for index in range(reader.num_record_batches):

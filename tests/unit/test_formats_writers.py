@@ -288,6 +288,7 @@ def test_a_group_ends_at_the_row_that_fills_it(tmp_path: Path, format_: str, bat
         file = pa.ipc.open_file(path)
         groups = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
     assert groups == [84] * 7 + [12]
+    assert [batch.num_rows for batch in columnar_writers.reread(str(path), format_)] == groups
 
 
 @pytest.mark.parametrize("format_", ["csv", "tsv", "jsonl", "text"])
