@@ -49,6 +49,8 @@ class MapOutputs:
         self._checksums = zeros("Q", maps)
         self._rows: dict[int, int] | None = {} if maps * partitions <= MAP_ROWS_KEPT_MAX else None
         self._sums = 0
+        self._totals: tuple[array[int], bool] | None = None
+        """The sums one by one, and whether every block may have rows for every partition; None: not made."""
         self._block_maps = max(1, -(-maps // MAP_BLOCKS_MAX))
         blocks = -(-maps // self._block_maps)
         self._full = bytes([1]) * partitions
@@ -104,6 +106,7 @@ class MapOutputs:
         if self._rows is not None:
             self._rows[index] = rows
         self._sums += rows
+        self._totals = None
         self._note(index // self._block_maps, rows)
 
     def _recount(self, index: int, rows: int) -> Redo:
@@ -158,13 +161,21 @@ class MapOutputs:
         return self.is_current(index, number) or self._lost.get((index, number), -1) >= version
 
     def expected_rows(self, partition: int) -> int:
-        return self._packed.unpack(self._sums)[partition]
+        return self._summed()[0][partition]
 
     def all_rows(self) -> int:
-        return sum(self._packed.unpack(self._sums))
+        return sum(self._summed()[0])
+
+    def _summed(self) -> tuple[array[int], bool]:
+        """Made once for all reduces that are leased with the same outputs."""
+        if self._totals is None:
+            self._totals = self._packed.unpack(self._sums), self._wrote.find(0) < 0
+        return self._totals
 
     def spans(self, partition: int) -> tuple[int, ...]:
         """The inputs of a reduce (see `ReduceTask`): maps of all blocks that may have rows for it."""
+        if self._summed()[1]:
+            return (0, self._maps) if self._maps else ()
         spans: list[int] = []
         wrote = self._wrote[partition :: self._partitions]
         start = wrote.find(1)
