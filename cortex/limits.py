@@ -104,7 +104,7 @@ MAP_BLOCKS_MAX: Final = 4096  # of neighbouring maps: a table of them and the pa
 MAP_ROWS_KEPT_MAX: Final = 1_000_000  # row counts, maps times partitions: 8 MB; beyond, hashes of a map's
 PROGRESS_S: Final = 0.25
 PROGRESS_BEATS_PER_S_MAX: Final = 200  # of all nodes: from 50 on each tells its progress less often, as the
-# sum of many is as fresh; from 400 on with its heartbeats alone. 1,000 nodes at PROGRESS_S took 7 % of a core
+# sum of many is as fresh; from 400 on with its heartbeats alone. 1,000 nodes at PROGRESS_S took 8 % of a core
 PULSE_S: Final = 2.0  # how often an executor looks whether user code went on: far below the silence allowed
 
 # Processes and memory of one machine (measured anonymous bytes, Python 3.11, pyarrow 26)
