@@ -120,7 +120,13 @@ class Fetching:
     """A fetcher on a loop, and what it reported."""
 
     def __init__(
-        self, loop: Loop, folder: Path, connect: Callable[[str], Any], fs: Any = FS, **policy: Any
+        self,
+        loop: Loop,
+        folder: Path,
+        connect: Callable[[str], Any],
+        fs: Any = FS,
+        check: Callable[[str, Any], None] = lambda holder, transport: None,
+        **policy: Any,
     ) -> None:
         self.loop, self.folder = loop, folder
         folder.mkdir(exist_ok=True)
@@ -134,7 +140,8 @@ class Fetching:
                 connect,
                 lambda one, size, rows: self.landed.append(one),
                 lambda one, error: self.failed.append((one, error)),
-                policy=FetchPolicy(**policy),
+                check,
+                FetchPolicy(**policy),
             )
         )
         loop.call(lambda: self.fetcher.open_job(JOB, str(folder)))
