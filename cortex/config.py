@@ -8,6 +8,8 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_SLOTS        executors at once (default: one a processor)
     CORTEX_HOME         folder of cortex's own state
     CORTEX_SPILL_DIRS   folders for temporary data, separated as in PATH (default: spill in the home)
+    CORTEX_SERVER       HOST:PORT of the cluster's server (default: this machine alone)
+    CORTEX_JOIN         the line a node joins with: out of sight of process lists
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +26,14 @@ from cortex.errors import UsageError
 from cortex.job.overrides import parse_slots
 from cortex.units import parse_bytes
 
-VARIABLES: Final = ("CORTEX_MEMORY", "CORTEX_SLOTS", "CORTEX_HOME", "CORTEX_SPILL_DIRS")
+VARIABLES: Final = (
+    "CORTEX_MEMORY",
+    "CORTEX_SLOTS",
+    "CORTEX_HOME",
+    "CORTEX_SPILL_DIRS",
+    "CORTEX_SERVER",
+    "CORTEX_JOIN",
+)
 DOTENV: Final = ".env"
 
 
@@ -38,6 +47,10 @@ class Config:
     """0: not set."""
     home: str
     spill_dirs: tuple[str, ...]
+    server: str = ""
+    """"" : this machine alone."""
+    join_line: str = field(default="", repr=False)
+    """It holds a secret."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error: settings that nothing reads."""
 
@@ -56,8 +69,11 @@ def load_config(
     *,
     memory_bytes: int | None = None,
     slots: int | None = None,
+    home: str | None = None,
+    server: str | None = None,
+    join_line: str | None = None,
 ) -> Config:
-    """The settings; `memory_bytes` and `slots` are flags, which beat them.
+    """The settings; `memory_bytes`, `slots` and those after them are flags, which beat the rest.
 
     Raises UsageError for a bad value, naming the variable and where it was set.
     """
@@ -72,7 +88,10 @@ def load_config(
             warnings.append(
                 f"{setting.name} ({setting.where}) is no setting of cortex; {_nearest(setting.name)}"
             )
-    home = _value(settings, "CORTEX_HOME", partial(_folder, environment, folder))
+    if home is not None:
+        home = _folder(environment, folder, home, "--home")
+    else:
+        home = _value(settings, "CORTEX_HOME", partial(_folder, environment, folder))
     home = _default_home(environment) if home is None else home
     memory = _value(settings, "CORTEX_MEMORY", parse_bytes) if memory_bytes is None else memory_bytes
     places = _value(settings, "CORTEX_SPILL_DIRS", partial(_folders, environment, folder))
@@ -82,6 +101,8 @@ def load_config(
         slots=count or 0,
         home=home,
         spill_dirs=places or (os.path.join(home, "spill"),),
+        server=_value(settings, "CORTEX_SERVER", _text) or "" if server is None else server,
+        join_line=_value(settings, "CORTEX_JOIN", _text) or "" if join_line is None else join_line,
         warnings=tuple(warnings),
     )
 
@@ -116,6 +137,10 @@ def _value(settings: Mapping[str, Setting], name: str, parse: Callable[[str, str
     if setting is None or not setting.value.strip():
         return None
     return parse(setting.value, f"{name} ({setting.where})")
+
+
+def _text(text: str, what: str) -> str:
+    return text.strip()
 
 
 def _folder(env: Mapping[str, str], cwd: str, text: str, what: str) -> str:

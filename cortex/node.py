@@ -103,7 +103,8 @@ class MemoryWatch:
 class Node:
     """See the module. `send` takes messages to the server; `receive` is for those from it.
 
-    `failed(error)` is called once when the node can run nothing any more. `spill_dir` is the node's
+    `failed(error)` is called once when the node can run nothing any more, `shut_down()` when the server
+    ends the cluster. `spill_dir` is the node's
     own folder (mode 0700, made by the caller, who also removes it).
     """
 
@@ -118,6 +119,7 @@ class Node:
         spill_dir: str,
         versions: dict[str, str],
         failed: Callable[[CortexError], None],
+        shut_down: Callable[[], None] = lambda: None,
         client_pid: int = 0,
     ) -> None:
         self._reactor = reactor
@@ -129,6 +131,7 @@ class Node:
         self._spill_dir = spill_dir
         self._versions = versions
         self._failed = failed
+        self._shut_down = shut_down
         self._jobs: dict[str, _Job] = {}
         self._queue: deque[tuple[str, RunTask]] = deque()
         self._job_of: dict[str, str] = {}
@@ -180,8 +183,10 @@ class Node:
             self._lease(message)
         elif isinstance(message, Revoke):
             self._revoke(message)
-        else:
+        elif isinstance(message, EndJob):
             self._end_job(message)
+        else:
+            self._shut_down()
 
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill the executors; `gone()` when none is left and all run files are removed."""

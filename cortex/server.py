@@ -11,13 +11,14 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
-from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
-from cortex.ids import new_job_id
+from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, VersionMismatch
+from cortex.ids import Role, new_job_id
+from cortex.job_ledger import JobLedger
 from cortex.limits import PROGRESS_S
 from cortex.scheduling.events import (
     CancelRequested,
@@ -29,12 +30,15 @@ from cortex.scheduling.events import (
     Tick,
 )
 from cortex.scheduling.scheduler import Scheduler
+from cortex.scheduling.status import job_statuses, node_statuses
 from cortex.wire.messages import (
     CancelJob,
     ClientHello,
+    ClusterStatus,
     EndJob,
     FromNode,
     FromServer,
+    GetStatus,
     JobAccepted,
     JobDone,
     JobFailed,
@@ -49,6 +53,9 @@ from cortex.wire.messages import (
 )
 from cortex.wire.transports import MessageProtocol
 from cortex.wire.versions import check_versions, local_versions
+
+if TYPE_CHECKING:  # the certificates' library is not needed on one machine
+    from cortex.wire.authority import Peer
 
 _log = Logger()
 M = TypeVar("M")
@@ -89,8 +96,10 @@ class LocalLink(Generic[M]):
 class _Client:
     """A connected client and its jobs that have not been acknowledged."""
 
-    def __init__(self, link: MessageProtocol[ToServer]) -> None:
+    def __init__(self, link: MessageProtocol[Any], peer: Peer | None) -> None:
         self.link = link
+        self.peer = peer
+        """None: a process of this machine's user, over a unix socket."""
         self.greeted = False
         self.welcomed = False
         self.jobs: set[str] = set()
@@ -98,17 +107,20 @@ class _Client:
 
 class Server:
     """`clock` is monotonic seconds; `reactor` needs `callLater` (and should time it by the same clock).
+    `cluster` "": the server of one machine, which answers no hello before its node is there.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
 
-    def __init__(self, reactor: Any, clock: Callable[[], float]) -> None:
+    def __init__(self, reactor: Any, clock: Callable[[], float], cluster: str = "") -> None:
         self._reactor = reactor
         self._clock = clock
+        self._cluster = cluster
         self._scheduler = Scheduler()
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
-        self._clients: dict[MessageProtocol[ToServer], _Client] = {}
+        self._clients: dict[MessageProtocol[Any], _Client] = {}
+        self._ledger = JobLedger()
         self._client_of: dict[str, _Client] = {}
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
 
@@ -154,10 +166,13 @@ class Server:
         return factory
 
     def _build_client(self, _address: Any) -> MessageProtocol[ToServer]:
-        return MessageProtocol(self._reactor, ToServer, self._from_client, self._client_lost)
+        return MessageProtocol(self._reactor, ToServer, self.client_said, self.client_lost)
 
-    def _from_client(self, link: MessageProtocol[ToServer], message: ToServer) -> None:
-        client = self._clients.setdefault(link, _Client(link))
+    def client_said(self, link: MessageProtocol[Any], message: Any, peer: Peer | None = None) -> None:
+        """A message of a client's link, in `ToServer`. Raises ProtocolError for one out of turn."""
+        client = self._clients.get(link)
+        if client is None:
+            client = self._clients[link] = _Client(link, peer)
         if isinstance(message, ClientHello):
             self._greet(client, message)
         elif not client.greeted:
@@ -166,12 +181,15 @@ class Server:
             job = new_job_id()
             client.jobs.add(job)
             self._client_of[job] = client
+            self._ledger.accepted(job, message.spec.name, peer.id if peer else "", self._clock())
             link.send(JobAccepted(job))
             self._handle(JobSubmitted(job, message))
+        elif isinstance(message, GetStatus):
+            link.send(self._status())
+        elif isinstance(message, CancelJob):
+            self._cancel(client, message.job)
         elif message.job not in client.jobs:
             raise ProtocolError(f"{type(message).__name__} names a job that is not this client's")
-        elif isinstance(message, CancelJob):
-            self._handle(CancelRequested(message.job))
         else:
             self._handle(message)
             self._forget(client, message.job)
@@ -190,13 +208,33 @@ class Server:
 
     def _welcome(self, client: _Client) -> None:
         """Answer a hello once there is a node, so that the answer can say what can be used."""
-        if client.greeted and not client.welcomed and self._nodes:
+        if client.greeted and not client.welcomed and (self._nodes or self._cluster):
             client.welcomed = True
             hellos = [hello for hello, _ in self._nodes.values()]
             slots, memory_bytes = sum(h.slots for h in hellos), sum(h.memory_bytes for h in hellos)
             client.link.send(ServerHello(self._versions, slots, memory_bytes))
 
-    def _client_lost(self, link: MessageProtocol[ToServer], error: CortexError | None) -> None:
+    def _cancel(self, client: _Client, job: str) -> None:
+        """A client ends its own jobs, over whichever link; an admin ends all."""
+        if job not in client.jobs:
+            owner = self._ledger.owner(job)
+            mine = client.peer is not None and (client.peer.role is Role.ADMIN or owner == client.peer.id)
+            if owner is None or not mine:
+                error = NotAllowed(f"{job} is no job of yours", cure="list them: cortex jobs")
+                client.link.send(Refused(error.report()))
+                return
+        self._handle(CancelRequested(job))
+        if job not in client.jobs:
+            client.link.send(self._status())
+
+    def _status(self) -> ClusterStatus:
+        now = self._clock()
+        running = job_statuses(self._scheduler, self._ledger.owners, now)
+        return ClusterStatus(
+            self._cluster, node_statuses(self._scheduler, now), (*self._ledger.ended, *running)
+        )
+
+    def client_lost(self, link: MessageProtocol[Any], error: CortexError | None) -> None:
         client = self._clients.pop(link, None)
         if error is not None:
             _log.warn("a client's connection was closed: {error}", error=error.message)
@@ -231,6 +269,8 @@ class Server:
                 self._to_client(instruction.job, instruction.message)
 
     def _to_client(self, job: str, message: FromServer) -> None:
+        if isinstance(message, JobDone | JobFailed):
+            self._ledger.ended_with(job, message, self._clock())
         client = self._client_of.get(job)
         if client is None or (client.link.congested and isinstance(message, JobProgress)):
             return  # it is gone; or it reads slowly, and the next progress says the same and more

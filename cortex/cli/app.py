@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cortex import __version__
+from cortex.cli import cluster
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
 from cortex.cli.splits import ls_splits
@@ -62,6 +63,12 @@ def help_command(context: click.Context, command: str | None) -> None:
 
 cortex.add_command(mapreduce)
 cortex.add_command(ls_splits)
+for _command in (cluster.server, cluster.login, cluster.status, cluster.jobs, cluster.job, cluster.cancel):
+    cortex.add_command(_command)
+for _command in (cluster.token, cluster.kill_cluster):
+    cortex.add_command(_command)
+cortex.add_command(cluster.status, "cluster_status")
+cortex.add_command(cluster.kill_cluster, "kill_cluster")
 
 
 def run(arguments: list[str]) -> int:

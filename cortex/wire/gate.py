@@ -60,6 +60,10 @@ class Members:
         self.cluster = cluster
         self._revoked = set(revoked)
 
+    @property
+    def revoked(self) -> tuple[str, ...]:
+        return tuple(sorted(self._revoked))
+
     def revoke(self, peer: str) -> None:
         self._revoked.add(peer)
 

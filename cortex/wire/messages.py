@@ -288,7 +288,11 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
 
 
-ToNode = Union[StartJob, JobPlanned, MapLocations, Lease, Revoke, EndJob]  # noqa: UP007
+class ShutDown(Message, frozen=True):
+    """An admin ends the cluster: kill what runs, remove what was spilled, end."""
+
+
+ToNode = Union[StartJob, JobPlanned, MapLocations, Lease, Revoke, EndJob, ShutDown]  # noqa: UP007
 FromNode = Union[NodeHello, AttemptFinished, AttemptFailed, Heartbeat]  # noqa: UP007
 
 
@@ -390,6 +394,43 @@ class CancelJob(Message, frozen=True):
     job: str
 
 
+class GetStatus(Message, frozen=True):
+    """What the cluster is doing now."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """A node as the server sees it. `silent`: its leases have expired, but its link is still there."""
+
+    node: str
+    data_address: str
+    slots: int
+    running: int
+    memory_bytes: int
+    memory_cap_bytes: int
+    heard_s: float
+    """Seconds since it was last heard."""
+    silent: bool
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """A job under way, or one that has ended (`state` done, failed or cancelled)."""
+
+    job: str
+    name: str
+    state: str
+    owner: str
+    """The id of the client that submitted it."""
+    seconds: float
+    stages: tuple[StageProgress, ...] = ()
+    error: str = ""
+
+
+class ClusterStatus(Message, frozen=True):
+    cluster: str
+    nodes: tuple[NodeStatus, ...]
+    jobs: tuple[JobStatus, ...]
+
+
 class JobReceived(Message, frozen=True):
     """The client has committed (or given up) the output: server and nodes forget the job."""
 
@@ -402,8 +443,8 @@ class Refused(Message, frozen=True):
     error: ErrorReport
 
 
-ToServer = Union[ClientHello, SubmitJob, CancelJob, JobReceived]  # noqa: UP007
-FromServer = Union[ServerHello, JobAccepted, JobProgress, JobDone, JobFailed, Refused]  # noqa: UP007
+ToServer = Union[ClientHello, SubmitJob, CancelJob, JobReceived, GetStatus]  # noqa: UP007
+FromServer = Union[ServerHello, JobAccepted, JobProgress, JobDone, JobFailed, ClusterStatus, Refused]  # noqa: UP007
 
 
 # --- newcomer - server, and certificates ----------------------------------------------------------

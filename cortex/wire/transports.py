@@ -15,7 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -61,6 +61,23 @@ def use_monotonic_clock(reactor: Any) -> None:
     an hour.
     """
     reactor.seconds = time.monotonic
+
+
+def log_to_stderr() -> None:
+    """Twisted's log, from warnings upwards and what cortex says itself, to standard error."""
+    from twisted.logger import (
+        FilteringLogObserver,
+        LogLevel,
+        LogLevelFilterPredicate,
+        globalLogBeginner,
+        textFileLogObserver,
+    )
+
+    levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
+    levels.setLogLevelForNamespace("cortex", LogLevel.info)
+    # zope's interfaces say nothing to mypy, hence the casts
+    kept = FilteringLogObserver(cast(Any, textFileLogObserver(sys.stderr)), [cast(Any, levels)])
+    globalLogBeginner.beginLoggingTo([cast(Any, kept)], redirectStandardIO=False)
 
 
 class MessageProtocol(Protocol, Generic[M]):

@@ -1,0 +1,354 @@
+"""The commands of a cluster: its server, its members' way in, and what it is doing."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cortex.cli.options import HELP, as_json
+from cortex.cli.terminal import aligned, counted, guarded, plain, print_json, say
+from cortex.config import Config, load_config
+from cortex.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from cortex.ids import Role
+from cortex.limits import TOKEN_S, TOKEN_USES
+from cortex.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from cortex.cluster_client import ClusterConnection
+    from cortex.wire.messages import ClusterStatus, JobStatus
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_SERVER_PORT = 8786
+
+
+def _of_cluster(function: _F) -> _F:
+    """Options of commands that ask the server."""
+    server = click.option(
+        "--server",
+        metavar="HOST:PORT",
+        help="The cluster's server (default: CORTEX_SERVER, or where you joined).",
+    )
+    home = click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME).")
+    return server(home(function))
+
+
+def settings(home: str | None, server: str | None = None) -> Config:
+    """Flags before the environment before ``.env``; warnings go to standard error."""
+    config = load_config(home=home, server=server)
+    for warning in config.warnings:
+        say(f"warning: {warning}")
+    return config
+
+
+def _connect(home: str | None, server: str | None) -> ClusterConnection:
+    from cortex.cluster_client import ClusterConnection
+
+    config = settings(home, server)
+    return ClusterConnection(config.home, config.server)
+
+
+@click.command(name="server", context_settings=HELP)
+@click.option(
+    "--listen",
+    default=f"0.0.0.0:{_SERVER_PORT}",
+    show_default=True,
+    metavar="ADDRESS:PORT",
+    help="Address of this machine to listen on.",
+)
+@click.option("--advertise", metavar="HOST", help="How others reach this machine (default: its own address).")
+@click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
+def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt: skip
+    """Run the server of a cluster, in the foreground.
+
+    The first start makes the cluster's certificate authority and prints the line that nodes join with.
+    Only members get past the handshake: every connection is TLS 1.3 with a certificate of that authority.
+    SIGTERM or Ctrl-C ends it.
+
+    \b
+    Examples:
+      cortex server
+      cortex server --listen 10.0.0.5:8786 --advertise head.example.org
+    """
+
+    def command() -> int:
+        from cortex.server_process import run_server
+        from cortex.wire.join import Endpoint, parse_endpoint
+
+        at = parse_endpoint(listen, "--listen")
+        return run_server(settings(home).home, at, Endpoint(advertise or own_address(at.host), at.port))
+
+    return guarded(command)
+
+
+def own_address(listen_host: str) -> str:
+    """What others call this machine: the address it listens on, or the one it reaches others from."""
+    if listen_host not in ("0.0.0.0", "::"):
+        return listen_host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only the route is looked up
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
+@click.command(name="login", context_settings=HELP)
+@click.argument("line", metavar="HOST:PORT/TOKEN.CAHASH")
+@click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME).")
+def login(line: str, home: str | None) -> int:
+    """Become a client of a cluster: get a certificate for this machine's commands.
+
+    The line comes from `cortex token create --role client`, run where the server was started. Whoever
+    started the server needs none.
+    """
+
+    def command() -> int:
+        from cortex.cluster_client import CLIENT_FOLDER
+        from cortex.wire.joiner import join_cluster
+        from cortex.wire.versions import local_versions
+
+        folder = os.path.join(settings(home).home, CLIENT_FOLDER)
+        roles = (Role.CLIENT, Role.ADMIN)
+        identity = join_cluster(line, folder, local_versions(), roles, time.time())
+        print(f"logged in to cluster {identity.cluster} at {identity.server} as {identity.id}")
+        return EXIT_DONE
+
+    return guarded(command)
+
+
+@click.command(name="status", context_settings=HELP)
+@_of_cluster
+@as_json
+@click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
+def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> int:
+    """Show the cluster: nodes, slots, memory, jobs, and seconds since each node was heard."""
+
+    def command() -> int:
+        from cortex.wire.messages import ClusterStatus, GetStatus
+
+        with _connect(home, server) as connection:
+            while True:
+                found = connection.ask(GetStatus(), ClusterStatus)
+                if as_json:
+                    print_json(plain(found))
+                else:
+                    print("\n".join(status_lines(found)))
+                if not watch:
+                    return EXIT_DONE
+                sys.stdout.flush()
+                time.sleep(1.0)
+                print()
+
+    return guarded(command, as_json)
+
+
+def status_lines(found: ClusterStatus) -> list[str]:
+    slots = sum(node.slots for node in found.nodes)
+    running = sum(min(node.running, node.slots) for node in found.nodes)
+    head = ["node", "address", "slots", "tasks", "memory", "cap", "heard"]
+    rows = [
+        [
+            node.node,
+            node.data_address,
+            str(node.slots),
+            str(node.running),
+            format_bytes(node.memory_bytes),
+            format_bytes(node.memory_cap_bytes),
+            f"{node.heard_s:.0f} s ago" + (", silent" if node.silent else ""),
+        ]
+        for node in found.nodes
+    ]
+    lines = [
+        f"cluster {found.cluster}: {counted(len(rows), 'node')}, {running} of {counted(slots, 'slot')} busy"
+    ]
+    lines += aligned(head, rows, {2, 3, 4, 5}) if rows else []
+    return lines + job_lines([job for job in found.jobs if not _ended(job)])
+
+
+def _ended(job: JobStatus) -> bool:
+    return job.state in ("done", "failed", "cancelled")
+
+
+def job_lines(jobs: list[JobStatus]) -> list[str]:
+    if not jobs:
+        return []
+    rows = [
+        [job.job, job.name, job.state, _tasks_done(job), format_seconds(job.seconds), job.owner]
+        for job in jobs
+    ]
+    return aligned(["job", "name", "state", "tasks", "time", "owner"], rows, {4})
+
+
+def _tasks_done(job: JobStatus) -> str:
+    return ", ".join(f"{stage.stage} {stage.tasks_done}/{stage.tasks_total}" for stage in job.stages)
+
+
+@click.command(name="jobs", context_settings=HELP)
+@_of_cluster
+@as_json
+def jobs(home: str | None, server: str | None, as_json: bool) -> int:
+    """List jobs: those under way, and the last that ended since the server started."""
+
+    def command() -> int:
+        from cortex.wire.messages import ClusterStatus, GetStatus
+
+        with _connect(home, server) as connection:
+            found = connection.ask(GetStatus(), ClusterStatus).jobs
+        if as_json:
+            print_json(plain(found))
+        else:
+            print("\n".join(job_lines(list(found)) or ["no jobs"]))
+        return EXIT_DONE
+
+    return guarded(command, as_json)
+
+
+@click.command(name="job", context_settings=HELP)
+@click.argument("job_id", metavar="ID")
+@click.option("--wait", is_flag=True, help="Wait for its end; the exit code is then the job's.")
+@_of_cluster
+@as_json
+def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
+    """Show one job."""
+
+    def command() -> int:
+        from cortex.wire.messages import ClusterStatus, GetStatus
+
+        with _connect(home, server) as connection:
+            while True:
+                known = connection.ask(GetStatus(), ClusterStatus).jobs
+                found = next((each for each in known if each.job == job_id), None)
+                if found is None:
+                    raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
+                if not wait or _ended(found):
+                    break
+                time.sleep(0.25)
+        if as_json:
+            print_json(plain(found))
+        else:
+            print("\n".join(job_lines([found]) + ([f"error: {found.error}"] if found.error else [])))
+        return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
+
+    return guarded(command, as_json)
+
+
+@click.command(name="cancel", context_settings=HELP)
+@click.argument("job_id", metavar="ID")
+@_of_cluster
+def cancel(job_id: str, home: str | None, server: str | None) -> int:
+    """Cancel a job of yours (or, as admin, any)."""
+
+    def command() -> int:
+        from cortex.wire.messages import CancelJob, ClusterStatus
+
+        with _connect(home, server) as connection:
+            connection.ask(CancelJob(job_id), ClusterStatus)
+        print(f"{job_id} is cancelled")
+        return EXIT_DONE
+
+    return guarded(command)
+
+
+@click.group(name="token", context_settings=HELP)
+def token() -> None:
+    """Join tokens: how nodes and clients get in. Only an admin may."""
+
+
+@token.command(name="create", context_settings=HELP)
+@click.option("--role", type=click.Choice(["node", "client", "admin"]), default="node", show_default=True)
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
+)
+@click.option("--uses", type=click.IntRange(min=1), default=TOKEN_USES, show_default=True)
+@_of_cluster
+@as_json
+def token_create(
+    role: str, hours: float, uses: int, home: str | None, server: str | None, as_json: bool
+) -> int:
+    """Print a new join line. It holds a secret: give it only to whom it is for."""
+
+    def command() -> int:
+        from cortex.wire.messages import CreateToken, TokenCreated
+
+        with _connect(home, server) as connection:
+            made = connection.ask(CreateToken(Role(role), hours * 3600, uses), TokenCreated)
+        if as_json:
+            print_json(plain(made))
+        else:
+            print(("cortex node --join " if role == "node" else "cortex login ") + made.join_line)
+        return EXIT_DONE
+
+    return guarded(command, as_json)
+
+
+@token.command(name="list", context_settings=HELP)
+@_of_cluster
+@as_json
+def token_list(home: str | None, server: str | None, as_json: bool) -> int:
+    """List join tokens, without their secrets."""
+
+    def command() -> int:
+        from cortex.wire.messages import ListTokens, TokenList
+
+        with _connect(home, server) as connection:
+            found = connection.ask(ListTokens(), TokenList).tokens
+        if as_json:
+            print_json(plain(found))
+            return EXIT_DONE
+        now = time.time()
+        rows = [
+            [
+                each.token_id,
+                each.role.value,
+                f"{each.uses} of {each.uses_max}",
+                "revoked" if each.revoked_at else "expired" if each.expires_at <= now
+                else f"for {format_seconds(each.expires_at - now)}",
+            ]
+            for each in found
+        ]  # fmt: skip
+        print("\n".join(aligned(["token", "role", "uses", "good"], rows, set())) if rows else "no tokens")
+        return EXIT_DONE
+
+    return guarded(command, as_json)
+
+
+@token.command(name="revoke", context_settings=HELP)
+@click.argument("token_id", metavar="ID")
+@_of_cluster
+def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
+    """End a join token. Who has joined with it stays."""
+
+    def command() -> int:
+        from cortex.wire.messages import AdminDone, RevokeToken
+
+        with _connect(home, server) as connection:
+            connection.ask(RevokeToken(token_id), AdminDone)
+        print(f"{token_id} is revoked")
+        return EXIT_DONE
+
+    return guarded(command)
+
+
+@click.command(name="kill-cluster", context_settings=HELP)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_of_cluster
+def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
+    """End every node and the server. Jobs under way are lost."""
+
+    def command() -> int:
+        from cortex.wire.messages import AdminDone, KillCluster
+
+        with _connect(home, server) as connection:
+            if not yes:
+                click.confirm(f"End the cluster at {connection.endpoint}?", abort=True)
+            connection.ask(KillCluster(), AdminDone)
+        print("the cluster has ended")
+        return EXIT_DONE
+
+    return guarded(command)

@@ -1,0 +1,242 @@
+"""The server process of a cluster: its home, its one door, and the members behind it wired to a `Server`.
+
+Everything a member says has passed `cortex.wire.door`: its certificate, its role's messages. Here its
+words are bound to who it is: a node speaks for itself alone, and a client of its own jobs (an admin of
+all). A node whose link ends is lost at once: it comes back as a new one.
+
+Blocking work (tokens on the disk, signing) runs in one thread of the journal's own pool. A home is
+locked while a server lives in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from cortex.errors import CortexError, InternalError, ProtocolError, UsageError, VersionMismatch
+from cortex.ids import Role
+from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
+from cortex.private_files import make_private_folder
+from cortex.server import Server
+from cortex.storage.token_store import TokenStore
+from cortex.wire import tls
+from cortex.wire.door import Door, Link
+from cortex.wire.gate import Members, Strangers
+from cortex.wire.join import Endpoint
+from cortex.wire.join_desk import JoinDesk, TokenDesk
+from cortex.wire.messages import (
+    AdminDone,
+    AttemptFailed,
+    AttemptFinished,
+    CreateToken,
+    FromNode,
+    Heartbeat,
+    KillCluster,
+    ListTokens,
+    Message,
+    NodeHello,
+    PeersRevoked,
+    Refused,
+    RevokePeer,
+    RevokeToken,
+    ShutDown,
+)
+from cortex.wire.peers import listen_tls
+from cortex.wire.server_home import open_server_home
+from cortex.wire.versions import check_versions, local_versions
+
+_log = Logger()
+_LOCK: Final = "server.lock"
+_TOKENS: Final = "tokens"
+
+
+class ClusterServer:
+    """`reactor` times its calls by the monotonic `clock`; certificates and tokens go by `wall_clock`.
+
+    `stopped()` is called when an admin has ended the cluster. Raises UsageError for a home in use or an
+    address that cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        home: str,
+        listen: Endpoint,
+        advertised: Endpoint,
+        stopped: Callable[[], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        make_private_folder(home)
+        self._lock = _lock(home)
+        self._reactor = reactor
+        self._home = home
+        self._advertised = advertised
+        self._stopped = stopped
+        self._wall_clock = wall_clock
+        self._versions = local_versions()
+        now = wall_clock()
+        made = open_server_home(home, advertised, now)
+        self.cluster = made.authority.cluster
+        store = TokenStore(os.path.join(home, _TOKENS))
+        self._store = store
+        self._tokens = TokenDesk(made.authority, store, advertised)
+        self._members = Members(self.cluster, store.revoked_peers())
+        self._pool = ThreadPool(0, 1, name="journal")
+        self._pool.start()
+        self._run: Callable[..., Deferred[Any]] = partial(deferToThreadPool, reactor, self._pool)
+        self._server = Server(reactor, clock, cluster=self.cluster)
+        self._nodes: dict[str, Link] = {}
+        self._from_node: dict[Link, Callable[[FromNode], None]] = {}
+        desk = JoinDesk(made.authority, store, self._versions)
+        self._door = Door(reactor, self._members, desk, self._run, self._said, self._lost, wall_clock)
+        self._settings = tls.Renewable(tls.cluster_port(made.server))
+        self._port = listen_tls(reactor, listen, self._settings, Strangers(), self._door.factory())
+        self._renewal = reactor.callLater(DAY_S, self._renew)
+
+    @property
+    def port(self) -> int:
+        return int(self._port.getHost().port)
+
+    def invite(self, role: Role = Role.NODE) -> str:
+        """A new join line; it holds a secret."""
+        return self._tokens.invite(role, TOKEN_S, TOKEN_USES, self._wall_clock()).text()
+
+    @property
+    def invited_before(self) -> bool:
+        """False on the first start: nobody can have joined."""
+        return bool(self._store.tokens())
+
+    def stop(self) -> None:
+        """Close every link and the port; jobs under way are lost with their clients' links."""
+        if self._renewal.active():
+            self._renewal.cancel()
+        self._port.stopListening()
+        self._server.stop()
+        self._door.close()
+        self._pool.stop()
+        os.close(self._lock)
+
+    # --- members ---
+
+    def _said(self, link: Link, message: Message) -> None:
+        assert link.peer is not None
+        if link.peer.role is Role.NODE:
+            self._node_said(link, message)
+        elif isinstance(message, KillCluster):
+            self._kill(link)
+        elif isinstance(message, CreateToken | ListTokens | RevokeToken | RevokePeer):
+            link.accept()
+            answering = self._run(self._tokens.answer, message, self._wall_clock())
+            answering.addCallbacks(
+                self._answered, self._failed, callbackArgs=(link, message), errbackArgs=(link,)
+            )
+        else:
+            self._server.client_said(link, message, link.peer)
+
+    def _node_said(self, link: Link, message: Message) -> None:
+        assert link.peer is not None
+        if isinstance(message, NodeHello):
+            self._node_hello(link, message)
+            return
+        deliver = self._from_node.get(link)
+        if deliver is None:
+            raise ProtocolError(f"a {type(message).__name__} came before the node's hello")
+        assert isinstance(message, AttemptFinished | AttemptFailed | Heartbeat)
+        if message.node != link.peer.id:
+            raise ProtocolError(f"{link.peer} spoke for node {message.node!r}")
+        deliver(message)
+
+    def _node_hello(self, link: Link, hello: NodeHello) -> None:
+        assert link.peer is not None
+        if hello.node != link.peer.id:
+            raise ProtocolError(f"{link.peer} said hello as node {hello.node!r}")
+        if link in self._from_node:
+            raise ProtocolError("a second hello came")
+        try:
+            check_versions(hello.versions, self._versions, f"node {hello.node}")
+        except VersionMismatch as error:
+            link.close(Refused(error.report()))
+            return
+        link.accept()
+        old = self._nodes.get(hello.node)
+        if old is not None:  # its end has not reached us yet
+            self._forget_node(old)
+            old.close()
+        self._nodes[hello.node] = link
+        deliver = self._from_node[link] = self._server.attach_node(link)
+        link.send(PeersRevoked(self._members.revoked))
+        deliver(hello)
+        _log.info("{node} is here, with {slots} slots", node=hello.node, slots=hello.slots)
+
+    def _lost(self, link: Link, error: CortexError | None) -> None:
+        assert link.peer is not None
+        if link.peer.role is Role.NODE:
+            self._forget_node(link)
+            if error is not None:
+                _log.warn("{peer}: {error}", peer=str(link.peer), error=error.message)
+        else:
+            self._server.client_lost(link, error)
+
+    def _forget_node(self, link: Link) -> None:
+        if self._from_node.pop(link, None) is None:
+            return
+        assert link.peer is not None
+        if self._nodes.get(link.peer.id) is link:
+            del self._nodes[link.peer.id]
+            self._server.detach_node(link.peer.id)
+            _log.info("{node} is gone", node=link.peer.id)
+
+    # --- admins ---
+
+    def _answered(self, answer: Message, link: Link, message: Message) -> None:
+        if isinstance(message, RevokePeer) and isinstance(answer, AdminDone):
+            self._door.revoke(message.peer)
+            for node in self._nodes.values():
+                node.send(PeersRevoked(self._members.revoked))
+        link.send(answer)
+
+    def _failed(self, failure: Failure, link: Link) -> None:
+        _log.failure("an admin's request failed", failure)
+        link.send(Refused(InternalError("the request failed; the server's log says why").report()))
+
+    def _kill(self, link: Link) -> None:
+        _log.warn("{peer} ends the cluster", peer=str(link.peer))
+        for node in self._nodes.values():
+            node.send(ShutDown())
+        link.close(AdminDone())
+        self._reactor.callLater(SHUT_DOWN_S, self._stopped)
+
+    # --- time ---
+
+    def _renew(self) -> None:
+        self._renewal = self._reactor.callLater(DAY_S, self._renew)
+        opening = self._run(open_server_home, self._home, self._advertised, self._wall_clock())
+        opening.addCallbacks(
+            lambda made: setattr(self._settings, "options", tls.cluster_port(made.server)),
+            lambda failure: _log.failure("the server's certificate could not be looked after", failure),
+        )
+
+
+def _lock(home: str) -> int:
+    path = os.path.join(home, _LOCK)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise UsageError(
+            f"another server lives in {home}", cure="end it first, or name another --home"
+        ) from error
+    return lock

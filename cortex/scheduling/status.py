@@ -1,0 +1,39 @@
+"""What the scheduler's state looks like from outside: nodes and jobs, as `cortex status` shows them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cortex.scheduling.scheduler import Scheduler
+from cortex.wire.messages import JobStatus, NodeStatus
+
+
+def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
+    return tuple(
+        NodeStatus(
+            node.name,
+            "",
+            node.hello.slots,
+            len(node.held),
+            node.memory_bytes,
+            node.hello.memory_bytes,
+            max(0.0, now - node.renewed_at),
+            node.silent,
+        )
+        for node in sorted(scheduler.leases.nodes.values(), key=lambda node: node.name)
+    )
+
+
+def job_statuses(scheduler: Scheduler, owners: Mapping[str, str], now: float) -> tuple[JobStatus, ...]:
+    """Jobs under way, the oldest first; `owners`: job -> id of its client."""
+    return tuple(
+        JobStatus(
+            run.job,
+            run.request.spec.name,
+            run.state.value,
+            owners.get(run.job, ""),
+            now - run.began_at,
+            run.progress.stage_messages(now),
+        )
+        for run in sorted(scheduler.jobs.values(), key=lambda run: run.began_at)
+    )

@@ -1,0 +1,44 @@
+"""The process of ``cortex server``: a reactor, its log, and a `ClusterServer` until it is to end."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+from cortex.cluster_server import ClusterServer
+from cortex.errors import EXIT_DONE
+from cortex.wire.join import Endpoint
+from cortex.wire.transports import log_to_stderr, use_monotonic_clock
+
+
+def run_server(home: str, listen: Endpoint, advertised: Endpoint) -> int:
+    """Serve until SIGTERM, SIGINT or KillCluster; gives the exit code. Says on standard output where it
+    listens, and on the first start how to join. Raises UsageError."""
+    from twisted.internet import reactor as _reactor
+
+    reactor: Any = _reactor
+    use_monotonic_clock(reactor)
+    log_to_stderr()
+
+    def stop(*_: Any) -> None:
+        reactor.callFromThread(_stop)
+
+    def _stop() -> None:
+        server.stop()
+        reactor.stop()
+
+    server = ClusterServer(reactor, home, listen, advertised, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    endpoint = Endpoint(advertised.host, server.port)
+    print(f"cortex server of cluster {server.cluster} listens on {Endpoint(listen.host, server.port)}")
+    if not server.invited_before:
+        print(
+            "a node joins with (24 hours, 50 uses; more: cortex token create):\n"
+            f"  cortex node --join {server.invite()}\n"
+            f"commands here: cortex status --server {endpoint}"
+        )
+    sys.stdout.flush()
+    reactor.run(installSignalHandlers=False)
+    return EXIT_DONE
