@@ -24,6 +24,7 @@ from cortex.wire.versions import check_versions, local_versions
 A = TypeVar("A", bound=Message)
 CLIENT_FOLDER = "client"
 _ADMIN_FOLDER = "admin"  # as `cortex.wire.server_home` has it, which imports the certificates' library
+_WAKE_S = 1.0
 _LOGIN = "cortex login HOST:PORT/TOKEN.CAHASH, with a line from: cortex token create --role client"
 
 
@@ -67,23 +68,44 @@ class ClusterConnection:
 
     def ask(self, question: Message, answer: type[A]) -> A:
         """Send a message and wait for its answer. Raises what the server refused it with."""
+        self.send(question)
         try:
-            self._connection.send(question)
-            said = self._connection.receive(ANSWER_S_MAX)
+            said = self.receive(ANSWER_S_MAX)
         except TimeoutError as error:
             raise Unreachable(
                 f"the server at {self.endpoint} did not answer in {ANSWER_S_MAX:g} s",
                 cure="is it overloaded or stopped? its log says more",
             ) from error
-        except OSError as error:
-            raise self._gone() from error
-        if said is None:
-            raise self._gone()
-        if isinstance(said, Refused):
-            raise from_report(said.error)
         if not isinstance(said, answer):
             raise ProtocolError(f"the server answered {type(question).__name__} with {type(said).__name__}")
         return said
+
+    def send(self, message: Message) -> None:
+        """Raises Unreachable when the server is gone."""
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise self._gone() from error
+
+    def receive(self, timeout_s: float | None = None) -> Any:
+        """The next message. Raises TimeoutError, Unreachable when the server is gone, and what it refuses
+        us with. Wakes up now and then, so that Ctrl-C is seen."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = _WAKE_S if deadline is None else min(_WAKE_S, max(0.0, deadline - time.monotonic()))
+            try:
+                said = self._connection.receive(left_s)
+            except TimeoutError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+                continue
+            except OSError as error:
+                raise self._gone() from error
+            if said is None:
+                raise self._gone()
+            if isinstance(said, Refused):
+                raise from_report(said.error)
+            return said
 
     def close(self) -> None:
         self._connection.close()

@@ -232,6 +232,12 @@ class OutputFailed(CortexError):
     code = "output"
 
 
+class ResultsLost(CortexError):
+    """A finished part of the output is gone before the client had it: its node is lost, or its disk."""
+
+    code = "results-lost"
+
+
 class RowsLost(CortexError):
     """Rows between map output and reduce input do not add up. A bug, never shown as success."""
 

@@ -27,12 +27,14 @@ from cortex.wire.messages import JobDone, JobProgress
 
 if TYPE_CHECKING:
     from cortex.api import MapReduceJob
+    from cortex.cluster_session import ClusterSession
 
 OnProgress = Callable[[JobProgress], None]
 
 
-def open_session(resources: Resources, config: Config | None = None) -> LocalSession:
-    """Start the processes of this machine; they get ready while the caller goes on.
+def open_session(resources: Resources, config: Config | None = None) -> LocalSession | ClusterSession:
+    """Start the processes of this machine; they get ready while the caller goes on. With a server
+    configured: a session of its cluster.
 
     What the job says comes before `CORTEX_*` variables and ``.env``. Raises OutputFailed or UsageError for a
     spill folder that cannot be used, or that lies in memory.
@@ -43,6 +45,10 @@ def open_session(resources: Resources, config: Config | None = None) -> LocalSes
         refuse_memory_backed(spill_folder(config))
     except OSError as error:
         raise _no_spill_folder(spill_folder(config), error) from error
+    if config.server:
+        from cortex.cluster_session import ClusterSession
+
+        return ClusterSession(config.home, config.server)
     return LocalSession(
         memory_bytes=resources.memory_bytes or config.memory_bytes,
         slots=resources.slots or config.slots,
@@ -71,7 +77,7 @@ def job_code(job: object, spec: JobSpec, module_names: tuple[str, ...] = ()) -> 
 
 
 def run_job(
-    session: LocalSession,
+    session: LocalSession | ClusterSession,
     spec: JobSpec,
     code: bytes,
     sys_path: Sequence[str],
@@ -96,7 +102,11 @@ def run_job(
 
 
 def _run_to_output(
-    session: LocalSession, spec: JobSpec, code: bytes, sys_path: Sequence[str], on_progress: OnProgress | None
+    session: LocalSession | ClusterSession,
+    spec: JobSpec,
+    code: bytes,
+    sys_path: Sequence[str],
+    on_progress: OnProgress | None,
 ) -> Result:
     from cortex.storage.output_committer import abort_output, commit_output, stage_output
 

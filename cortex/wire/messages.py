@@ -100,6 +100,8 @@ class OutputPart(Message, frozen=True):
     size_bytes: int
     columns: tuple[tuple[str, str], ...]
     """(name, Arrow type name)."""
+    node: str = ""
+    """The node that has it; "" where it lies in the client's own staging folder."""
 
 
 class TaskStats(Message, frozen=True):
@@ -288,12 +290,52 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
 
 
+class SendPart(Message, frozen=True):
+    """Read a staged part of the output and send it as `PartChunk`s under this stream's number, as far
+    as its credit reaches: `credit_bytes` now, and more with each `PartCredit`."""
+
+    stream: int
+    job: str
+    staged_as: str
+    credit_bytes: int
+
+
+class PartCredit(Message, frozen=True):
+    stream: int
+    credit_bytes: int
+
+
+class DropPart(Message, frozen=True):
+    """Nobody wants the rest of this stream."""
+
+    stream: int
+
+
+class PartChunk(Message, frozen=True):
+    """The next bytes of a part, in order; `last` with its end."""
+
+    node: str
+    stream: int
+    data: bytes
+    last: bool
+
+
+class PartUnread(Message, frozen=True):
+    """The part cannot be read: the stream ends."""
+
+    node: str
+    stream: int
+    error: ErrorReport
+
+
 class ShutDown(Message, frozen=True):
     """An admin ends the cluster: kill what runs, remove what was spilled, end."""
 
 
-ToNode = Union[StartJob, JobPlanned, MapLocations, Lease, Revoke, EndJob, ShutDown]  # noqa: UP007
-FromNode = Union[NodeHello, AttemptFinished, AttemptFailed, Heartbeat]  # noqa: UP007
+ToNode = Union[  # noqa: UP007
+    StartJob, JobPlanned, MapLocations, Lease, Revoke, EndJob, SendPart, PartCredit, DropPart, ShutDown
+]
+FromNode = Union[NodeHello, AttemptFinished, AttemptFailed, Heartbeat, PartChunk, PartUnread]  # noqa: UP007
 
 
 # --- client - server -----------------------------------------------------------------------------
@@ -437,14 +479,48 @@ class JobReceived(Message, frozen=True):
     job: str
 
 
+class FetchPart(Message, frozen=True):
+    """Of a job that is done: send this part, which lies on a node. Answered with `PartBytes` in order,
+    as far as the credit reaches, or with `PartLost`."""
+
+    job: str
+    staged_as: str
+    credit_bytes: int
+
+
+class PartTaken(Message, frozen=True):
+    """So many more bytes of the part may come."""
+
+    job: str
+    staged_as: str
+    credit_bytes: int
+
+
+class PartBytes(Message, frozen=True):
+    job: str
+    staged_as: str
+    data: bytes
+    last: bool
+
+
+class PartLost(Message, frozen=True):
+    job: str
+    staged_as: str
+    error: ErrorReport
+
+
 class Refused(Message, frozen=True):
     """The request cannot be served; the connection is closed after it."""
 
     error: ErrorReport
 
 
-ToServer = Union[ClientHello, SubmitJob, CancelJob, JobReceived, GetStatus]  # noqa: UP007
-FromServer = Union[ServerHello, JobAccepted, JobProgress, JobDone, JobFailed, ClusterStatus, Refused]  # noqa: UP007
+ToServer = Union[  # noqa: UP007
+    ClientHello, SubmitJob, CancelJob, JobReceived, FetchPart, PartTaken, GetStatus
+]
+FromServer = Union[  # noqa: UP007
+    ServerHello, JobAccepted, JobProgress, JobDone, JobFailed, PartBytes, PartLost, ClusterStatus, Refused
+]
 
 
 # --- newcomer - server, and certificates ----------------------------------------------------------

@@ -1,0 +1,102 @@
+"""The server's side of the output's way to the client: which stream of which node is whose part.
+
+Opaque bytes with credit from end to end: the client grants, the node sends no more than that, and the
+server holds nothing. Pure bookkeeping: `PartRelay` says what to send to whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from cortex.errors import ErrorReport, ProtocolError, ResultsLost
+from cortex.limits import PART_STREAMS_MAX
+from cortex.wire.messages import (
+    DropPart,
+    FetchPart,
+    FromServer,
+    PartBytes,
+    PartChunk,
+    PartCredit,
+    PartLost,
+    PartTaken,
+    PartUnread,
+    SendPart,
+    ToNode,
+)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    number: int
+    client: Hashable
+    node: str
+    job: str
+    staged_as: str
+
+
+class PartRelay:
+    """`to_node(node, message)` and `to_client(client, message)` send; clients are told apart by identity."""
+
+    def __init__(
+        self, to_node: Callable[[str, ToNode], None], to_client: Callable[[Hashable, FromServer], None]
+    ) -> None:
+        self._to_node = to_node
+        self._to_client = to_client
+        self._streams: dict[int, _Stream] = {}
+        self._of_client: dict[tuple[Hashable, str, str], _Stream] = {}
+        self._next = 0
+
+    def fetch(self, client: Hashable, message: FetchPart, node: str) -> None:
+        """Begin a stream from `node`. Raises ProtocolError for one that is open, or one too many."""
+        key = (client, message.job, message.staged_as)
+        mine = sum(stream.client == client for stream in self._streams.values())
+        if key in self._of_client or mine >= PART_STREAMS_MAX:
+            raise ProtocolError(f"part {message.staged_as} was asked for again, or with too many others")
+        self._next += 1
+        stream = _Stream(self._next, client, node, message.job, message.staged_as)
+        self._streams[stream.number] = self._of_client[key] = stream
+        self._to_node(node, SendPart(stream.number, message.job, message.staged_as, message.credit_bytes))
+
+    def taken(self, client: Hashable, message: PartTaken) -> None:
+        stream = self._of_client.get((client, message.job, message.staged_as))
+        if stream is not None:  # else it has ended
+            self._to_node(stream.node, PartCredit(stream.number, message.credit_bytes))
+
+    def chunk(self, message: PartChunk) -> None:
+        stream = self._streams.get(message.stream)
+        if stream is None or stream.node != message.node:
+            return  # its client is gone
+        if message.last:
+            self._forget(stream)
+        self._to_client(stream.client, PartBytes(stream.job, stream.staged_as, message.data, message.last))
+
+    def unread(self, message: PartUnread) -> None:
+        stream = self._streams.get(message.stream)
+        if stream is not None and stream.node == message.node:
+            self._lost(stream, message.error)
+
+    def node_lost(self, node: str) -> None:
+        for stream in [each for each in self._streams.values() if each.node == node]:
+            self._lost(stream, results_lost(node, stream.staged_as))
+
+    def client_lost(self, client: Hashable) -> None:
+        for stream in [each for each in self._streams.values() if each.client == client]:
+            self._forget(stream)
+            self._to_node(stream.node, DropPart(stream.number))
+
+    def _lost(self, stream: _Stream, error: ErrorReport) -> None:
+        self._forget(stream)
+        self._to_client(stream.client, PartLost(stream.job, stream.staged_as, error))
+
+    def _forget(self, stream: _Stream) -> None:
+        del self._streams[stream.number]
+        del self._of_client[stream.client, stream.job, stream.staged_as]
+
+
+def results_lost(node: str, staged_as: str) -> ErrorReport:
+    return ResultsLost(
+        f"node {node} was lost with a part of the result that had not reached the client",
+        cure="run the job again",
+        details={"part": staged_as},
+    ).report()
