@@ -6,8 +6,9 @@ server holds nothing. Pure bookkeeping: `PartRelay` says what to send to whom.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from cortex.errors import ErrorReport, ProtocolError, ResultsLost
 from cortex.limits import PART_STREAMS_MAX
@@ -29,7 +30,7 @@ from cortex.wire.messages import (
 @dataclass(frozen=True)
 class _Stream:
     number: int
-    client: Hashable
+    client: Any
     node: str
     job: str
     staged_as: str
@@ -39,15 +40,15 @@ class PartRelay:
     """`to_node(node, message)` and `to_client(client, message)` send; clients are told apart by identity."""
 
     def __init__(
-        self, to_node: Callable[[str, ToNode], None], to_client: Callable[[Hashable, FromServer], None]
+        self, to_node: Callable[[str, ToNode], None], to_client: Callable[[Any, FromServer], None]
     ) -> None:
         self._to_node = to_node
         self._to_client = to_client
         self._streams: dict[int, _Stream] = {}
-        self._of_client: dict[tuple[Hashable, str, str], _Stream] = {}
+        self._of_client: dict[tuple[Any, str, str], _Stream] = {}
         self._next = 0
 
-    def fetch(self, client: Hashable, message: FetchPart, node: str) -> None:
+    def fetch(self, client: Any, message: FetchPart, node: str) -> None:
         """Begin a stream from `node`. Raises ProtocolError for one that is open, or one too many."""
         key = (client, message.job, message.staged_as)
         mine = sum(stream.client == client for stream in self._streams.values())
@@ -58,7 +59,7 @@ class PartRelay:
         self._streams[stream.number] = self._of_client[key] = stream
         self._to_node(node, SendPart(stream.number, message.job, message.staged_as, message.credit_bytes))
 
-    def taken(self, client: Hashable, message: PartTaken) -> None:
+    def taken(self, client: Any, message: PartTaken) -> None:
         stream = self._of_client.get((client, message.job, message.staged_as))
         if stream is not None:  # else it has ended
             self._to_node(stream.node, PartCredit(stream.number, message.credit_bytes))
@@ -80,7 +81,7 @@ class PartRelay:
         for stream in [each for each in self._streams.values() if each.node == node]:
             self._lost(stream, results_lost(node, stream.staged_as))
 
-    def client_lost(self, client: Hashable) -> None:
+    def client_lost(self, client: Any) -> None:
         for stream in [each for each in self._streams.values() if each.client == client]:
             self._forget(stream)
             self._to_node(stream.node, DropPart(stream.number))

@@ -20,6 +20,7 @@ from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError,
 from cortex.ids import Role, new_job_id
 from cortex.job_ledger import JobLedger
 from cortex.limits import PROGRESS_S
+from cortex.part_relay import PartRelay, results_lost
 from cortex.scheduling.events import (
     CancelRequested,
     Event,
@@ -36,6 +37,7 @@ from cortex.wire.messages import (
     ClientHello,
     ClusterStatus,
     EndJob,
+    FetchPart,
     FromNode,
     FromServer,
     GetStatus,
@@ -45,6 +47,10 @@ from cortex.wire.messages import (
     JobProgress,
     JobReport,
     NodeHello,
+    PartChunk,
+    PartLost,
+    PartTaken,
+    PartUnread,
     Refused,
     ServerHello,
     SubmitJob,
@@ -121,6 +127,9 @@ class Server:
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
         self._clients: dict[MessageProtocol[Any], _Client] = {}
         self._ledger = JobLedger()
+        self._parts: dict[str, dict[str, str]] = {}
+        """Of jobs that are done: a part's staged name -> the node that has it."""
+        self._relay = PartRelay(self._to_node, lambda client, message: client.link.send(message))
         self._client_of: dict[str, _Client] = {}
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
 
@@ -143,6 +152,7 @@ class Server:
     def detach_node(self, node_name: str) -> None:
         """The node is gone: its attempts run elsewhere, and what it held is lost."""
         if self._nodes.pop(node_name, None) is not None:
+            self._relay.node_lost(node_name)
             self._handle(NodeLost(node_name))
 
     def _from_node(self, link: NodeLink, message: FromNode) -> None:
@@ -153,8 +163,12 @@ class Server:
             self._handle(NodeJoined(message))
             for client in list(self._clients.values()):
                 self._welcome(client)
-            return
-        self._handle(message)
+        elif isinstance(message, PartChunk):
+            self._relay.chunk(message)
+        elif isinstance(message, PartUnread):
+            self._relay.unread(message)
+        else:
+            self._handle(message)
 
     # --- clients ---
 
@@ -190,6 +204,10 @@ class Server:
             self._cancel(client, message.job)
         elif message.job not in client.jobs:
             raise ProtocolError(f"{type(message).__name__} names a job that is not this client's")
+        elif isinstance(message, FetchPart):
+            self._fetch_part(client, message)
+        elif isinstance(message, PartTaken):
+            self._relay.taken(client, message)
         else:
             self._handle(message)
             self._forget(client, message.job)
@@ -213,6 +231,16 @@ class Server:
             hellos = [hello for hello, _ in self._nodes.values()]
             slots, memory_bytes = sum(h.slots for h in hellos), sum(h.memory_bytes for h in hellos)
             client.link.send(ServerHello(self._versions, slots, memory_bytes))
+
+    def _fetch_part(self, client: _Client, message: FetchPart) -> None:
+        node = self._parts.get(message.job, {}).get(message.staged_as)
+        if node is None:
+            raise ProtocolError(f"{message.staged_as!r} is no part of job {message.job}")
+        if node in self._nodes:
+            self._relay.fetch(client, message, node)
+        else:
+            error = results_lost(node, message.staged_as)
+            client.link.send(PartLost(message.job, message.staged_as, error))
 
     def _cancel(self, client: _Client, job: str) -> None:
         """A client ends its own jobs, over whichever link; an admin ends all."""
@@ -240,6 +268,7 @@ class Server:
             _log.warn("a client's connection was closed: {error}", error=error.message)
         if client is None:
             return
+        self._relay.client_lost(client)
         for job in sorted(client.jobs):
             self._forget(client, job)
             self._handle(CancelRequested(job, "the client's connection ended"))
@@ -247,6 +276,7 @@ class Server:
     def _forget(self, client: _Client, job: str) -> None:
         client.jobs.discard(job)
         self._client_of.pop(job, None)
+        self._parts.pop(job, None)
 
     # --- the scheduler ---
 
@@ -262,13 +292,18 @@ class Server:
             return
         for instruction in instructions:
             if isinstance(instruction, SendToNode):
-                node = self._nodes.get(instruction.node)
-                if node is not None:
-                    node[1].send(instruction.message)
+                self._to_node(instruction.node, instruction.message)
             else:
                 self._to_client(instruction.job, instruction.message)
 
+    def _to_node(self, name: str, message: ToNode) -> None:
+        node = self._nodes.get(name)
+        if node is not None:
+            node[1].send(message)
+
     def _to_client(self, job: str, message: FromServer) -> None:
+        if isinstance(message, JobDone):
+            self._parts[job] = {part.staged_as: part.node for part in message.parts if part.node}
         if isinstance(message, JobDone | JobFailed):
             self._ledger.ended_with(job, message, self._clock())
         client = self._client_of.get(job)
