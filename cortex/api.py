@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cortex.errors import UsageError
 
 if TYPE_CHECKING:
+    from cortex.clusters import Client, LocalCluster
     from cortex.result import Result
     from cortex.wire.messages import JobProgress
 
@@ -156,14 +157,19 @@ class MapReduceJob:
 
     # --- running ----------------------------------------------------------------------------------
 
-    def run(self, on_progress: Callable[[JobProgress], None] | None = None) -> Result:
-        """Run the job on this machine and return its `Result`. Raises CortexError subclasses.
+    def run(
+        self,
+        client: Client | LocalCluster | None = None,
+        on_progress: Callable[[JobProgress], None] | None = None,
+    ) -> Result:
+        """Run the job and return its `Result`: on the client's cluster, else on CORTEX_SERVER's if that is
+        set, else on this machine. Raises CortexError subclasses.
 
         `on_progress` is called in this thread, a few times a second.
         """
         from cortex.local_run import run_class_job
 
-        return run_class_job(self, on_progress)
+        return run_class_job(self, None if client is None else client.config, on_progress)
 
     @classmethod
     def main(cls, argv: Sequence[str] | None = None) -> None:

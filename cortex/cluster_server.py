@@ -10,7 +10,6 @@ locked while a server lives in it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable
@@ -23,10 +22,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, InternalError, ProtocolError, UsageError, VersionMismatch
+from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
 from cortex.ids import Role
 from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
-from cortex.private_files import make_private_folder
+from cortex.private_files import lock_file, make_private_folder
 from cortex.server import Server
 from cortex.storage.token_store import TokenStore
 from cortex.wire import tls
@@ -45,6 +44,8 @@ from cortex.wire.messages import (
     ListTokens,
     Message,
     NodeHello,
+    PartChunk,
+    PartUnread,
     PeersRevoked,
     Refused,
     RevokePeer,
@@ -79,7 +80,7 @@ class ClusterServer:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         make_private_folder(home)
-        self._lock = _lock(home)
+        self._lock = lock_file(os.path.join(home, _LOCK), f"another server lives in {home}")
         self._reactor = reactor
         self._home = home
         self._advertised = advertised
@@ -153,7 +154,7 @@ class ClusterServer:
         deliver = self._from_node.get(link)
         if deliver is None:
             raise ProtocolError(f"a {type(message).__name__} came before the node's hello")
-        assert isinstance(message, AttemptFinished | AttemptFailed | Heartbeat)
+        assert isinstance(message, AttemptFinished | AttemptFailed | Heartbeat | PartChunk | PartUnread)
         if message.node != link.peer.id:
             raise ProtocolError(f"{link.peer} spoke for node {message.node!r}")
         deliver(message)
@@ -227,16 +228,3 @@ class ClusterServer:
             lambda made: setattr(self._settings, "options", tls.cluster_port(made.server)),
             lambda failure: _log.failure("the server's certificate could not be looked after", failure),
         )
-
-
-def _lock(home: str) -> int:
-    path = os.path.join(home, _LOCK)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise UsageError(
-            f"another server lives in {home}", cure="end it first, or name another --home"
-        ) from error
-    return lock

@@ -63,16 +63,14 @@ class ClusterSession:
         """Run one job to its end: every part of the result is then in `staging_dir`.
 
         Raises the job's error (its `job_report` attribute tells what was done until then), Unreachable,
-        ResultsLost, or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
+        or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
         """
         connection = ClusterConnection(self._home, self._server)
         done: JobDone | None = None
         try:
             accepted = connection.ask(SubmitJob(spec, code, tuple(sys_path), ""), JobAccepted)
             try:
-                finished = _follow(connection, on_progress)
-                _download(connection, finished, staging_dir)
-                done = finished
+                done = _Follower(connection, staging_dir, on_progress).run()
             except KeyboardInterrupt:
                 _cancel(connection, accepted.job)
                 raise
@@ -100,20 +98,6 @@ class ClusterSession:
     close = finish
 
 
-def _follow(connection: ClusterConnection, on_progress: Callable[[JobProgress], None] | None) -> JobDone:
-    while True:
-        message = connection.receive()
-        if isinstance(message, JobProgress):
-            if on_progress is not None:
-                on_progress(message)
-        elif isinstance(message, JobDone):
-            return message
-        elif isinstance(message, JobFailed):
-            error = from_report(message.error)
-            error.job_report = message.report  # type: ignore[attr-defined]
-            raise error
-
-
 def _cancel(connection: ClusterConnection, job: str) -> None:
     """Have the job stopped, and wait a moment for it; the end of the connection cancels as well."""
     deadline = time.monotonic() + CANCEL_S_MAX
@@ -124,39 +108,101 @@ def _cancel(connection: ClusterConnection, job: str) -> None:
                 return
 
 
-def _download(connection: ClusterConnection, done: JobDone, staging_dir: str) -> None:
-    """Bring every part from its node into `staging_dir`, under its staged name."""
-    waiting = deque(done.parts)
-    coming: dict[str, tuple[OutputPart, BinaryIO]] = {}
-    try:
-        while waiting or coming:
-            while waiting and len(coming) < PARTS_FETCHED_AT_ONCE:
-                part = waiting.popleft()
-                path = os.path.join(staging_dir, os.path.basename(part.staged_as))
-                coming[part.staged_as] = part, open(path, "xb", buffering=0)  # noqa: SIM115 (closed below)
-                connection.send(FetchPart(done.job, part.staged_as, PART_CREDIT_BYTES))
-            message = connection.receive()
-            if isinstance(message, PartLost):
-                raise from_report(message.error)
-            if not isinstance(message, PartBytes):
-                continue  # the last progress of the job
-            part, file = coming[message.staged_as]
-            file.write(message.data)
-            if not message.last:
-                connection.send(PartTaken(done.job, message.staged_as, len(message.data)))
-                continue
-            if file.tell() != part.size_bytes:
-                raise ProtocolError(
-                    f"{part.name} has {file.tell()} bytes, and its node said {part.size_bytes}"
-                )
-            os.fsync(file.fileno())
-            file.close()
-            del coming[message.staged_as]
-    except OSError as error:
-        raise OutputFailed(
-            f"the result cannot be written to {staging_dir}: {error.strerror or error}",
-            cure="check that the disk has room for it",
-        ) from error
-    finally:
-        for _, file in coming.values():
-            file.close()
+class _Follower:
+    """One job from its acceptance to its output in `staging_dir`: follows it, and brings its parts from their
+    nodes, under their staged names. A part that is lost with its node is made anew: the job says so when
+    it is done again, and what is here already is kept."""
+
+    def __init__(
+        self,
+        connection: ClusterConnection,
+        staging_dir: str,
+        on_progress: Callable[[JobProgress], None] | None,
+    ) -> None:
+        self._connection = connection
+        self._staging_dir = staging_dir
+        self._on_progress = on_progress
+        self._done: JobDone | None = None
+        self._waiting: deque[OutputPart] = deque()
+        self._coming: dict[str, tuple[OutputPart, BinaryIO]] = {}
+        self._here: set[str] = set()
+        self._lost = False
+        """A part was, and no JobDone has come since."""
+
+    def run(self) -> JobDone:
+        """Raises the error that the job failed with, or OutputFailed."""
+        try:
+            while self._done is None or self._waiting or self._coming or self._lost:
+                self._take(self._connection.receive())
+            return self._done
+        except OSError as error:
+            raise OutputFailed(
+                f"the result cannot be written to {self._staging_dir}: {error.strerror or error}",
+                cure="check that the disk has room for it",
+            ) from error
+        finally:
+            for _, file in self._coming.values():
+                file.close()
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, JobProgress):
+            if self._on_progress is not None:
+                self._on_progress(message)
+        elif isinstance(message, JobDone):
+            self._is_done(message)
+        elif isinstance(message, JobFailed):
+            error = from_report(message.error)
+            error.job_report = message.report  # type: ignore[attr-defined]
+            raise error
+        elif isinstance(message, PartBytes):
+            self._bytes(message)
+        elif isinstance(message, PartLost):
+            self._part_lost(message)
+
+    def _is_done(self, done: JobDone) -> None:
+        self._done = done
+        self._lost = False
+        wanted = {part.staged_as for part in done.parts}
+        for name in self._coming.keys() - wanted:
+            self._drop(name)
+        known = self._here | self._coming.keys()
+        self._waiting = deque(part for part in done.parts if part.staged_as not in known)
+        self._ask()
+
+    def _ask(self) -> None:
+        assert self._done is not None
+        while self._waiting and len(self._coming) < PARTS_FETCHED_AT_ONCE:
+            part = self._waiting.popleft()
+            path = self._path(part.staged_as)
+            self._coming[part.staged_as] = part, open(path, "xb", buffering=0)  # noqa: SIM115 (closed below)
+            self._connection.send(FetchPart(self._done.job, part.staged_as, PART_CREDIT_BYTES))
+
+    def _bytes(self, message: PartBytes) -> None:
+        if message.staged_as not in self._coming:
+            return  # dropped, and what was on its way still comes
+        part, file = self._coming[message.staged_as]
+        file.write(message.data)
+        if not message.last:
+            self._connection.send(PartTaken(message.job, message.staged_as, len(message.data)))
+            return
+        if file.tell() != part.size_bytes:
+            raise ProtocolError(f"{part.name} has {file.tell()} bytes, and its node said {part.size_bytes}")
+        os.fsync(file.fileno())
+        file.close()
+        del self._coming[message.staged_as]
+        self._here.add(message.staged_as)
+        self._ask()
+
+    def _part_lost(self, message: PartLost) -> None:
+        if message.staged_as in self._coming:
+            self._drop(message.staged_as)
+            self._lost = True
+            self._ask()
+
+    def _drop(self, staged_as: str) -> None:
+        _, file = self._coming.pop(staged_as)
+        file.close()
+        os.unlink(self._path(staged_as))
+
+    def _path(self, staged_as: str) -> str:
+        return os.path.join(self._staging_dir, os.path.basename(staged_as))

@@ -197,7 +197,7 @@ class Machine:
             from_node,
             name="local",
             plan=plan,
-            spill_dir=work,
+            spill_dirs=[work],
             versions=local_versions(),
             failed=self._node_failed,
             client_pid=self._client_pid,
@@ -207,6 +207,7 @@ class Machine:
             socket_path=os.path.join(runtime, "executors.sock"),
             task_silence_s_max=self._setup.task_silence_s_max,
         )
+        self._node.hello()
         path = os.path.join(runtime, "client.sock")
         self._port = listen_unix(self._reactor, path, self._server.client_factory())
         self._say(EmbeddedReady(path, runtime, work, plan.slots, plan.cap_bytes))

@@ -25,7 +25,8 @@ _early_surroundings: dict[str, str] = {}
 
 def start_early(arguments: list[str]) -> None:
     """Start the process for the job that a command line with these arguments will run, if it will."""
-    if arguments and not {"-h", "--help"}.intersection(arguments) and not _waiting:
+    elsewhere = os.environ.get("CORTEX_SERVER") or any(each.startswith("--server") for each in arguments)
+    if arguments and not elsewhere and not {"-h", "--help"}.intersection(arguments) and not _waiting:
         _early_surroundings.update(_surroundings())
         _waiting.append(_start(""))
         atexit.register(_end_unused)
@@ -63,12 +64,12 @@ def _start(context: str) -> tuple[subprocess.Popen[bytes], IO[Any]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env=_environment(),
+        env=child_environment(),
     )
     return process, log
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """This environment, in which the child finds the same cortex as this process did."""
     environment = dict(os.environ)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

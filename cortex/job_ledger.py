@@ -29,7 +29,11 @@ class JobLedger:
         self._under_way[job] = _Entry(name, owner, now)
 
     def ended_with(self, job: str, message: JobDone | JobFailed, now: float) -> None:
+        """Again for a job that was done, went on because its result was lost, and has ended again."""
         entry = self._under_way.pop(job, None)
+        before = self._ended.pop(job, None)
+        if entry is None and before is not None:
+            entry = _Entry(before.name, before.owner, now - before.seconds)
         if entry is None:
             return
         state, error = "done", ""

@@ -56,11 +56,11 @@ def open_session(resources: Resources, config: Config | None = None) -> LocalSes
     )
 
 
-def run_class_job(job: MapReduceJob, on_progress: OnProgress | None) -> Result:
+def run_class_job(job: MapReduceJob, config: Config | None, on_progress: OnProgress | None) -> Result:
     from cortex.class_spec import build_spec
 
     spec = build_spec(job)
-    config = load_config()
+    config = config or load_config()
     with open_session(spec.resources, config) as session:
         code = job_code(job, spec)
         session.wait_ready()  # from here on its processes know of, and remove, what a killed one leaves

@@ -10,7 +10,11 @@ MEMORY_SAMPLE_S; over the cap, the node starts no further attempt while any runs
 again. An executor that is over its own share by a tenth while the tree is over the cap (shared
 memory, its own child processes, or a system without RLIMIT_DATA) is killed with UserMemoryError.
 
-Everything runs on the reactor's thread; removing run files does not (a pool of its own).
+Of a cluster, it also has a part in the shuffle (`cortex.transfer.shuffle_agent`): a reduce joins the queue
+when its inputs from other nodes are here. And it sends parts of the output, where the client cannot see
+them (`cortex.transfer.part_streams`).
+
+Everything runs on the reactor's thread; reading parts and removing files do not (pools of their own).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,17 +38,21 @@ from cortex.limits import (
     CLIENT_BYTES,
     HEARTBEAT_S,
     MEMORY_SAMPLE_S,
+    PART_READERS,
     PROGRESS_S,
     TASK_SILENCE_S_MAX,
 )
 from cortex.memory_plan import MemoryPlan
 from cortex.process_memory import descendant_pids, own_anonymous_bytes, proportional_bytes
 from cortex.tasks.words import describe_task
+from cortex.transfer.part_streams import PartStreams
+from cortex.transfer.shuffle_agent import ShuffleAgent
 from cortex.units import format_bytes
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
+    DropPart,
     EndJob,
     FromNode,
     Heartbeat,
@@ -53,9 +61,12 @@ from cortex.wire.messages import (
     MapLocations,
     NodeHello,
     OpenJob,
+    PartCredit,
     ReduceTask,
     Revoke,
     RunTask,
+    SendPart,
+    ShutDown,
     StartJob,
     TaskFailed,
     TaskFinished,
@@ -67,6 +78,7 @@ from cortex.wire.messages import (
 _log = Logger()
 _OVER_SHARE = 1.1  # of its share an executor is left alone: what is shared counts in full in its own figure
 _BELOW_CAP = 0.95  # of the cap at which a paused node goes on
+_OUTPUT = "output"  # of a job's folder: parts of the result that the client will fetch
 _DISCARDERS = 2  # threads that remove run files: unlinking large files blocks, more would not be faster
 
 
@@ -74,6 +86,7 @@ _DISCARDERS = 2  # threads that remove run files: unlinking large files blocks, 
 class _Job:
     start: StartJob
     work_dir: str
+    staging_dir: str
     outputs: LocationTable = field(default_factory=LocationTable)
     ended: bool = False
 
@@ -104,8 +117,9 @@ class Node:
     """See the module. `send` takes messages to the server; `receive` is for those from it.
 
     `failed(error)` is called once when the node can run nothing any more, `shut_down()` when the server
-    ends the cluster. `spill_dir` is the node's
-    own folder (mode 0700, made by the caller, who also removes it).
+    ends the cluster. `spill_dirs` are the node's own folders (mode 0700, made by the caller, who also
+    removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
+    the agent of a node that others fetch from; None: this node is the only one.
     """
 
     def __init__(
@@ -116,11 +130,14 @@ class Node:
         *,
         name: str,
         plan: MemoryPlan,
-        spill_dir: str,
+        spill_dirs: Sequence[str],
         versions: dict[str, str],
         failed: Callable[[CortexError], None],
         shut_down: Callable[[], None] = lambda: None,
         client_pid: int = 0,
+        data_address: str = "",
+        shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
+        | None = None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -128,7 +145,8 @@ class Node:
         self._name = name
         self._incarnation = new_job_id()
         self._plan = plan
-        self._spill_dir = spill_dir
+        self._spill_dirs = tuple(spill_dirs)
+        self._data_address = data_address
         self._versions = versions
         self._failed = failed
         self._shut_down = shut_down
@@ -147,11 +165,17 @@ class Node:
         self.memory = MemoryWatch(client_pid)
         self.staging_dirs: set[str] = set()
         self._discarders = ThreadPool(0, _DISCARDERS, name="discard-runs")
+        self._readers = ThreadPool(0, PART_READERS, name="read-parts")
+        self._parts = PartStreams(name, send, self._readers.callInThread, reactor.callFromThread)
+        self._shuffle = None if shuffle is None else shuffle(self._inputs_here, self._inputs_lost)
+        self._bringing: dict[str, tuple[str, RunTask]] = {}
+        """Reduces whose inputs are on their way."""
+        self._all_ended: Callable[[], None] | None = None
 
     def start(
         self, template: Any, *, socket_path: str, task_silence_s_max: float = TASK_SILENCE_S_MAX
     ) -> None:
-        """Start the executors, say hello to the server, begin to beat. `template` is a connected socket."""
+        """Start the executors, and begin to beat. `template` is a connected socket. Then say `hello`."""
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -159,16 +183,40 @@ class Node:
             template,
             size=self._plan.slots,
             socket_path=socket_path,
-            log_dir=self._spill_dir,
+            log_dir=self._spill_dirs[0],
             task_silence_s_max=task_silence_s_max,
         )
         self._discarders.start()
+        self._readers.start()
+        self._tick()
+
+    def hello(self) -> None:
+        """The way to the server is open: say who this is."""
         self._send(
             NodeHello(
-                self._name, self._incarnation, self._plan.slots, self._plan.cap_bytes, dict(self._versions)
+                self._name,
+                self._incarnation,
+                self._plan.slots,
+                self._plan.cap_bytes,
+                dict(self._versions),
+                self._data_address,
             )
         )
-        self._tick()
+
+    def start_over(self, ready: Callable[[], None]) -> None:
+        """The server counts this node as lost: drop every job. `ready()` when a `hello` may be said, of a
+        new incarnation: nothing that the server may lease it again is in the way."""
+        self._incarnation = new_job_id()
+        self._parts.drop_all()
+        self._all_ended = ready
+        for job in list(self._jobs):
+            self._end_job(EndJob(job))
+        self._check_ended()
+
+    def _check_ended(self) -> None:
+        if self._all_ended is not None and not self._jobs and not self._stopping:
+            ready, self._all_ended = self._all_ended, None
+            ready()
 
     def receive(self, message: ToNode) -> None:
         if self._stopping or self._pool is None:
@@ -185,7 +233,14 @@ class Node:
             self._revoke(message)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, SendPart):
+            self._send_part(message)
+        elif isinstance(message, PartCredit):
+            self._parts.credit(message.stream, message.credit_bytes)
+        elif isinstance(message, DropPart):
+            self._parts.drop(message.stream)
         else:
+            assert isinstance(message, ShutDown)
             self._shut_down()
 
     def stop(self, gone: Callable[[], None]) -> None:
@@ -194,8 +249,16 @@ class Node:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._queue.clear()
+        self._bringing.clear()
+        self._parts.drop_all()
 
         def executors_gone() -> None:
+            if self._shuffle is None:
+                transfers_gone()
+            else:
+                self._shuffle.stop(transfers_gone)
+
+        def transfers_gone() -> None:
             folders = [job.work_dir for job in self._jobs.values()]
             self._jobs.clear()
             for folder in folders:
@@ -209,6 +272,7 @@ class Node:
             self._pool.stop(executors_gone)
 
     def _stop_discarders(self, gone: Callable[[], None]) -> None:
+        self._readers.stop()
         self._discarders.stop()
         self._reactor.callFromThread(gone)
 
@@ -219,17 +283,23 @@ class Node:
         if not self._jobs:
             self.memory.peak_bytes = 0  # the peak is that of the jobs that run together
         self._measure()
-        work_dir = os.path.join(self._spill_dir, message.job)
+        work_dir = os.path.join(_roomiest(self._spill_dirs), message.job)
+        staging_dir = message.staging_dir or os.path.join(work_dir, _OUTPUT)
         try:
             os.mkdir(work_dir, 0o700)
+            if not message.staging_dir:
+                os.mkdir(staging_dir, 0o700)
         except OSError as error:
             raise SpillFull(
                 f"cannot make a folder for spilled data, {work_dir}: {error.strerror}",
                 cure="check that the folder is there and its disk is not full, or name another",
             ) from error
-        self._jobs[message.job] = _Job(message, work_dir)
+        self._jobs[message.job] = _Job(message, work_dir, staging_dir)
         self._progress_s = message.progress_s
-        self.staging_dirs.add(message.staging_dir)
+        if message.staging_dir:
+            self.staging_dirs.add(message.staging_dir)
+        if self._shuffle is not None:
+            self._shuffle.open_job(message.job, work_dir)
         self._pool.open_job(
             OpenJob(
                 message.job,
@@ -237,7 +307,7 @@ class Node:
                 message.code,
                 message.sys_path,
                 work_dir,
-                message.staging_dir,
+                staging_dir,
                 self._plan.executor_bytes,
             )
         )
@@ -245,9 +315,13 @@ class Node:
     def _lease(self, message: Lease) -> None:
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
-            if isinstance(run.task, ReduceTask):
-                run = RunTask(run.attempt, self._jobs[job].outputs.fill(run.task))
             self._job_of[run.attempt] = job
+            if isinstance(run.task, ReduceTask):
+                outputs = self._jobs[job].outputs
+                run = RunTask(run.attempt, outputs.fill(run.task))
+                if self._shuffle is not None and not self._shuffle.bring(job, run, self._name, outputs.nodes):
+                    self._bringing[run.attempt] = job, run
+                    continue
             self._queue.append((job, run))
         self.room()
 
@@ -259,6 +333,10 @@ class Node:
             self._forget(attempt)
             self._pool.revoke(attempt)
         self.room()
+
+    def _send_part(self, message: SendPart) -> None:
+        job = self._jobs.get(message.job)
+        self._parts.begin(message, None if job is None else job.staging_dir)
 
     def _end_job(self, message: EndJob) -> None:
         assert self._pool is not None
@@ -273,12 +351,32 @@ class Node:
             self._forget(attempt)
 
         def executors_gone() -> None:
+            if self._shuffle is None:
+                folder_unused()
+            else:
+                self._shuffle.close_job(message.job, folder_unused)
+
+        def folder_unused() -> None:
             # only now: an executor being killed may still have been writing here
             if self._jobs.pop(message.job, None) is not None:
-                self._discarders.callInThread(_discard, job.work_dir)
+                self._discarders.callInThread(_discard, _set_aside(job.work_dir))
             self.room()
+            self._check_ended()
 
         self._pool.close_job(message.job, executors_gone)
+
+    # --- what the shuffle says ---
+
+    def _inputs_here(self, attempt: str) -> None:
+        waiting = self._bringing.pop(attempt, None)
+        if waiting is not None:
+            self._queue.append(waiting)
+            self.room()
+
+    def _inputs_lost(self, attempt: str, error: CortexError) -> None:
+        if self._bringing.pop(attempt, None) is not None:
+            failed = TaskFailed(attempt, error.report(), 0.0, 0)
+            self.attempt_ended(self._job_of[attempt], failed)
 
     # --- what the pool says ---
 
@@ -312,6 +410,8 @@ class Node:
         if ended.attempt not in self._job_of:
             return
         self._forget(ended.attempt)
+        if self._shuffle is not None and isinstance(ended, TaskFinished):
+            self._shuffle.used(job, ended.result)
         if self.memory.peak_bytes != self._reported_peak:
             self._beat()  # a short job's only one: the server's last word on memory
         if isinstance(ended, TaskFinished):
@@ -398,10 +498,36 @@ class Node:
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)
         self._progress.pop(attempt, None)
+        if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
+            self._shuffle.forget(attempt)
+
+
+def _roomiest(folders: Sequence[str]) -> str:
+    """The folder with most free space; one that cannot be asked has none."""
+    if len(folders) == 1:
+        return folders[0]
+
+    def free_bytes(folder: str) -> int:
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            return -1
+
+    return max(folders, key=free_bytes)
+
+
+def _set_aside(folder: str) -> str:
+    """Give a job's folder another name, so that the job may come again; removing it takes longer."""
+    aside = f"{folder}.{new_job_id()}"
+    try:
+        os.rename(folder, aside)
+    except OSError:  # gone: the disk, or somebody, has removed it
+        return folder
+    return aside
 
 
 def _discard(folder: str) -> None:
-    """Remove a job's run files, in a thread. That something is left is said in the log."""
+    """Remove a job's files, in a thread. That something is left is said in the log."""
     shutil.rmtree(folder, ignore_errors=True)
     if os.path.exists(folder):
         _log.warn("cannot remove all of {folder}", folder=folder)

@@ -72,10 +72,13 @@ class PartRelay:
             self._forget(stream)
         self._to_client(stream.client, PartBytes(stream.job, stream.staged_as, message.data, message.last))
 
-    def unread(self, message: PartUnread) -> None:
+    def unread(self, message: PartUnread) -> tuple[str, str] | None:
+        """The stream has ended. Gives (job, staged name) of the part, if anybody waits for it."""
         stream = self._streams.get(message.stream)
-        if stream is not None and stream.node == message.node:
-            self._lost(stream, message.error)
+        if stream is None or stream.node != message.node:
+            return None
+        self._lost(stream, message.error)
+        return stream.job, stream.staged_as
 
     def node_lost(self, node: str) -> None:
         for stream in [each for each in self._streams.values() if each.node == node]:

@@ -8,6 +8,7 @@ that no name can be exchanged between the check and the reading.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
@@ -46,6 +47,23 @@ def make_private_folder(folder: str) -> None:
     except OSError as error:
         raise StateFailed(f"the folder {folder!r} cannot be made: {error.strerror}") from error
     check_private_folder(folder)
+
+
+def lock_file(path: str, taken: str) -> int:
+    """An open, locked file at `path`, made if missing; its lock lasts until it is closed or the process ends.
+
+    Raises UsageError, saying `taken`, when another process has it.
+    """
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StateFailed(f"the file {path!r} cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise UsageError(taken, cure="end it first, or name another --home") from error
+    return lock
 
 
 def check_private_file(found: os.stat_result, path: str) -> None:

@@ -27,6 +27,7 @@ from cortex.scheduling.events import (
     JobSubmitted,
     NodeJoined,
     NodeLost,
+    PartUnreadable,
     SendToNode,
     Tick,
 )
@@ -166,7 +167,9 @@ class Server:
         elif isinstance(message, PartChunk):
             self._relay.chunk(message)
         elif isinstance(message, PartUnread):
-            self._relay.unread(message)
+            lost = self._relay.unread(message)
+            if lost is not None:
+                self._handle(PartUnreadable(*lost))
         else:
             self._handle(message)
 
@@ -234,12 +237,10 @@ class Server:
 
     def _fetch_part(self, client: _Client, message: FetchPart) -> None:
         node = self._parts.get(message.job, {}).get(message.staged_as)
-        if node is None:
-            raise ProtocolError(f"{message.staged_as!r} is no part of job {message.job}")
-        if node in self._nodes:
+        if node is not None and node in self._nodes:
             self._relay.fetch(client, message, node)
-        else:
-            error = results_lost(node, message.staged_as)
+        else:  # lost meanwhile: the job goes on, and says so when it is done again
+            error = results_lost(node or "", message.staged_as)
             client.link.send(PartLost(message.job, message.staged_as, error))
 
     def _cancel(self, client: _Client, job: str) -> None:
@@ -258,9 +259,8 @@ class Server:
     def _status(self) -> ClusterStatus:
         now = self._clock()
         running = job_statuses(self._scheduler, self._ledger.owners, now)
-        return ClusterStatus(
-            self._cluster, node_statuses(self._scheduler, now), (*self._ledger.ended, *running)
-        )
+        ended = [job for job in self._ledger.ended if job.job not in self._scheduler.jobs]
+        return ClusterStatus(self._cluster, node_statuses(self._scheduler, now), (*ended, *running))
 
     def client_lost(self, link: MessageProtocol[Any], error: CortexError | None) -> None:
         client = self._clients.pop(link, None)
@@ -324,7 +324,7 @@ class Server:
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))
-        for job, run in jobs.items():
+        for job, run in (jobs | kept).items():
             report = JobReport(job, run.request.spec.name, self._clock() - run.began_at)
             self._to_client(job, JobFailed(job, error, report))
         for hello, _ in self._nodes.values():

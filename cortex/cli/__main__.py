@@ -25,5 +25,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def server() -> int:
+    """Entry point of the command ``cortex_server``: ``cortex server``."""
+    return main(["server", *sys.argv[1:]])
+
+
+def node() -> int:
+    """Entry point of the command ``cortex_node``: ``cortex node``."""
+    return main(["node", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -63,7 +63,15 @@ def help_command(context: click.Context, command: str | None) -> None:
 
 cortex.add_command(mapreduce)
 cortex.add_command(ls_splits)
-for _command in (cluster.server, cluster.login, cluster.status, cluster.jobs, cluster.job, cluster.cancel):
+for _command in (
+    cluster.server,
+    cluster.node,
+    cluster.login,
+    cluster.status,
+    cluster.jobs,
+    cluster.job,
+    cluster.cancel,
+):
     cortex.add_command(_command)
 for _command in (cluster.token, cluster.kill_cluster):
     cortex.add_command(_command)

@@ -16,8 +16,9 @@ from cortex.cli.terminal import aligned, counted, guarded, plain, print_json, sa
 from cortex.config import Config, load_config
 from cortex.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from cortex.ids import Role
+from cortex.job.overrides import parse_slots
 from cortex.limits import TOKEN_S, TOKEN_USES
-from cortex.units import format_bytes, format_seconds
+from cortex.units import format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
     from cortex.cluster_client import ClusterConnection
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SERVER_PORT = 8786
+_NODE_PORT = 8787
 
 
 def _of_cluster(function: _F) -> _F:
@@ -82,6 +84,72 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
 
         at = parse_endpoint(listen, "--listen")
         return run_server(settings(home).home, at, Endpoint(advertise or own_address(at.host), at.port))
+
+    return guarded(command)
+
+
+@click.command(name="node", context_settings=HELP)
+@click.option(
+    "--join", metavar="LINE", help="HOST:PORT/TOKEN.CAHASH as the server prints it (or CORTEX_JOIN)."
+)
+@click.option(
+    "--listen",
+    default=f"0.0.0.0:{_NODE_PORT}",
+    show_default=True,
+    metavar="ADDRESS:PORT",
+    help="Where other nodes fetch map outputs.",
+)
+@click.option(
+    "--advertise", metavar="HOST", help="How other nodes reach this machine (default: its address)."
+)
+@click.option("--slots", metavar="N", help="Tasks at once (default: one a processor).")
+@click.option(
+    "--memory", metavar="SIZE", help="Cap of everything the node starts (default: half of the machine's)."
+)
+@click.option("--spill", multiple=True, metavar="DIR", help="Folder for temporary data; may be repeated.")
+@click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
+def node(
+    join: str | None,
+    listen: str,
+    advertise: str | None,
+    slots: str | None,
+    memory: str | None,
+    spill: tuple[str, ...],
+    home: str | None,
+) -> int:
+    """Run a node of a cluster, in the foreground.
+
+    It joins with the line that the server prints, and waits for a server that is not there yet. A home
+    that has joined before needs no line. SIGTERM or Ctrl-C ends it: what it ran runs elsewhere.
+
+    \b
+    Examples:
+      cortex node --join head:8786/t0123456789ab-0123...
+      cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex
+    """
+
+    def command() -> int:
+        from cortex.node_process import run_node
+        from cortex.wire.join import parse_endpoint
+
+        at = parse_endpoint(listen, "--listen")
+        config = load_config(
+            home=home,
+            join_line=join,
+            memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
+            slots=None if slots is None else parse_slots(slots, "--slots"),
+        )
+        for warning in config.warnings:
+            say(f"warning: {warning}")
+        return run_node(
+            config.home,
+            config.join_line,
+            at,
+            advertise or own_address(at.host),
+            memory_bytes=config.memory_bytes,
+            slots=config.slots,
+            spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
+        )
 
     return guarded(command)
 

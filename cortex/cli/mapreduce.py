@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("more_inputs", nargs=-1, metavar="[INPUT]...")
 @run_options
 def mapreduce(target: str, **options: Any) -> int:
-    """Run a MapReduce job on this machine.
+    """Run a MapReduce job on this machine, or with --server on a cluster.
 
     TARGET is a job file (job.yaml) or a class in a Python file (wordcount.py:WordCount). Further arguments
     are inputs, as if given with --input.
@@ -52,6 +52,7 @@ def mapreduce(target: str, **options: Any) -> int:
       cortex mapreduce job.yaml --input big.csv | head
       cortex mapreduce job.yaml --input 2023.csv --input 2024.csv --memory 512MB --output out/
       cortex mapreduce wordcount.py:WordCount --input 'docs/*.txt' --output counts/ --reducers 4
+      cortex mapreduce job.yaml --input /shared/big.csv --output out/ --server head:8786
     """
     wanted = collect(**options)
     return guarded(lambda: _run(lambda: load_target(target, wanted.job), wanted), wanted.as_json)
@@ -91,7 +92,7 @@ def _run(load: Callable[[], LoadedJob], options: RunOptions) -> int:
     from cortex.local_run import job_code, open_session, run_job, spill_folder
     from cortex.user_code import executor_sys_path
 
-    config = load_config()
+    config = load_config(server=options.server, home=options.home)
     if not options.quiet:
         for warning in config.warnings:
             say(f"warning: {warning}")

@@ -27,6 +27,9 @@ class RunOptions:
     job: Overrides = field(default_factory=Overrides)
     as_json: bool = False
     quiet: bool = False
+    server: str | None = None
+    """None: what the environment says; "" this machine."""
+    home: str | None = None
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # older clicks' is no generic
@@ -94,6 +97,11 @@ def run_options(function: _F) -> _F:
             "--output-format", type=click.Choice(OUTPUT_FORMATS),
             help="Format of the output files (default csv).",
         ),
+        click.option(
+            "--server", metavar="HOST:PORT",
+            help="Run on this server's cluster; 'local': on this machine (default: CORTEX_SERVER, if set).",
+        ),
+        click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME)."),
         as_json,
         click.option("--quiet", "-q", is_flag=True, help="No progress and no summary."),
     )  # fmt: skip
@@ -108,11 +116,14 @@ def collect(
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    server: str | None,
+    home: str | None,
     **job_options: Any,
 ) -> RunOptions:
     """`RunOptions` of what click parsed; inputs given as arguments come after those of ``--input``."""
     inputs = (*input_options, *more_inputs)
-    return RunOptions(Overrides(inputs=inputs, overwrite=overwrite or None, **job_options), as_json, quiet)
+    job = Overrides(inputs=inputs, overwrite=overwrite or None, **job_options)
+    return RunOptions(job, as_json, quiet, "" if server == "local" else server, home)
 
 
 def run_click(command: click.Command, arguments: list[str], name: str) -> int:

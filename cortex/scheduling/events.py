@@ -37,6 +37,14 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PartUnreadable:
+    """A part of the output of a job cannot be read at its node, which lives."""
+
+    job: str
+    staged_as: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
     reason: str = "the job was cancelled"
@@ -51,6 +59,7 @@ Event = (
     JobSubmitted
     | NodeJoined
     | NodeLost
+    | PartUnreadable
     | AttemptFinished
     | AttemptFailed
     | Heartbeat

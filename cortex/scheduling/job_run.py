@@ -21,7 +21,7 @@ from cortex.limits import LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT, SCAN_SPLITS_PER_T
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
-from cortex.scheduling.progress import BYTES_OUT, MapStats, Progress, stats_tuple
+from cortex.scheduling.progress import BYTES_OUT, AddedStats, Progress, stats_tuple
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
@@ -69,6 +69,8 @@ class JobRun:
         self.running: dict[AttemptId, Running] = {}
         self._tables: dict[str, TaskTable] = {}
         self._parts: dict[int, tuple[OutputPart, ...]] = {}
+        self._parts_at: dict[str, list[int]] = {}
+        """Node -> tasks whose parts it made; some may have been made anew elsewhere."""
         self._types = {MAP: OutputTypes(), REDUCE: OutputTypes()}
         self._revoked: list[Running] = []
         self._redos: dict[int, int] = {}
@@ -222,7 +224,8 @@ class JobRun:
         count = len(plan.tasks)
         self._scans = ScanPlan(plan)
         self._outputs = MapOutputs(self.job, 0 if self.map_only else count, plan.reducers)
-        self._map_stats = MapStats(count)
+        self._map_stats = AddedStats(count)
+        self._reduce_stats = AddedStats(0 if self.map_only else plan.reducers)
         scanned = self._scans.tasks > 0
         scans = self._tables[SCAN] = TaskTable(len(plan.splits) if scanned else 0, self._scans.tasks)
         if scanned:
@@ -270,7 +273,7 @@ class JobRun:
         index = running.index
         self._join_types(running, result.types)
         if self.map_only:
-            self._parts[index] = result.parts
+            self._take_parts(running, result.parts)
         else:
             redo = self._outputs.accept(result, running.number, running.output_node)
             if redo is not Redo.SAME:
@@ -326,9 +329,22 @@ class JobRun:
                 details={"attempt": running.attempt},
             )
         self._join_types(running, result.types)
-        self._parts[running.index] = result.parts
-        self.progress.stages[REDUCE].add(stats_tuple(result.stats))
+        self._take_parts(running, result.parts)
+        stats = stats_tuple(result.stats)
+        replaced = self._reduce_stats.replace(running.index, stats, result.counters)
+        if replaced is not None:
+            self.progress.stages[REDUCE].add(replaced[0], -1)
+            self.progress.merge_counters(replaced[1], -1)
+        self.progress.stages[REDUCE].add(stats)
         self.progress.merge_counters(result.counters)
+
+    def _take_parts(self, running: Running, parts: tuple[OutputPart, ...]) -> None:
+        """Parts lie on their node, unless the client gave a folder for them."""
+        if not self.request.staging_dir:
+            node = running.node
+            parts = tuple(msgspec.structs.replace(part, node=node) for part in parts)
+            self._parts_at.setdefault(node, []).append(running.index)
+        self._parts[running.index] = parts
 
     def failed(self, running: Running, failed: TaskFailed, now: float) -> None:
         """An attempt has ended badly: retry it, redo what it lacked, or end the job."""
@@ -380,11 +396,39 @@ class JobRun:
         self._tables[running.stage].apply(running.index, TaskEvent.RETRY)
 
     def node_lost(self, node: str) -> None:
-        """Map outputs on `node` are gone. Parts are not: they lie on the output's filesystem."""
-        if self.state in (JobState.MAPPING, JobState.REDUCING) and not self.map_only:
-            lost = self._outputs.lost_with(node)
-            if lost:
-                self._lose_maps(lost)
+        """What lies on `node` is gone: parts of the output that the client does not have, also of a job that
+        is done (it goes on then), and map outputs, which are made anew while a reduce may need them."""
+        if self.state not in (JobState.MAPPING, JobState.REDUCING, JobState.DONE):
+            return
+        made = sorted(set(self._parts_at.pop(node, ())))
+        self._lose_parts([i for i in made if any(part.node == node for part in self._parts.get(i, ()))])
+        if self.map_only:
+            return
+        lost = self._outputs.lost_with(node)
+        if lost:
+            self._outputs.lose(lost)
+            self._tables[MAP].lose(lost)
+        if self.state is not JobState.DONE and not self._tables[MAP].finished:
+            self.progress.stages[MAP].ended_at = None
+            self._step(JobEvent.MAP_LOST)
+
+    def part_lost(self, staged_as: str) -> None:
+        """A part cannot be read at its node. One that is not of the output (any more) changes nothing."""
+        found = [i for i, parts in self._parts.items() if any(part.staged_as == staged_as for part in parts)]
+        self._lose_parts(found)
+        if found and not self.map_only and not self._tables[MAP].finished:
+            self._step(JobEvent.MAP_LOST)
+
+    def _lose_parts(self, indices: list[int]) -> None:
+        """The parts of these tasks are made anew."""
+        if not indices:
+            return
+        stage = MAP if self.map_only else REDUCE
+        for index in indices:
+            del self._parts[index]
+        self._tables[stage].lose(indices)
+        self.progress.stages[stage].ended_at = None
+        self._step(JobEvent.MAP_LOST if self.map_only else JobEvent.PART_LOST)
 
     def heard(self, running: Running, progress: TaskProgress) -> None:
         self.progress.stages[running.stage].change_live(running, progress.stats)

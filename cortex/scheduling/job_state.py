@@ -2,6 +2,7 @@
 
 PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
 MAPPING, REDUCING --OUTPUT_DONE--> DONE       any of the three --FAIL--> FAILED, --CANCEL--> CANCELLED
+DONE --PART_LOST--> REDUCING, --MAP_LOST--> MAPPING: a node is lost with output that the client lacks
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class JobEvent(enum.Enum):
     PLANNED = "be planned"
     MAPPED = "have all maps done"
     MAP_LOST = "lose a map's output"
+    PART_LOST = "lose a part of the output"
     OUTPUT_DONE = "have all output"
     FAIL = "fail"
     CANCEL = "be cancelled"
@@ -36,6 +38,10 @@ JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.REDUCING, JobEvent.MAP_LOST): JobState.MAPPING,
     (JobState.MAPPING, JobEvent.OUTPUT_DONE): JobState.DONE,  # map-only, or the reduces had read a lost map
     (JobState.REDUCING, JobEvent.OUTPUT_DONE): JobState.DONE,
+    (JobState.MAPPING, JobEvent.PART_LOST): JobState.MAPPING,
+    (JobState.REDUCING, JobEvent.PART_LOST): JobState.REDUCING,
+    (JobState.DONE, JobEvent.PART_LOST): JobState.REDUCING,
+    (JobState.DONE, JobEvent.MAP_LOST): JobState.MAPPING,  # its output, of a map-only job
     (JobState.PLANNING, JobEvent.FAIL): JobState.FAILED,
     (JobState.MAPPING, JobEvent.FAIL): JobState.FAILED,
     (JobState.REDUCING, JobEvent.FAIL): JobState.FAILED,

@@ -81,22 +81,22 @@ class StageTotals:
         )
 
 
-class MapStats:
-    """What each accepted map added, kept so that its redo can replace it: 57 bytes a map.
+class AddedStats:
+    """What each accepted task of a stage added, kept so that its redo can replace it: 57 bytes a task.
 
     A lost map still counts until then: reduces may have read it, and the job may end before its redo.
     """
 
-    def __init__(self, maps: int) -> None:
-        self._values = zeros("q", len(FIELDS) * maps)
-        self._there = bytearray(maps)
+    def __init__(self, tasks: int) -> None:
+        self._values = zeros("q", len(FIELDS) * tasks)
+        self._there = bytearray(tasks)
         self._counters: dict[int, bytes] = {}
         """Encoded, which takes a fifth of the memory."""
 
     def replace(
         self, index: int, stats: tuple[int, ...], counters: Counters
     ) -> tuple[tuple[int, ...], Counters] | None:
-        """Keep what map `index` added; gives what it had added before, if it had."""
+        """Keep what task `index` added; gives what it had added before, if it had."""
         width = len(FIELDS)
         place = slice(index * width, (index + 1) * width)
         old = None

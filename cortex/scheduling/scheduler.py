@@ -27,6 +27,7 @@ from cortex.scheduling.events import (
     JobSubmitted,
     NodeJoined,
     NodeLost,
+    PartUnreadable,
     SendToClient,
     SendToNode,
     Tick,
@@ -58,8 +59,9 @@ class Scheduler:
         self.leases = LeaseBook()
         self.jobs: dict[str, JobRun] = {}
         """Jobs under way; one that has ended is forgotten once its client is told."""
-        self.kept: set[str] = set()
-        """Jobs done, until their client has committed the result (or is gone): nodes keep what they have."""
+        self.kept: dict[str, JobRun] = {}
+        """Jobs done, until their client has committed the result (or is gone): nodes keep what they have.
+        One whose result is lost before goes on."""
         self.stale_messages = 0
         self._turns: deque[str] = deque()
         self._ticked_at: float | None = None
@@ -72,6 +74,7 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CancelRequested: self._cancel_requested,
+            PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
             Tick: self._tick,
         }
@@ -107,8 +110,22 @@ class Scheduler:
         """The node's attempts are abandoned and what it kept of map output is gone."""
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
-        for job in self.jobs.values():
+        for job in (*self.jobs.values(), *self.kept.values()):
             job.node_lost(node.name)
+        self._reopen()
+
+    def _part_lost(self, event: PartUnreadable, now: float) -> None:
+        job = self.jobs.get(event.job) or self.kept.get(event.job)
+        if job is not None:
+            job.part_lost(event.staged_as)
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Jobs that were done, and are not any more, go on."""
+        for job in [job for job in self.kept.values() if not job.ended]:
+            del self.kept[job.job]
+            self.jobs[job.job] = job
+            self._turns.append(job.job)
 
     def _attempt_finished(self, event: AttemptFinished, now: float) -> None:
         running = self._held(event.node, event.incarnation, event.done.attempt, now)
@@ -137,7 +154,7 @@ class Scheduler:
         node = self.leases.current(name, incarnation, now)
         if node is not None and node.silent:
             self.leases.revive(node)
-            for job in sorted(node.told.keys() - self.jobs.keys() - self.kept):
+            for job in sorted(node.told.keys() - self.jobs.keys() - self.kept.keys()):
                 del node.told[job]
                 self._out.append(SendToNode(name, EndJob(job)))
         return node
@@ -165,12 +182,16 @@ class Scheduler:
             job.cancel(Cancelled(event.reason).report())
             self._after(job, now)
         elif event.job in self.kept:
-            self.kept.discard(event.job)
+            error = Cancelled(event.reason).report()
+            report = self._report(self.kept.pop(event.job), now)
             self._end_at_nodes(event.job)
+            self._out.append(SendToClient(event.job, JobFailed(event.job, error, report)))
 
     def _job_received(self, event: JobReceived, now: float) -> None:
-        # What was kept is needed no more. A client that lets go of a job under way gives it up.
-        self._cancel_requested(CancelRequested(event.job, "the client gave the job up"), now)
+        if self.kept.pop(event.job, None) is not None:
+            self._end_at_nodes(event.job)
+        else:  # a client that lets go of a job under way gives it up
+            self._cancel_requested(CancelRequested(event.job, "the client gave the job up"), now)
 
     def _tick(self, event: Tick, now: float) -> None:
         late_s = 0.0 if self._ticked_at is None else now - self._ticked_at - PROGRESS_S
@@ -189,7 +210,9 @@ class Scheduler:
         """Carry out what a job has decided; take leave of it when it has ended."""
         revoked = job.take_revoked()
         if job.state is JobState.DONE:
-            revoked += job.running.values()  # a lost map's redo, which no reduce needed
+            for running in list(job.running.values()):  # a lost map's redo, which no reduce needed
+                job.abandoned(running)
+                revoked.append(running)
         self.leases.release(revoked)
         for running in revoked:
             self._out.append(SendToNode(running.node, Revoke((running.attempt,))))
@@ -200,7 +223,7 @@ class Scheduler:
         self._turns.remove(job.job)
         report = self._report(job, now)
         if job.state is JobState.DONE:
-            self.kept.add(job.job)
+            self.kept[job.job] = job
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None

@@ -1,8 +1,8 @@
 """Where fetched segments of one job lie: beside its run files, private while written, named when whole.
 
 ``<work_dir>/<attempt>.p00012.<n>.partial`` becomes ``<work_dir>/<attempt>.p00012.segment`` in one
-rename, after its size and footer were found right. No NumPy and no Arrow: the node fetches; executors
-read through `MapOutputStore`.
+rename, after its size and footer were found right, and ``….<n>.used`` in another, before it is removed.
+No NumPy and no Arrow: the node fetches; executors read through `MapOutputStore`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,21 @@ class FetchedSegments:
         partial = segment_path(self.work_dir, attempt, partition, f"{number}.partial")
         return IncomingSegment(self._fs, self, partial, path, partition, size_bytes)
 
-    def discard(self, attempt: str, partition: int) -> None:
-        """Remove a committed segment; none is fine."""
+    def set_aside(self, attempt: str, partition: int) -> str:
+        """Take a committed segment's name from it, so that it may be fetched again; "" if there is none.
+        Quick. What is returned is for `remove`, which may not be."""
         path = segment_path(self.work_dir, attempt, partition)
-        if self._fs.exists(path):
-            self._fs.unlink(path)
+        if not self._fs.exists(path):
+            return ""
+        with self._lock:
+            number = next(self._numbers)
+        aside = segment_path(self.work_dir, attempt, partition, f"{number}.used")
+        self._fs.rename(path, aside)
+        return aside
+
+    def remove(self, aside: str) -> None:
+        if self._fs.exists(aside):  # not with the whole job
+            self._fs.unlink(aside)
 
     def take(self, wanted_bytes: int) -> None:
         """Room for bytes about to be written. Raises SpillFull."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 
-from cortex.errors import NotTrusted
+from cortex.errors import NotAllowed, NotTrusted
 from cortex.ids import Role, peer_name
 from cortex.limits import DIAL_S_MAX
 from cortex.transfer.segment_server import SegmentServer
@@ -44,6 +44,7 @@ class DataPort:
         self._address_of = address_of
         self._server: SegmentServer | None = None
         self._expiries: dict[str, Any] = {}
+        self._trusted = True
 
     def listen(
         self, endpoint: Endpoint, settings: Renewable, strangers: Strangers, server: SegmentServer
@@ -57,6 +58,13 @@ class DataPort:
         self._members.revoke(node)
         self._cut_off(node, "it was revoked")
 
+    def trust(self, trusted: bool) -> None:
+        """False: this node does not know any more who was put out, and serves nobody."""
+        self._trusted = trusted
+        if not trusted and self._server is not None:
+            for peer in list(self._server.of_peer):
+                self._cut_off(peer, "this node has lost its server")
+
     def stop(self) -> None:
         """Forget the timers. Who listens stops listening."""
         for expiry in self._expiries.values():
@@ -66,6 +74,8 @@ class DataPort:
 
     def identify(self, transport: Any) -> str:
         """The id of the node that fetches. Raises ProtocolError for whoever may not."""
+        if not self._trusted:
+            raise NotAllowed("this node has lost its server, and does not know who was put out")
         peer = peer_of(transport)
         self._members.check(peer, (Role.NODE,))
         assert peer is not None

@@ -44,10 +44,14 @@ class PartStreams:
         self._from_thread = from_thread
         self._streams: dict[int, _Stream] = {}
 
-    def begin(self, message: SendPart, folder: str) -> None:
-        """Send the part, which lies in `folder` under its own name."""
-        stream = _Stream(message.stream, os.path.join(folder, message.staged_as), message.credit_bytes)
+    def begin(self, message: SendPart, folder: str | None) -> None:
+        """Send the part, which lies in `folder` under its own name. None: its job is not here any more."""
+        path = os.path.join(folder or "", message.staged_as)
+        stream = _Stream(message.stream, path, message.credit_bytes)
         self._streams[stream.number] = stream
+        if folder is None:
+            self._end(stream, ResultsLost("the node has dropped the result", cure="run the job again"))
+            return
         if os.path.basename(message.staged_as) != message.staged_as:
             self._end(stream, ResultsLost(f"{message.staged_as!r} is no name of a part"))
             return

@@ -17,6 +17,7 @@ All methods and callbacks are on the reactor's thread.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import deque
@@ -106,6 +107,12 @@ class SegmentFetcher:
             if each.job not in self._jobs:
                 raise InternalError(f"a segment is to be fetched for job {each.job}, which is not open")
         self._obey(self._queue.add(some, self.clock()))
+
+    def discard(self, job: str, attempt: str, partition: int) -> None:
+        """Remove a segment that has landed, and that nobody reads any more."""
+        found = self._jobs.get(job)
+        if found is not None:
+            self._in_thread(_remove, found.store, found.store.set_aside(attempt, partition))
 
     def holder_lost(self, holder: str, error: CortexError) -> None:
         """A node is known to be gone: what is wanted of it fails now, not after every try."""
@@ -274,3 +281,10 @@ class SegmentFetcher:
     def _resume(self) -> None:
         for connection in self._open.values():
             connection.resume()
+
+
+def _remove(store: FetchedSegments, aside: str) -> None:
+    """In a thread. What cannot be removed goes with the job's folder."""
+    with contextlib.suppress(OSError):
+        if aside:
+            store.remove(aside)

@@ -1,21 +1,26 @@
 """A node's part in the shuffle: it serves its map outputs, and brings a reduce's inputs before it runs.
 
 A reduce takes a slot only when all its segments are here, or reduces that wait would fill the slots that
-a lost map needs. What ran on this node is read in place and never passes here.
+a lost map needs. What ran on this node is read in place and never passes here. A segment is removed when
+the reduce that read it has finished.
 
 All methods and callbacks are on the reactor's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cortex.errors import CortexError
+from cortex.errors import CortexError, Unreachable
+from cortex.ids import JobId
 from cortex.transfer.fetch_queue import Wanted
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
+from cortex.wire.join import Endpoint, parse_endpoint
+from cortex.wire.map_locations import map_outputs
+from cortex.wire.messages import OutputNode, ReduceResult, Result, RunTask
 
 Key = tuple[str, int]
 """(map attempt, partition)."""
@@ -28,44 +33,78 @@ class _Waiting:
     missing: set[Key] = field(default_factory=set)
 
 
+class Addresses:
+    """Where nodes serve others, as far as jobs have told. A node that moved is told of again."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
+
+    def learn(self, nodes: Sequence[OutputNode]) -> None:
+        self._of.update((each.node, each.data_address) for each in nodes)
+
+    def of(self, node: str) -> Endpoint:
+        """Raises Unreachable for a node that serves nobody, or that was never told of."""
+        address = self._of.get(node, "")
+        if not address:
+            raise Unreachable(f"node {node} has no address where others fetch from it")
+        return parse_endpoint(address, f"the address of node {node}")
+
+
 class ShuffleAgent:
-    """`fetcher(landed, failed)` makes the fetcher. `ready(attempt)`: its inputs are all here;
-    `failed(attempt, error)`: one of them cannot be had. One of the two is called for every attempt that
-    `bring` did not answer at once, unless it is forgotten."""
+    """`fetcher(landed, failed)` makes the fetcher, which looks for holders in `addresses`. `ready(attempt)`:
+    its inputs are all here; `failed(attempt, error)`: one of them cannot be had. One of the two is called,
+    in a later turn, for every attempt that `bring` did not answer at once, unless it is forgotten."""
 
     def __init__(
         self,
         server: SegmentServer,
         fetcher: Callable[[Any, Any], SegmentFetcher],
+        addresses: Addresses,
         ready: Callable[[str], None],
         failed: Callable[[str, CortexError], None],
     ) -> None:
         self._server = server
         self._fetcher = fetcher(self._landed, self._lost)
+        self._addresses = addresses
         self._ready = ready
         self._failed = failed
         self._waiting: dict[str, _Waiting] = {}
         self._wanting: dict[Key, set[str]] = {}
         """Segments on their way -> the attempts that wait for them."""
-        self._here: dict[str, set[Key]] = {}
-        """Job -> segments that have landed."""
+        self._here: dict[str, dict[int, set[str]]] = {}
+        """Job -> partition -> map attempts whose segments have landed."""
 
     def open_job(self, job: str, folder: str) -> None:
         self._server.register_job(job, folder)
         self._fetcher.open_job(job, folder)
-        self._here[job] = set()
+        self._here[job] = {}
 
-    def bring(self, job: str, attempt: str, segments: Iterable[Wanted]) -> bool:
-        """Have these segments here. True when they are already."""
-        missing = {each.key: each for each in segments if each.key not in self._here[job]}
+    def bring(self, job: str, run: RunTask, own_name: str, nodes: Sequence[OutputNode]) -> bool:
+        """Have the inputs of this reduce here, whose task is filled in; `nodes` are those that it numbers,
+        of which `own_name` is this one. True when they are here already."""
+        task: Any = run.task
+        partition: int = task.partition
+        here = self._here[job].get(partition, set())
+        missing: dict[Key, Wanted] = {}
+        for output in map_outputs(task.inputs, JobId(job)):
+            holder = nodes[output.node].node
+            if holder != own_name and output.attempt not in here:
+                missing[output.attempt, partition] = Wanted(job, holder, output.attempt, partition)
         if not missing:
             return True
-        self._waiting[attempt] = _Waiting(attempt, job, set(missing))
+        self._addresses.learn(nodes)
+        self._waiting[run.attempt] = _Waiting(run.attempt, job, set(missing))
         new = [wanted for key, wanted in missing.items() if key not in self._wanting]
         for key in missing:
-            self._wanting.setdefault(key, set()).add(attempt)
+            self._wanting.setdefault(key, set()).add(run.attempt)
         self._fetcher.fetch(new)
         return False
+
+    def used(self, job: str, result: Result) -> None:
+        """An attempt has finished: what a reduce has read is needed no more."""
+        if isinstance(result, ReduceResult) and job in self._here:
+            for attempt in self._here[job].pop(result.partition, ()):
+                self._fetcher.discard(job, attempt, result.partition)
 
     def forget(self, attempt: str) -> None:
         """The attempt is revoked or over; what is on its way for it still comes."""
@@ -107,7 +146,7 @@ class ShuffleAgent:
 
     def _landed(self, wanted: Wanted, _size_bytes: int, _rows: int) -> None:
         if wanted.job in self._here:
-            self._here[wanted.job].add(wanted.key)
+            self._here[wanted.job].setdefault(wanted.partition, set()).add(wanted.attempt)
         for attempt in sorted(self._wanting.pop(wanted.key, ())):
             waiting = self._waiting[attempt]
             waiting.missing.discard(wanted.key)

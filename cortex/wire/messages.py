@@ -419,7 +419,8 @@ class JobReport(Message, frozen=True):
 
 class JobDone(Message, frozen=True):
     """Every part is staged and fsynced: the client commits them, then says JobReceived. Until then nodes keep
-    what they have of the job. Parts are in output order."""
+    what they have of the job. Parts are in output order. It comes again when some were lost with a node
+    before the client had them, and have been made anew."""
 
     job: str
     report: JobReport
@@ -504,6 +505,8 @@ class PartBytes(Message, frozen=True):
 
 
 class PartLost(Message, frozen=True):
+    """The part is gone with its node: the job goes on, and another JobDone (or JobFailed) follows."""
+
     job: str
     staged_as: str
     error: ErrorReport

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.embedded import start_template
+from cortex.template_start import start_template
 from cortex.job.plan import Split
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB

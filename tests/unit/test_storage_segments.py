@@ -211,8 +211,8 @@ def test_a_received_segment_is_read_as_the_run_file_would_be(source: Path, tmp_p
         store.open(ATTEMPT, 2)
     with pytest.raises(CorruptRun):
         store.open(ATTEMPT)
-    fetched.discard(ATTEMPT, 3)
-    fetched.discard(ATTEMPT, 3)
+    fetched.remove(fetched.set_aside(ATTEMPT, 3))
+    assert fetched.set_aside(ATTEMPT, 3) == ""
     assert os.listdir(store.work_dir) == []
 
 
@@ -256,7 +256,7 @@ def test_only_attempt_ids_and_partitions_name_segments(tmp_path: Path) -> None:
         with pytest.raises(InternalError):
             store.create(attempt, 0, 1)
         with pytest.raises(InternalError):
-            store.discard(attempt, 0)
+            store.set_aside(attempt, 0)
     for partition in (-1, 4096, 10**9):
         with pytest.raises(InternalError):
             segment_path("/x", ATTEMPT, partition)

@@ -1,0 +1,265 @@
+"""A node of a cluster: a `Node` with its data port, its part in the shuffle, and its link to the server.
+
+The link is dialed again, with growing rests, for as long as the node lives. A server that has lost the
+link counts the node as lost, and so does the node: it drops its jobs and comes back as a new one. Without
+its server for UNTRUSTED_S it serves no other node: somebody may have been put out meanwhile.
+
+The certificate is renewed over the link when two thirds of its life are over.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from cortex.errors import CortexError, InternalError, NotAllowed, VersionMismatch, from_report
+from cortex.ids import server_name
+from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, UNTRUSTED_S
+from cortex.memory_plan import MemoryPlan
+from cortex.node import Node
+from cortex.storage.filesystem import LocalFilesystem
+from cortex.transfer.data_port import DataPort
+from cortex.transfer.segment_fetcher import SegmentFetcher
+from cortex.transfer.segment_server import SegmentServer
+from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
+from cortex.wire import tls
+from cortex.wire.gate import Members, Strangers
+from cortex.wire.identity import Identity, save_identity
+from cortex.wire.join import Endpoint, parse_endpoint
+from cortex.wire.messages import CertificateRenewed, FromNode, Message, PeersRevoked, Refused
+from cortex.wire.peers import DialedProtocol, dial
+from cortex.wire.permissions import union_to
+from cortex.wire.renewal import Renewal
+from cortex.wire.versions import local_versions
+
+_log = Logger()
+_FINAL = (NotAllowed.code, VersionMismatch.code)  # what a server refuses us with for good
+
+
+class ClusterNode:
+    """See the module. `template` is the template's connected socket, `folder` where `identity` is kept.
+
+    `failed(error)` is called once when the node can go on no more, `ended()` when an admin has ended the
+    cluster; in both cases the caller calls `stop`. `reactor` times by the monotonic `clock`; certificates go
+    by `wall_clock`. Raises UsageError for an address that cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        identity: Identity,
+        folder: str,
+        *,
+        listen: Endpoint,
+        advertise: str,
+        plan: MemoryPlan,
+        spill_dirs: Sequence[str],
+        failed: Callable[[CortexError], None],
+        ended: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._reactor = reactor
+        self._identity = identity
+        self._folder = folder
+        self._failed = failed
+        self._wall_clock = wall_clock
+        self._jitter = jitter
+        self._members = Members(identity.cluster)
+        self._addresses = Addresses()
+        self._settings = tls.Renewable(tls.data_port(identity))
+        self._data = DataPort(reactor, wall_clock, self._members, lambda: self._identity, self._addresses.of)
+        serving = SegmentServer(reactor, clock, LocalFilesystem(), self._data.identify)
+        self._port = self._data.listen(listen, self._settings, Strangers(), serving)
+        self.address = Endpoint(advertise, int(self._port.getHost().port))
+
+        def fetcher(landed: Any, lost: Any) -> SegmentFetcher:
+            return SegmentFetcher(
+                reactor, clock, LocalFilesystem(), self._data.connect, landed, lost, self._data.check
+            )
+
+        self._node = Node(
+            reactor,
+            clock,
+            self._send,
+            name=identity.id,
+            plan=plan,
+            spill_dirs=spill_dirs,
+            versions=local_versions(),
+            failed=self._fail,
+            shut_down=ended,
+            data_address=str(self.address),
+            shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
+        )
+        self._link: DialedProtocol[Any] | None = None
+        self._dialing: Deferred[Any] | None = None
+        self._welcome = False
+        self._rest_s = 0.0
+        self._stopping = False
+        self._said_lost = False
+        self._renewing: Renewal | None = None
+        self._timers: dict[str, Any] = {}
+
+    def start(self, template: Any, socket_path: str) -> None:
+        """Start the executors, and dial the server until it answers."""
+        self._node.start(template, socket_path=socket_path)
+        self._dial()
+        self._look_at_certificate()
+
+    def stop(self, gone: Callable[[], None]) -> None:
+        """Kill what runs and remove what was spilled; `gone()` when that is done."""
+        self._stopping = True
+        for timer in self._timers.values():
+            if timer.active():
+                timer.cancel()
+        self._port.stopListening()
+        self._data.stop()
+        if self._dialing is not None:
+            self._dialing.cancel()
+        if self._link is not None:
+            self._link.close()
+        self._node.stop(gone)
+
+    # --- the link to the server ---
+
+    def _dial(self) -> None:
+        identity = self._identity
+        link: DialedProtocol[Any] = DialedProtocol(
+            self._reactor,
+            server_name(identity.cluster),
+            union_to(identity.role),
+            self._opened,
+            self._received,
+            self._lost,
+        )
+        self._link = link
+        self._welcome = False
+        server = parse_endpoint(identity.server, "the server")
+        self._dialing = dial(self._reactor, server, identity, server_name(identity.cluster), link)
+
+    def _opened(self, _link: Any) -> None:
+        self._node.hello()
+
+    def _send(self, message: FromNode) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+    def _received(self, link: DialedProtocol[Any], message: Message) -> None:
+        if link is not self._link or self._stopping:
+            return
+        if isinstance(message, Refused):
+            self._refused(from_report(message.error))
+        elif isinstance(message, PeersRevoked):
+            self._welcomed(link)
+            for peer in message.peers:
+                self._data.put_out(peer)
+        elif isinstance(message, CertificateRenewed):
+            self._renewed(message)
+        else:
+            self._work(message)
+
+    def _welcomed(self, link: DialedProtocol[Any]) -> None:
+        """The server's first word after a good hello."""
+        if self._welcome:
+            return
+        self._welcome, self._rest_s, self._said_lost = True, 0.0, False
+        link.accept()
+        self._cancel("untrusted")
+        self._data.trust(True)
+        self._look_at_certificate()
+        _log.info(
+            "node {node} of cluster {cluster} is connected to {server}, and serves others at {address}",
+            node=self._identity.id,
+            cluster=self._identity.cluster,
+            server=self._identity.server,
+            address=str(self.address),
+        )
+
+    def _work(self, message: Any) -> None:
+        try:
+            self._node.receive(message)
+        except CortexError as error:
+            self._fail(error)
+        except Exception as error:  # its job could not go on: end with the cause
+            text = "".join(traceback.format_exception(error))
+            said = f"the node could not take {type(message).__name__}: {error}"
+            self._fail(InternalError(said, details={"traceback": text}))
+
+    def _refused(self, error: CortexError) -> None:
+        if error.code in _FINAL:
+            self._fail(error)
+        else:
+            _log.warn("the server refused the node: {error}", error=error.message)
+
+    def _lost(self, link: DialedProtocol[Any], error: CortexError | None) -> None:
+        if link is not self._link or self._stopping:
+            return
+        self._link = self._dialing = self._renewing = None
+        if error is not None and error.code in _FINAL:
+            self._fail(error)
+            return
+        if not self._said_lost:
+            self._said_lost = True
+            why = error.message if error is not None else "it closed the connection"
+            _log.warn(
+                "no link to the server at {server}: {why}; trying again",
+                server=self._identity.server,
+                why=why,
+            )
+        if self._welcome:
+            self._welcome = False
+            self._after("untrusted", UNTRUSTED_S, lambda: self._data.trust(False))
+            self._node.start_over(self._redial)
+        else:
+            self._redial()
+
+    def _redial(self) -> None:
+        if self._stopping or self._link is not None:
+            return
+        self._rest_s = min(REDIAL_S_MAX, max(REDIAL_FIRST_S, 2 * self._rest_s))
+        self._after("redial", self._rest_s * (0.5 + self._jitter()), self._dial)
+
+    def _fail(self, error: CortexError) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._failed(error)
+
+    # --- its own certificate ---
+
+    def _look_at_certificate(self) -> None:
+        self._after("certificate", DAY_S, self._look_at_certificate)
+        if self._welcome and self._renewing is None and self._identity.renew_due(self._wall_clock()):
+            self._renewing = Renewal(self._identity)
+            assert self._link is not None
+            self._link.send(self._renewing.request)
+
+    def _renewed(self, message: CertificateRenewed) -> None:
+        if self._renewing is None:
+            return
+        try:
+            self._identity = self._renewing.finish(message)
+            save_identity(self._folder, self._identity)
+        except CortexError as error:
+            _log.warn("the node's certificate could not be renewed: {error}", error=error.message)
+        else:
+            self._settings.options = tls.data_port(self._identity)
+            _log.info("the node's certificate was renewed")
+        self._renewing = None
+
+    # --- time ---
+
+    def _after(self, name: str, seconds: float, function: Callable[[], None]) -> None:
+        self._cancel(name)
+        self._timers[name] = self._reactor.callLater(seconds, function)
+
+    def _cancel(self, name: str) -> None:
+        timer = self._timers.get(name)
+        if timer is not None and timer.active():
+            timer.cancel()

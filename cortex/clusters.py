@@ -1,0 +1,213 @@
+"""A cluster from Python: `Client` for one that there is, `LocalCluster` for one of processes on this machine.
+
+client = cortex.Client("head:8786")
+counts = WordCount(input="/shared/docs/*.txt").run(client)
+
+with cortex.LocalCluster(nodes=3) as cluster:          # tests and notebooks: real processes, real TLS
+    counts = WordCount(input="docs/*.txt").run(cluster)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cortex.config import Config, load_config
+from cortex.embedded_start import child_environment
+from cortex.errors import CortexError, InternalError, UsageError
+from cortex.limits import CLUSTER_START_S_MAX, MIB, NODE_EXIT_S_MAX, STDERR_TAIL_BYTES
+
+if TYPE_CHECKING:
+    from cortex.wire.messages import ClusterStatus
+
+_LOOK_S = 0.05
+
+
+class Client:
+    """A way to the cluster whose server is at `server` ("HOST:PORT"; default: CORTEX_SERVER, or where this
+    user logged in). `home` is the folder with the identity to show (default: CORTEX_HOME).
+
+    It holds no connection: each job, and each question, has its own. Use from any thread.
+    """
+
+    def __init__(self, server: str = "", *, home: str | os.PathLike[str] | None = None) -> None:
+        self.config: Config = load_config(
+            home=None if home is None else os.fspath(home), server=server or None
+        )
+        if server:
+            from cortex.wire.join import parse_endpoint
+
+            parse_endpoint(server, "the server")
+
+    def status(self) -> ClusterStatus:
+        """What the cluster is doing: nodes and jobs. Raises Unreachable, NotTrusted or UsageError."""
+        from cortex.cluster_client import ClusterConnection
+        from cortex.wire.messages import ClusterStatus, GetStatus
+
+        with ClusterConnection(self.config.home, self.config.server) as connection:
+            return connection.ask(GetStatus(), ClusterStatus)
+
+    def cancel(self, job: str) -> None:
+        """Cancel a job of this client's (as admin: any)."""
+        from cortex.cluster_client import ClusterConnection
+        from cortex.wire.messages import CancelJob, ClusterStatus
+
+        with ClusterConnection(self.config.home, self.config.server) as connection:
+            connection.ask(CancelJob(job), ClusterStatus)
+
+    def __repr__(self) -> str:
+        return f"cortex.Client({self.config.server!r})"
+
+
+class LocalCluster:
+    """A server and `nodes` nodes as processes of this machine, each with its own folder and no shared state
+    but the file system; all ends with the ``with`` block, or with `close`.
+
+    `slots` and `memory` ("1GB", or bytes) are each node's. `folder` is where their homes lie (default: a
+    temporary folder, removed at the end).
+    """
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        *,
+        slots: int = 1,
+        memory: str | int = 768 * MIB,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if nodes < 1:
+            raise UsageError(f"a cluster of {nodes} nodes can run nothing", cure="give nodes=1 or more")
+        self._own = folder is None
+        # Short, as unix sockets have short names; on a disk, as spilled data lies in it.
+        self.folder = Path(tempfile.mkdtemp(prefix="cortex-cluster-") if folder is None else folder)
+        self._slots, self._memory = slots, memory
+        self._environment = child_environment()
+        for name in [name for name in self._environment if name.startswith("CORTEX_")]:
+            del self._environment[name]
+        self.server: subprocess.Popen[bytes] | None = None
+        self.nodes: dict[str, subprocess.Popen[bytes]] = {}
+        """Name (``node1``) -> its process."""
+        self._join_line = ""
+        self.address = ""
+        try:
+            self.start_server()
+            for _ in range(nodes):
+                self.add_node(wait=False)
+            self._wait_for(len(self.nodes))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def client(self) -> Client:
+        return Client(self.address, home=self.folder / "server")
+
+    @property
+    def config(self) -> Config:
+        return self.client.config
+
+    def start_server(self) -> None:
+        """Start the server (again, at the address it had)."""
+        listen = self.address or "127.0.0.1:0"
+        self.server = self._start("server", "server", "--listen", listen)
+        deadline = time.monotonic() + CLUSTER_START_S_MAX
+        while not self.address:
+            said = self._output("server")
+            for line in said.splitlines():
+                if line.startswith("  cortex node --join "):
+                    self._join_line = line.split()[-1]
+                if line.startswith("commands here: "):
+                    self.address = line.split()[-1]
+            self._check("server", self.server, deadline)
+
+    def add_node(self, wait: bool = True) -> str:
+        """Start one more node; gives its name."""
+        name = f"node{len(self.nodes) + 1}"
+        self.start_node(name)
+        if wait:
+            self._wait_for(sum(each.poll() is None for each in self.nodes.values()))
+        return name
+
+    def start_node(self, name: str) -> None:
+        """Start the node of this name, again if it has ended: with the same home."""
+        spill = os.fspath(self.folder / name / "spill")
+        self.nodes[name] = self._start(
+            name, "node", "--listen", "127.0.0.1:0", "--spill", spill, "--slots", str(self._slots),
+            "--memory", str(self._memory), CORTEX_JOIN=self._join_line,
+        )  # fmt: skip
+
+    def output(self, name: str) -> str:
+        """What ``server`` or a node has written: its log."""
+        return self._output(name) + (self.folder / f"{name}.log").read_text("utf-8", "replace")
+
+    def close(self) -> None:
+        """End every process and remove what they left."""
+        processes = [*self.nodes.values(), *([self.server] if self.server else [])]
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + NODE_EXIT_S_MAX + 1
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.nodes.clear()
+        self.server = None
+        if self._own:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- inside ---
+
+    def _start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        home = self.folder / name
+        home.mkdir(mode=0o700, exist_ok=True)
+        command = [sys.executable, "-P", "-m", "cortex", *arguments, "--home", os.fspath(home)]
+        out, log = self.folder / f"{name}.out", self.folder / f"{name}.log"
+        with open(out, "wb") as output, open(log, "ab") as errors:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                env=self._environment | environment,
+                cwd=home,
+                start_new_session=True,  # Ctrl-C is the user's own: the ``with`` block ends these
+            )
+
+    def _output(self, name: str) -> str:
+        return (self.folder / f"{name}.out").read_text("utf-8", "replace")
+
+    def _wait_for(self, nodes: int) -> None:
+        deadline = time.monotonic() + CLUSTER_START_S_MAX
+        client = self.client
+        while True:
+            with contextlib.suppress(CortexError):
+                if len(client.status().nodes) >= nodes:
+                    return
+            for name, process in self.nodes.items():
+                self._check(name, process, deadline)
+
+    def _check(self, name: str, process: subprocess.Popen[Any], deadline: float) -> None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            what = "ended" if process.poll() is not None else f"did not come up in {CLUSTER_START_S_MAX:g} s"
+            raise InternalError(
+                f"the {name} of a local cluster {what}",
+                details={"its last words": self.output(name)[-STDERR_TAIL_BYTES:]},
+            )
+        time.sleep(_LOOK_S)
