@@ -61,6 +61,8 @@ class JobRun:
         self.error: ErrorReport | None = None
         self.progress = Progress()
         self.memory_peak_bytes = 0
+        self.was_done = False
+        """Its client was told so once."""
         self.plan: InputPlan | None = None
         self.planned_message: JobPlanned | None = None
         """One object for all nodes, as `start_message` is: it may be large, and need be encoded only once."""

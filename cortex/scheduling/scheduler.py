@@ -188,10 +188,16 @@ class Scheduler:
             self._out.append(SendToClient(event.job, JobFailed(event.job, error, report)))
 
     def _job_received(self, event: JobReceived, now: float) -> None:
-        if self.kept.pop(event.job, None) is not None:
-            self._end_at_nodes(event.job)
-        else:  # a client that lets go of a job under way gives it up
+        job = self.jobs.get(event.job)
+        if job is not None and not job.was_done:  # a client that lets go of a job under way gives it up
             self._cancel_requested(CancelRequested(event.job, "the client gave the job up"), now)
+            return
+        if job is not None:  # it had all before some was lost
+            self.leases.release(job.running.values())
+            del self.jobs[event.job]
+            self._turns.remove(event.job)
+        if job is not None or self.kept.pop(event.job, None) is not None:
+            self._end_at_nodes(event.job)
 
     def _tick(self, event: Tick, now: float) -> None:
         late_s = 0.0 if self._ticked_at is None else now - self._ticked_at - PROGRESS_S
@@ -224,6 +230,7 @@ class Scheduler:
         report = self._report(job, now)
         if job.state is JobState.DONE:
             self.kept[job.job] = job
+            job.was_done = True
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None

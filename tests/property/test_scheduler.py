@@ -1,7 +1,8 @@
 """Random faults against the scheduler: every job ends, and a job that is done is done right.
 
 The world is a seeded simulation: fake nodes that run leases in any order, lose run files, fail
-attempts, fall silent, die and come back, and repeat old messages. The faults are a finite budget, so
+attempts, fall silent, die and come back, and repeat old messages; and clients that take their time to
+fetch the output, which lies in a folder of theirs or on the nodes that made it. The faults are a finite budget, so
 that liveness can be asked for: after the last one the jobs must end. Splits, quote states and rows
 are invented first, so that the right answer is known without the scheduler.
 """
@@ -116,6 +117,10 @@ class FakeNode:
         return events.NodeJoined(m.NodeHello(self.name, self.incarnation, self.slots, 1 << 30, {}, address))
 
 
+def address_of(node: FakeNode) -> str:
+    return node.hello().hello.data_address
+
+
 class Simulation:
     def __init__(self, seed: int, jobs: int, nodes: int, faults: int) -> None:
         self.rng = rng = random.Random(seed)
@@ -124,6 +129,8 @@ class Simulation:
         self.faults = faults
         self.worlds: dict[str, World] = {}
         self.ends: dict[str, m.JobDone | m.JobFailed] = {}
+        self.done: dict[str, m.JobDone] = {}
+        """Not fetched yet."""
         self.leased: set[str] = set()
         self.made_by: dict[str, m.OutputNode] = {}
         self.accepted: dict[str, list[str]] = {}
@@ -138,7 +145,8 @@ class Simulation:
             world = self.worlds[job] = World(rng)
             form: Any = "none" if world.map_only else "aggregate"
             spec = JobSpec("sim", InputSpec(("/data/*.csv",)), reduce_form=form)
-            self.tell(events.JobSubmitted(job, m.SubmitJob(spec, b"", (), "/staging")))
+            staging = rng.choice(["/staging", ""])
+            self.tell(events.JobSubmitted(job, m.SubmitJob(spec, b"", (), staging)))
 
     def join(self, name: str) -> None:
         self.lives += 1
@@ -158,14 +166,32 @@ class Simulation:
 
     def client(self, job: str, message: Any) -> None:
         assert job not in self.ends, "a job that has ended was told of again"
-        if isinstance(message, m.JobDone | m.JobFailed):
+        if isinstance(message, m.JobFailed):
             self.ends[job] = message
+            self.done.pop(job, None)
             self.tell(m.JobReceived(job))
+        elif isinstance(message, m.JobDone):
+            self.done[job] = message
         else:
             assert isinstance(message, m.JobProgress)
             for stage in message.stages:
                 assert 0 <= stage.tasks_done + stage.tasks_running <= stage.tasks_total
                 assert 0 <= stage.bytes_done <= stage.bytes_total
+
+    def fetch(self, job: str) -> None:
+        """The client has every part, or one cannot be had: then another JobDone follows."""
+        done = self.done[job]
+        for part in done.parts:
+            node = self.nodes.get(part.node)
+            here = node is not None and self.made_by[part.staged_as].data_address == address_of(node)
+            if part.node and not here:
+                return
+            if part.node and self.fault(0.05):
+                self.tell(events.PartUnreadable(job, part.staged_as))
+                return
+        del self.done[job]
+        self.ends[job] = done
+        self.tell(m.JobReceived(job))
 
     def node(self, node: FakeNode, message: Any) -> None:
         if isinstance(message, m.StartJob):
@@ -239,7 +265,7 @@ class Simulation:
             part = m.OutputPart(f"part-{task.map_index}", run.attempt, 1, 1, ())
             parts = (part,) if world.map_only else ()
             node.runs[run.attempt] = rows
-            self.made_by[run.attempt] = m.OutputNode(node.name, node.hello().hello.data_address)
+            self.made_by[run.attempt] = m.OutputNode(node.name, address_of(node))
             result = m.MapResult(
                 task.map_index, stats, () if world.map_only else rows, hash(rows) % 2**64, parts,
                 {"c": {"maps": 1}},
@@ -257,6 +283,7 @@ class Simulation:
                     return
                 total += holders[0].runs[ref.attempt][task.partition]
             part = m.OutputPart(f"part-{task.partition}", run.attempt, 1, 1, ())
+            self.made_by[run.attempt] = m.OutputNode(node.name, address_of(node))
             result = m.ReduceResult(
                 task.partition, msgspec.structs.replace(stats, rows_in=total), (part,), {"c": {"reduces": 1}}
             )
@@ -299,6 +326,8 @@ class Simulation:
             if rng.random() < 0.7:
                 self.tell(events.NodeLost(name))
             self.join(name)
+        if self.done and rng.random() < 0.3:
+            self.fetch(rng.choice(sorted(self.done)))
         busy = [n for n in self.nodes.values() if n.silent_until <= self.now and n.queue]
         if busy:
             self.run_one(rng.choice(busy))

@@ -6,6 +6,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 
 from cortex.errors import ErrorReport, Fault, InternalError
@@ -102,9 +103,9 @@ class Driver:
             events.NodeJoined(m.NodeHello(name, life, self.slots, 1000, {}, f"{name}-{life}:8787"))
         )
 
-    def submit(self, job: str = JOB) -> list[str]:
+    def submit(self, job: str = JOB, staging: str = "/staging") -> list[str]:
         spec = JobSpec("a job", InputSpec(("/in/a.csv",)), reduce_form=self.form)  # type: ignore[arg-type]
-        return self.tell(events.JobSubmitted(job, m.SubmitJob(spec, b"code", (), "/staging")))
+        return self.tell(events.JobSubmitted(job, m.SubmitJob(spec, b"code", (), staging)))
 
     def done(self, attempt: str, result: m.Result, seconds: float = 1.0, node: str = "n") -> list[str]:
         finished = m.TaskFinished(attempt, result, seconds, 7)
@@ -525,6 +526,55 @@ def test_parts_of_a_map_only_job_outlive_their_node() -> None:
     ]
 
 
+def test_a_result_that_is_lost_with_its_node_is_made_anew() -> None:
+    d = Driver(slots=2)
+    d.join()
+    d.submit(staging="")
+    d.done(f"{JOB}-plan.0", m.PlanResult(make_plan(2, 2)))
+    d.mapped(0, rows=(4, 1))
+    d.mapped(1, rows=(4, 1))
+    d.reduced(0, 0, 8, counters={"g": {"n": 1}})
+    d.reduced(1, 0, 2, counters={"g": {"n": 1}})
+    assert [part.node for part in d.end().parts] == ["n", "n"]
+    first = d.end()
+    assert d.join("other") == []
+    d.slots = 2
+    lines = d.tell(events.NodeLost("n"))  # with the maps' outputs as well
+    assert "other <- Lease 1-m000000.1 map 0+10:0>0; 1-m000001.1 map 10+10:0>0" in lines
+    d.mapped(0, 1, rows=(4, 1), node="other")
+    d.mapped(1, 1, rows=(4, 1), node="other")
+    assert d.scheduler.jobs[JOB].state is JobState.REDUCING
+    stats = m.TaskStats(rows_in=8, rows_out=2, groups=2, shuffled_bytes=30, spilled_bytes=3)
+    for index, rows in enumerate((8, 2)):
+        part = m.OutputPart(f"part-{index}", f"staged-{index}-1", 1, 2, ())
+        result = m.ReduceResult(index, msgspec.structs.replace(stats, rows_in=rows), (part,), {"g": {"n": 1}})
+        d.done(f"{JOB}-r{index:06d}.1", result, node="other")
+    again = d.end()
+    assert isinstance(first, m.JobDone)
+    assert isinstance(again, m.JobDone)
+    assert [(part.node, part.staged_as) for part in again.parts] == [
+        ("other", "staged-0-1"),
+        ("other", "staged-1-1"),
+    ]
+    assert again.report.counters == first.report.counters == {"g": {"n": 2}}
+    assert (again.report.rows_out, again.report.groups) == (first.report.rows_out, first.report.groups)
+
+
+def test_a_part_that_its_node_cannot_read_is_made_anew_alone() -> None:
+    d = Driver()
+    d.join()
+    d.submit(staging="")
+    d.done(f"{JOB}-plan.0", m.PlanResult(make_plan(1, 2)))
+    d.mapped(0, rows=(4, 1))
+    d.reduced(0, 0, 4)
+    d.reduced(1, 0, 1)
+    assert d.tell(events.PartUnreadable(JOB, "staged-9-0")) == []
+    assert d.tell(events.PartUnreadable(JOB, "staged-1-0")) == ["n <- Lease 1-r000001.1 reduce m000000.0"]
+    d.reduced(1, 1, 1)
+    assert [part.staged_as for part in d.end().parts] == ["staged-0-0", "staged-1-1"]  # type: ignore[union-attr]
+    assert d.tell(m.JobReceived(JOB)) == ["n <- EndJob 1"]
+
+
 def beat(d: Driver, *running: str) -> list[str]:
     stats = m.TaskStats(bytes_in=3, rows_in=2, spilled_bytes=1)
     progress = tuple(m.TaskProgress(f"{JOB}-{a}", stats) for a in running)
@@ -566,7 +616,7 @@ def test_what_is_kept_of_a_job_ends_with_its_client() -> None:
     assert d.done(f"{JOB}-m000000.1", m.MapResult(0, m.TaskStats())) == ["client 1 <- JobDone"]
     assert beat(d, "m000000.0") == ["n <- Revoke 1-m000000.0"]  # of before it was silent
     tick(d, 3 * LEASE_S)
-    assert d.tell(events.CancelRequested(JOB)) == []
+    assert d.tell(events.CancelRequested(JOB)) == ["client 1 <- JobFailed cancelled"]
     assert beat(d) == ["n <- EndJob 1"]
 
 
@@ -725,7 +775,10 @@ def test_a_job_moves_by_its_table_and_its_end_is_final() -> None:
     for state in JobState:
         for event in JobEvent:
             if (state, event) in JOB_TRANSITIONS:
-                assert state not in ENDED
+                assert state not in ENDED or (state, event) in {
+                    (JobState.DONE, JobEvent.PART_LOST),  # before the client had it
+                    (JobState.DONE, JobEvent.MAP_LOST),
+                }
             else:
                 with pytest.raises(InternalError, match=f"a job cannot .* when it is {state.value}"):
                     next_job_state(state, event)
