@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
 from cortex.tasks.combined_values import INT_MAX, INT_MIN
+from cortex.tasks.decimal_sums import added, term
 
 Table = dict[Any, Any]
 MapRecord = Callable[[Any], Any]
@@ -44,7 +46,9 @@ def fold_builtin(combine: str, kind: type, plain: Callable[[Any], Any]) -> tuple
     which values were folded away before anyone looked at them. (A sum of ints cannot hide one.)
     """
     if combine == "sum":
-        return (_fold_ints, lambda: defaultdict(int)) if kind is int else (_fold_sum(kind, plain), dict)
+        if kind is int:
+            return _fold_ints, lambda: defaultdict(int)
+        return (_fold_decimals(plain) if kind is Decimal else _fold_sum(kind, plain)), dict
     return (_fold_min if combine == "min" else _fold_max)(kind, plain), dict
 
 
@@ -63,6 +67,18 @@ def _fold_sum(kind: type, plain: Callable[[Any], Any]) -> Fold:
                 if type(value) is not kind:
                     value = plain(value)
                 table[key] = table[key] + value if key in table else value
+
+    return fold
+
+
+def _fold_decimals(plain: Callable[[Any], Any]) -> Fold:
+    """Exactly: Decimal's own ``+`` rounds to the digits of its context."""
+
+    def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+        for record in records:
+            for key, value in map_record(record) or ():
+                value = term(value if type(value) is Decimal else plain(value))
+                table[key] = added(table[key], value) if key in table else value
 
     return fold
 
