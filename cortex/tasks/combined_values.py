@@ -22,6 +22,15 @@ INT_MAX: Final = 2**63 - 1
 _CARRIES_MAX: Final = 65_536  # rows for one partial sum: no sum that comes to 64 bits goes that far away
 
 
+def is_unicode(text: str) -> bool:
+    """Has it a UTF-8 form? Text with lone surrogates has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class CombinedValues:
     """Checks and converts the values of one map, some at a time."""
 
@@ -63,10 +72,13 @@ class CombinedValues:
         return values
 
     def plain_one(self, value: Any) -> Any:
-        """The plain value of one, which must fit in 64 bits if it is an int under min or max."""
-        (plain,) = self.plain((value,))
+        """The plain value of one, which under min and max must fit in 64 bits if it is an int, and have a
+        UTF-8 form if it is text."""
+        (plain,) = (value,) if type(value) is str and self.kind == "str" else self.plain((value,))
         if self._combine != "sum" and type(plain) is int and not INT_MIN <= plain <= INT_MAX:
             raise self.too_large(plain)
+        if type(plain) is str and not is_unicode(plain):
+            raise self.not_unicode(plain)
         return plain
 
     def carried(self, keys: Sequence[Any], values: Sequence[int]) -> tuple[Sequence[Any], Sequence[int]]:
@@ -89,6 +101,12 @@ class CombinedValues:
         return OverflowedSum(
             f"combine = {self._combine} of an int that does not fit in 64 bits: {shorten(str(value))}",
             cure="yield floats or Decimals, or write combine as a function of two values",
+        )
+
+    def not_unicode(self, value: str) -> ValueTypeError:
+        return ValueTypeError(
+            f"combine = {self._combine} of text that is not valid Unicode: {shorten(repr(value))}",
+            cure="yield bytes, for example value.encode('utf-8', 'surrogateescape')",
         )
 
     def _text(self, value: str | bytes) -> ValueTypeError:

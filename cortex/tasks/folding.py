@@ -41,9 +41,10 @@ def fold_binary(function: Callable[[Any, Any], Any]) -> Fold:
 def fold_builtin(combine: str, kind: type, plain: Callable[[Any], Any]) -> tuple[Fold, Callable[[], Table]]:
     """Python's own sum, min or max of values of the type `kind`, and what makes an empty table for it.
 
-    `plain` is called with each value of another type, and with each int beyond 64 bits under min and max:
-    it gives the value of the type that it stands for, or raises. Whether a job fails must not depend on
-    which values were folded away before anyone looked at them. (A sum of ints cannot hide one.)
+    `plain` is called with each value of another type, and under min and max with each int beyond 64 bits and
+    each text that is not ASCII: it gives the value of the type that it stands for, or raises. Whether a job
+    fails must not depend on which values were folded away before anyone looked at them. (A sum of ints cannot
+    hide one.)
     """
     if combine == "sum":
         if kind is int:
@@ -84,12 +85,16 @@ def _fold_decimals(plain: Callable[[Any], Any]) -> Fold:
 
 
 def _fold_min(kind: Any, plain: Callable[[Any], Any]) -> Fold:
-    ints = kind is int
+    ints, texts = kind is int, kind is str
 
     def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
         for record in records:
             for key, value in map_record(record) or ():
-                if type(value) is not kind or (ints and not INT_MIN <= value <= INT_MAX):
+                if (
+                    type(value) is not kind
+                    or (ints and not INT_MIN <= value <= INT_MAX)
+                    or (texts and not value.isascii())
+                ):
                     value = plain(value)
                 if key not in table or value < table[key]:
                     table[key] = value
@@ -98,12 +103,16 @@ def _fold_min(kind: Any, plain: Callable[[Any], Any]) -> Fold:
 
 
 def _fold_max(kind: Any, plain: Callable[[Any], Any]) -> Fold:
-    ints = kind is int
+    ints, texts = kind is int, kind is str
 
     def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
         for record in records:
             for key, value in map_record(record) or ():
-                if type(value) is not kind or (ints and not INT_MIN <= value <= INT_MAX):
+                if (
+                    type(value) is not kind
+                    or (ints and not INT_MIN <= value <= INT_MAX)
+                    or (texts and not value.isascii())
+                ):
                     value = plain(value)
                 if key not in table or value > table[key]:
                     table[key] = value

@@ -28,7 +28,7 @@ from cortex.shuffle.run_schema import VALUES, Layout
 from cortex.shuffle.scalars import plain_kind
 from cortex.shuffle.values import ARROW_TYPES, NONE, PICKLE, decode_values, encode_values
 from cortex.tasks import folding
-from cortex.tasks.combined_values import INT_MAX, INT_MIN, CombinedValues
+from cortex.tasks.combined_values import INT_MAX, INT_MIN, CombinedValues, is_unicode
 from cortex.tasks.decimal_sums import added
 from cortex.tasks.pair_buffer import PAIRS_AT_ONCE, PairBuffer, bytes_of
 from cortex.tasks.part_output import PAIRS_BYTES, PairWriter, check_pairs
@@ -245,6 +245,8 @@ class FoldedPairs:
             return
         if self._values is not None and type(values[0]) is int:
             raise self._values.too_large(next(v for v in values if not INT_MIN <= v <= INT_MAX))
+        if self._values is not None and type(values[0]) is str:
+            raise self._values.not_unicode(next(v for v in values if not is_unicode(v)))
         self._objects_collector().add(
             value_layout(key_type, columns, tag, self._place is not None), columns, [column]
         )

@@ -484,6 +484,10 @@ def test_a_first_value_may_come_late(
     assert all(columns == files[0] for columns in files)
 
 
+class Name(str):
+    """Stands for the text it is."""
+
+
 class Summed(MapReduceJob):
     """`made` makes a pair of a line."""
 
@@ -649,6 +653,10 @@ def test_complex_sums_without_a_reduce_are_shown_as_they_are(tmp_path: Path) -> 
         ([3, 1, 2], lambda text: 3.0 if text == "3" else int(text), ValueTypeError),
         ([3, 1, 2], lambda text: None if text == "3" else int(text), ValueTypeError),
         ([2**70, 1, 2], int, OverflowedSum),
+        ([3, 1, 2], lambda text: {"1": "é", "2": "\uffff", "3": "\U00010000"}[text], "é"),
+        ([3, 1, 2], lambda text: "\ud800" if text == "3" else text, ValueTypeError),
+        ([3, 1, 2], lambda text: np.str_("a\udcff") if text == "3" else np.str_(text), ValueTypeError),
+        ([3, 1, 2], lambda text: Name("\udcff") if text == "3" else text, ValueTypeError),
     ],
 )
 def test_the_least_value_does_not_depend_on_the_cut(
