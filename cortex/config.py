@@ -21,11 +21,12 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from cortex.errors import UsageError
-from cortex.job.overrides import parse_slots
+from cortex.job.overrides import parse_slots, utf8_path
 from cortex.units import parse_bytes
 
 VARIABLES: Final = ("CORTEX_MEMORY", "CORTEX_SLOTS", "CORTEX_HOME", "CORTEX_SPILL_DIRS")
 DOTENV: Final = ".env"
+_OTHER_FOLDER: Final = "rename the folder, or name another one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def load_config(
         memory_bytes=memory or 0,
         slots=count or 0,
         home=home,
-        spill_dirs=places or (os.path.join(home, "spill"),),
+        spill_dirs=places or (_default_spill(home),),
         warnings=tuple(warnings),
     )
 
@@ -124,7 +125,7 @@ def _folder(env: Mapping[str, str], cwd: str, text: str, what: str) -> str:
         path = _user_home(env) + path[1:]
     if "\0" in path or path.startswith("~"):
         raise UsageError(f"{what}: {text!r} is not a folder", cure="write an absolute path")
-    return os.path.normpath(os.path.join(cwd, path))
+    return utf8_path(os.path.normpath(os.path.join(cwd, path)), f"{what}: the path", _OTHER_FOLDER)
 
 
 def _folders(env: Mapping[str, str], cwd: str, text: str, what: str) -> tuple[str, ...]:
@@ -139,6 +140,11 @@ def _default_home(env: Mapping[str, str]) -> str:
     if not os.path.isabs(state):  # the XDG rule: a relative path is ignored
         state = os.path.join(_user_home(env), ".local", "state")
     return os.path.join(state, "cortex")
+
+
+def _default_spill(home: str) -> str:
+    cure = "set CORTEX_HOME to a folder with another name"
+    return utf8_path(os.path.join(home, "spill"), "the folder for temporary data", cure)
 
 
 def _user_home(env: Mapping[str, str]) -> str:

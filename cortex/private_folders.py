@@ -97,11 +97,13 @@ def remove_folder(path: str) -> None:
 
 
 def runtime_parent(path_bytes_max: int) -> str:
-    """Where a folder for unix sockets goes: short enough a path, of this user alone if there is one."""
+    """Where a folder for unix sockets goes: a path that is short enough and that messages can name, of this
+    user alone if there is one."""
     candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()]
     for parent in candidates:
         # a new name is PREFIX and 8 letters; a socket's name has at most 20
         short = len(os.fsencode(parent)) + len(PREFIX) + 8 + 22 <= path_bytes_max
-        if parent and short and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+        named = parent.isascii() or os.fsencode(parent).decode(errors="ignore") == parent  # UTF-8
+        if parent and short and named and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
             return parent
     return "/tmp"
