@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 
+from cortex.held_signals import held_signals
 from cortex.limits import REMOVE_S_MAX
 
 PREFIX = "cortex-"
@@ -78,10 +79,15 @@ def _is_left_over(path: str) -> bool:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder and all in it, if it is there. Raises OSError.
+    """Remove a folder and all in it, if it is there: before a signal may interrupt. Raises OSError.
 
     Processes that are being killed may write to it for a moment yet, or remove files of their own.
     """
+    with held_signals(REMOVE_S_MAX):
+        _remove_folder(path)
+
+
+def _remove_folder(path: str) -> None:
     deadline = time.monotonic() + REMOVE_S_MAX
     while True:
         try:
