@@ -73,6 +73,8 @@ class MapReduceJob:
 
     `combine` is ``sum``, ``min`` or ``max``, a binary function (`operator.or_`; folded as values arrive) or
     a method ``combine(self, key, values)`` that yields pairs with the same key. It must be associative.
+    Sums of ints, floats, complex numbers and Decimals are exact; other values (NumPy arrays, objects of your
+    classes) are added with their own ``+``, which must be associative: cortex chooses what is added first.
     Without `reduce` the combined value is the output. Without both, every pair is output, grouped by key;
     with ``reducers = 0`` map's pairs are the output as they come.
     """

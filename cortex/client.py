@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from cortex.embedded_start import take
 from cortex.errors import CortexError, ProtocolError, ServerDied, from_report
+from cortex.job.overrides import utf8_path
 from cortex.job.spec import JobSpec
 from cortex.limits import (
     CANCEL_S_MAX,
@@ -72,7 +73,8 @@ class LocalSession:
     * ``spill_dir``: where the session makes its folder for run files; "" for the system's temporary one;
     * ``context``: what runs tasks in the executors, "" for `cortex.tasks.runner` (tests put in their own).
 
-    A cap too small to start in shows as MemoryTooSmall in the first `run` (or `wait_ready`).
+    Raises UsageError for a spill folder with a name that is not UTF-8. A cap too small to start in shows as
+    MemoryTooSmall in the first `run` (or `wait_ready`).
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class LocalSession:
         self._ready: EmbeddedReady | None = None
         self._failed: CortexError | None = None
         runtime_dir = new_name(runtime_parent(UNIX_PATH_BYTES_MAX))
-        work_dir = new_name(os.path.abspath(spill_dir or tempfile.gettempdir()))
+        work_dir = utf8_path(
+            new_name(os.path.abspath(spill_dir or tempfile.gettempdir())), "the spill folder"
+        )
         self._process, self._log = take(context)
         # also at the interpreter's end: a session that nobody closed ends in order
         self._finalizer = weakref.finalize(

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from cortex.errors import UsageError
-from cortex.job.overrides import parse_slots
+from cortex.job.overrides import parse_slots, utf8_path
 from cortex.units import parse_bytes
 
 VARIABLES: Final = (
@@ -35,6 +35,7 @@ VARIABLES: Final = (
     "CORTEX_JOIN",
 )
 DOTENV: Final = ".env"
+_OTHER_FOLDER: Final = "rename the folder, or name another one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def load_config(
         memory_bytes=memory or 0,
         slots=count or 0,
         home=home,
-        spill_dirs=places or (os.path.join(home, "spill"),),
+        spill_dirs=places or (_default_spill(home),),
         server=_value(settings, "CORTEX_SERVER", _text) or "" if server is None else server,
         join_line=_value(settings, "CORTEX_JOIN", _text) or "" if join_line is None else join_line,
         warnings=tuple(warnings),
@@ -149,7 +150,7 @@ def _folder(env: Mapping[str, str], cwd: str, text: str, what: str) -> str:
         path = _user_home(env) + path[1:]
     if "\0" in path or path.startswith("~"):
         raise UsageError(f"{what}: {text!r} is not a folder", cure="write an absolute path")
-    return os.path.normpath(os.path.join(cwd, path))
+    return utf8_path(os.path.normpath(os.path.join(cwd, path)), f"{what}: the path", _OTHER_FOLDER)
 
 
 def _folders(env: Mapping[str, str], cwd: str, text: str, what: str) -> tuple[str, ...]:
@@ -164,6 +165,11 @@ def _default_home(env: Mapping[str, str]) -> str:
     if not os.path.isabs(state):  # the XDG rule: a relative path is ignored
         state = os.path.join(_user_home(env), ".local", "state")
     return os.path.join(state, "cortex")
+
+
+def _default_spill(home: str) -> str:
+    cure = "set CORTEX_HOME to a folder with another name"
+    return utf8_path(os.path.join(home, "spill"), "the folder for temporary data", cure)
 
 
 def _user_home(env: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 
+from cortex.held_signals import held_signals
 from cortex.limits import REMOVE_S_MAX
 
 PREFIX = "cortex-"
@@ -78,10 +79,15 @@ def _is_left_over(path: str) -> bool:
 
 
 def remove_folder(path: str) -> None:
-    """Remove a folder and all in it, if it is there. Raises OSError.
+    """Remove a folder and all in it, if it is there: before a signal may interrupt. Raises OSError.
 
     Processes that are being killed may write to it for a moment yet, or remove files of their own.
     """
+    with held_signals(REMOVE_S_MAX):
+        _remove_folder(path)
+
+
+def _remove_folder(path: str) -> None:
     deadline = time.monotonic() + REMOVE_S_MAX
     while True:
         try:
@@ -97,11 +103,13 @@ def remove_folder(path: str) -> None:
 
 
 def runtime_parent(path_bytes_max: int) -> str:
-    """Where a folder for unix sockets goes: short enough a path, of this user alone if there is one."""
+    """Where a folder for unix sockets goes: a path that is short enough and that messages can name, of this
+    user alone if there is one."""
     candidates = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir()]
     for parent in candidates:
         # a new name is PREFIX and 8 letters; a socket's name has at most 20
         short = len(os.fsencode(parent)) + len(PREFIX) + 8 + 22 <= path_bytes_max
-        if parent and short and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
+        named = parent.isascii() or os.fsencode(parent).decode(errors="ignore") == parent  # UTF-8
+        if parent and short and named and os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK):
             return parent
     return "/tmp"

@@ -30,7 +30,7 @@ from operator import attrgetter
 from typing import Any, cast
 
 from cortex.errors import UsageError, UserCodeError
-from cortex.job.overrides import current_folder
+from cortex.job.overrides import current_folder, utf8_path
 from cortex.tasks.code_names import named
 
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -73,7 +73,7 @@ def load_object(target: str, folder: str = "") -> Any:
 
 def load_module(path: str) -> types.ModuleType:
     """Import a Python file as a module that stays in ``sys.modules``; the same file is loaded once."""
-    path = os.path.realpath(path)
+    path = utf8_path(os.path.realpath(path))
     if not os.path.isfile(path):
         folder = os.path.dirname(path)
         nearby = [n for n in os.listdir(folder) if n.endswith(".py")] if os.path.isdir(folder) else []
@@ -157,9 +157,14 @@ def _one_line(error: BaseException) -> str:
 
 
 def executor_sys_path() -> tuple[str, ...]:
-    """This process's import path, absolute, for executors to import the same modules from."""
+    """This process's import path, absolute, for executors to import the same modules from.
+
+    Raises UsageError for a folder in it with a name that is not UTF-8.
+    """
     paths = (os.path.abspath(p) for p in sys.path)  # "" is the current folder
-    return tuple(dict.fromkeys(p for p in paths if os.path.exists(p)))
+    cure = "rename the folder, or take it out of sys.path (PYTHONPATH; the current folder in a notebook)"
+    found = dict.fromkeys(p for p in paths if os.path.exists(p))
+    return tuple(utf8_path(p, "a folder that modules are imported from", cure) for p in found)
 
 
 def dump_code(code: Any, module_names: tuple[str, ...] = ()) -> bytes:

@@ -11,7 +11,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments == ["--version"]:
-        print(f"cortex {__version__}")
+        try:
+            print(f"cortex {__version__}", flush=True)
+        except OSError as error:
+            from cortex.cli.terminal import unprinted
+
+            return unprinted(error)
         return 0
     try:
         if argv is None and arguments[:1] == ["mapreduce"]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from typing import Any, TypeVar
 
 import click
 
-from cortex.cli.terminal import replace_missing_streams, say
+from cortex.cli.terminal import replace_missing_streams, say, unprinted
 from cortex.errors import UsageError
 from cortex.job.overrides import Overrides, parse_reducers
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS
@@ -138,4 +139,9 @@ def run_click(command: click.Command, arguments: list[str], name: str) -> int:
         return error.exit_code
     except click.Abort:
         return 130
+    except OSError as error:
+        echoed = any(frame.f_code is click.echo.__code__ for frame, _ in walk_tb(error.__traceback__))
+        if not echoed:  # cortex prints what it prints otherwise, and has looked at its errors
+            raise
+        return unprinted(error)
     return code if isinstance(code, int) else 0

@@ -43,8 +43,18 @@ def guarded(command: Callable[[], int], as_json: bool = False) -> int:
     return code
 
 
+def unprinted(error: OSError) -> int:
+    """The exit code for help or a version that could not be printed; says so, as `guarded` does."""
+
+    def command() -> int:
+        with writing_out(cure=""):
+            raise error
+
+    return guarded(command)
+
+
 @contextlib.contextmanager
-def writing_out() -> Iterator[None]:
+def writing_out(cure: str = "free space where it goes, or name a folder with --output") -> Iterator[None]:
     """Writing to standard output, and nothing else. Raises OutputFailed, or BrokenPipeError for `guarded`."""
     try:
         yield
@@ -53,8 +63,7 @@ def writing_out() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             raise
         raise OutputFailed(
-            f"standard output cannot be written: {error.strerror or error}",
-            cure="free space where it goes, or name a folder with --output",
+            f"standard output cannot be written: {error.strerror or error}", cure=cure
         ) from error
 
 

@@ -19,7 +19,7 @@ from cortex.units import format_bytes
 
 from .arrow_metadata import check_sizes, read_batch, read_footer, read_rows
 from .arrow_rows import BatchRows
-from .columnar import Projection, Unit, damage_reported
+from .columnar import Projection, Unit, bytes_type, damage_reported
 from .row_sizes import bounded
 from .sources import check_identity, open_checked
 
@@ -48,14 +48,8 @@ def _validate(columns: Iterable[pa.Array]) -> None:
     """ArrowInvalid for columns whose parts do not fit together. Whether their bytes are UTF-8, or a decimal's
     digits, the projection checks."""
     for column in columns:
-        kind = column.type
-        if pa.types.is_string(kind):
-            column = column.view(pa.binary())
-        elif pa.types.is_large_string(kind):
-            column = column.view(pa.large_binary())
-        elif pa.types.is_decimal(kind):
-            column = column.view(pa.binary(kind.byte_width))
-        column.validate(full=True)
+        kind = bytes_type(column.type, decimals=True)
+        (column if kind == column.type else column.view(kind)).validate(full=True)
 
 
 class ArrowReader:

@@ -53,6 +53,29 @@ def plain_type(data_type: pa.DataType) -> pa.DataType:
     return data_type
 
 
+def bytes_type(kind: pa.DataType, decimals: bool = False) -> pa.DataType:
+    """The type with bytes for text (and decimals), also inside lists and the like: of the same layout, so
+    that a column can be viewed as it, but any bytes are a value of it."""
+    is_ = pa.types
+    if is_.is_string(kind) or is_.is_large_string(kind):
+        return pa.binary() if is_.is_string(kind) else pa.large_binary()
+    if is_.is_string_view(kind):
+        return pa.binary_view()
+    if decimals and is_.is_decimal(kind):
+        return pa.binary(kind.byte_width)
+    if is_.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, bytes_type(kind.value_type, decimals), kind.ordered)
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    fields = [field.with_type(bytes_type(field.type, decimals)) for field in fields]
+    if is_.is_struct(kind):
+        return pa.struct(fields)
+    if is_.is_fixed_size_list(kind):
+        return pa.list_(fields[0], kind.list_size)
+    if is_.is_list(kind) or is_.is_large_list(kind):
+        return pa.list_(fields[0]) if is_.is_list(kind) else pa.large_list(fields[0])
+    return kind
+
+
 class Projection:
     """Picks the wanted columns of a batch, in order, with their planned types."""
 
@@ -94,7 +117,8 @@ class Projection:
             return InputError(
                 f"invalid UTF-8 in column {name!r}",
                 details=details,
-                cure=f"write the file with text in UTF-8, or read bytes: {columns_line(name, 'binary')}",
+                cure="write the file with text in UTF-8, or read bytes: "
+                + columns_line(name, type_name(bytes_type(wanted))),
             )
         return InputError(
             f"column {name!r} cannot be read as {type_name(wanted)}: {error}",
@@ -135,7 +159,10 @@ def _cast(array: pa.Array, wanted: pa.DataType) -> pa.Array:
 def _check(array: pa.Array) -> None:
     """ArrowInvalid for text that is not UTF-8 and decimals of too many digits: files may hold them."""
     kind = array.type
-    checked = _is_string(kind) or pa.types.is_decimal(kind) or pa.types.is_nested(kind)
+    nested = pa.types.is_nested(kind)
+    if nested and array.nbytes < array.get_total_buffer_size():
+        array = pa.concat_arrays([array])  # a copy of these rows: of a slice all that it is of is looked at
+    checked = _is_string(kind) or pa.types.is_decimal(kind) or nested
     if checked and not (_is_string(kind) and _is_ascii(array)):
         array.validate(full=True)
 

@@ -69,7 +69,7 @@ class BlockParser:
         self._mixed = bool(dialect.quote and texts and others)
         self._in_halves = self._mixed and any(map(_PERHAPS_A_VALUE.search, dialect.null_values))
         """Whether blocks with a quote are parsed in halves at once, not only if parsing them whole fails."""
-        self._numbers = NumberCheck(self._types)
+        self._numbers = NumberCheck(self._grammar, self._names, self._types)
         strings = sum(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in texts.values())
         self._row_bytes_checked_max = _BYTES_CHECKED_PER_VALUE * strings
         self._row_bytes = float("inf")  # of the block before

@@ -243,6 +243,12 @@ class _Analysed:
             lines = lines[~self._inside(lines)]
         return lines + (self._low + 1)
 
+    def separators(self, delimiter: int) -> int:
+        """How many delimiters stand outside quoted fields."""
+        view = np.frombuffer(self._data, dtype=np.uint8, count=self._high - self._low, offset=self._low)
+        found = positions_of(view, delimiter)
+        return int(np.count_nonzero(~self._inside(found)))
+
 
 class Stretch:
     """The first `count` bytes of `data`, which begin in state `start` after the byte `before`.
@@ -289,6 +295,18 @@ class Stretch:
     def record_ends(self) -> Positions:
         """Every record end, in order."""
         return self._analysed(0, self._count).record_ends(self._final)
+
+    def field_at(self, position: int) -> int:
+        """Which field of its record the byte at `position`, which is no line end, stands in; from 0 on."""
+        low, start, window = position, 0, _WINDOW_BYTES
+        while low > 0:
+            low = max(0, position - window)
+            ends = self._analysed(low, position).record_ends(True)
+            if len(ends):
+                start = int(ends[-1])
+                break
+            window *= 8
+        return self._analysed(start, position).separators(self._grammar.delimiter[0])
 
     def first_end(self, low: int) -> int:
         """The smallest record end >= `low`, or -1."""

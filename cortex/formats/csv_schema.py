@@ -20,7 +20,7 @@ from cortex.job.plan import IN, InputFile
 from cortex.job.spec import CsvDialect
 from cortex.limits import INFER_BYTES, KIB, RECORD_BYTES_MAX
 
-from .csv_numbers import is_hex, may_have_hex
+from .csv_numbers import hex_starts, is_hex
 from .csv_parse import BlockParser
 from .csv_records import Grammar, Stretch
 from .sources import UTF8_BOM, Source, line_text
@@ -165,7 +165,7 @@ class Sample:
         table = self._parse(None)
         types = dict(zip(table.column_names, table.schema.types))
         too_large = []
-        if may_have_hex(self._data, 0, len(self._data)):
+        if len(hex_starts(self._data, 0, len(self._data), Grammar(self._dialect))):
             for name, texts in self._texts(table, pa.int64()):
                 if is_hex(texts):
                     types[name] = pa.string()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 _OFFSET_BYTES: Final = 4
 _SHORT_BYTES: Final = 64  # a dictionary's entries this short are as well taken for equally long
-_OTHER_BYTES: Final = 64  # of a map or a union: pyarrow has no kernels for them
+_OTHER_BYTES: Final = 64  # of a union or an interval
 
 
 def row_sizes(batch: pa.RecordBatch) -> NDArray[np.int64]:
@@ -78,6 +78,13 @@ def _sizes(column: pa.Array) -> NDArray[np.int64] | int:
     elif pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
         views = np.frombuffer(column.buffers()[1], np.int32).reshape(-1, 4)  # the first: the length
         lengths = views[column.offset : column.offset + len(column), 0]
+        sizes = np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths, 0) + _OFFSET_BYTES
+    elif pa.types.is_map(kind):  # a list, but pyarrow's kernels of lists do not take it
+        offsets = column.offsets.to_numpy()  # of a slice too they count from the children's first entry
+        first, last = int(offsets[0]), int(offsets[-1])
+        children = [child.slice(first, last - first) for child in (column.keys, column.items)]
+        held = np.append(0, np.cumsum(_sum_of_sizes(children, last - first)))
+        lengths = np.diff(held[offsets - first])
         sizes = np.where(column.is_valid().to_numpy(zero_copy_only=False), lengths, 0) + _OFFSET_BYTES
     elif _is_any_list(kind):
         ends = np.append(0, np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy()))

@@ -76,14 +76,16 @@ def absolute_path(path: str, folder: str) -> str:
         raise UsageError(
             f"{path!r} is not on this machine", cure="copy it here first, then give the file's path"
         )
-    absolute = os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+    return utf8_path(os.path.normpath(os.path.join(folder, os.path.expanduser(path))))
+
+
+def utf8_path(path: str, what: str = "the path", cure: str = "rename the file or folder") -> str:
+    """The path, if messages between processes, which are UTF-8, can name it. Raises UsageError."""
     try:
-        absolute.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"the path is not UTF-8: {os.fsencode(absolute)!r}", cure="rename the file or folder"
-        ) from error
-    return absolute
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not UTF-8: {os.fsencode(path)!r}", cure=cure) from None
+    return path
 
 
 def current_folder() -> str:

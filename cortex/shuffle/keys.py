@@ -7,8 +7,8 @@ and each run carries its key type, so that runs of different maps are checked ag
 A key type is text (`cortex.job.output_types`). A key of type T occupies one column, a tuple one column for
 each leaf.
 
-NumPy's scalars, and instances of subclasses of int, float, str and bytes, count as the plain values they
-stand for (`cortex.shuffle.scalars`).
+NumPy's scalars, and instances of subclasses of int, float, Decimal, str and bytes, count as the plain values
+they stand for (`cortex.shuffle.scalars`).
 
 Decimals travel as text without trailing zeros, because equal decimals may be written differently;
 aware datetimes as UTC, because equal instants are equal keys.

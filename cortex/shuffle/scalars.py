@@ -1,8 +1,8 @@
 """Values that stand for plain Python ones: NumPy's scalars, and instances of subclasses.
 
 As a key, in output, and as a value under combine = sum, min or max, they count as the plain bool, int, float,
-str or bytes, and that is what comes out. Between map and reduce no value is changed. (A column that has one
-such value must not be another one because of where the input was cut.)
+complex, Decimal, str or bytes, and that is what comes out. Between map and reduce no value is changed. (A
+column that has one such value must not be another one because of where the input was cut.)
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy as np
 _PLAIN: Final[dict[type, Callable[[Any], Any]]] = {
     int: int.__int__,
     float: float.__float__,
+    complex: complex.__complex__,
+    Decimal: Decimal,
     str: str.__str__,
     bytes: bytes.__bytes__,
 }
@@ -24,10 +27,11 @@ _NUMPY: Final = (
     (np.bool_, bool),
     (np.integer, int),
     (np.floating, float),
+    (np.complexfloating, complex),
     (np.str_, str),
     (np.bytes_, bytes),
 )
-_NOT_PLAIN: Final = (np.timedelta64, np.longdouble)  # an integer to NumPy; more than a float has
+_NOT_PLAIN: Final = (np.timedelta64, np.longdouble, np.clongdouble)  # an int to NumPy; more than a float has
 
 
 @functools.cache

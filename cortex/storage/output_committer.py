@@ -27,7 +27,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cortex.errors import InternalError, OutputExistsError, OutputFailed
+from cortex.held_signals import held_signals
 from cortex.ids import is_job_id
+from cortex.limits import REMOVE_S_MAX
 from cortex.storage.filesystem import Filesystem, FolderLock, is_disk_full
 
 MANIFEST = "_manifest.json"
@@ -161,15 +163,16 @@ def abort_output(fs: Filesystem, staged: StagedOutput) -> None:
     """Remove the staging folder and the parents made for it; safe to call twice.
 
     What cannot be removed stays, without its lock, for `remove_stale`: the error that led here
-    matters more.
+    matters more. A signal is held until it is done.
     """
-    with contextlib.suppress(OSError):
-        fs.remove_tree(staged.path)
-    if staged.lock is not None:
-        staged.lock.close()
-        staged.lock = None
-    with contextlib.suppress(OSError):
-        _remove_folders(fs, staged.made_folders)
+    with held_signals(REMOVE_S_MAX):
+        with contextlib.suppress(OSError):
+            fs.remove_tree(staged.path)
+        if staged.lock is not None:
+            staged.lock.close()
+            staged.lock = None
+        with contextlib.suppress(OSError):
+            _remove_folders(fs, staged.made_folders)
 
 
 def remove_stale(fs: Filesystem, output: str) -> list[str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
 from cortex.tasks.combined_values import INT_MAX, INT_MIN
+from cortex.tasks.decimal_sums import added, term
 
 Table = dict[Any, Any]
 MapRecord = Callable[[Any], Any]
@@ -39,12 +41,15 @@ def fold_binary(function: Callable[[Any, Any], Any]) -> Fold:
 def fold_builtin(combine: str, kind: type, plain: Callable[[Any], Any]) -> tuple[Fold, Callable[[], Table]]:
     """Python's own sum, min or max of values of the type `kind`, and what makes an empty table for it.
 
-    `plain` is called with each value of another type, and with each int beyond 64 bits under min and max:
-    it gives the value of the type that it stands for, or raises. Whether a job fails must not depend on
-    which values were folded away before anyone looked at them. (A sum of ints cannot hide one.)
+    `plain` is called with each value of another type, and under min and max with each int beyond 64 bits and
+    each text that is not ASCII: it gives the value of the type that it stands for, or raises. Whether a job
+    fails must not depend on which values were folded away before anyone looked at them. (A sum of ints cannot
+    hide one.)
     """
     if combine == "sum":
-        return (_fold_ints, lambda: defaultdict(int)) if kind is int else (_fold_sum(kind, plain), dict)
+        if kind is int:
+            return _fold_ints, lambda: defaultdict(int)
+        return (_fold_decimals(plain) if kind is Decimal else _fold_sum(kind, plain)), dict
     return (_fold_min if combine == "min" else _fold_max)(kind, plain), dict
 
 
@@ -67,13 +72,29 @@ def _fold_sum(kind: type, plain: Callable[[Any], Any]) -> Fold:
     return fold
 
 
-def _fold_min(kind: Any, plain: Callable[[Any], Any]) -> Fold:
-    ints = kind is int
+def _fold_decimals(plain: Callable[[Any], Any]) -> Fold:
+    """Exactly: Decimal's own ``+`` rounds to the digits of its context."""
 
     def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
         for record in records:
             for key, value in map_record(record) or ():
-                if type(value) is not kind or (ints and not INT_MIN <= value <= INT_MAX):
+                value = term(value if type(value) is Decimal else plain(value))
+                table[key] = added(table[key], value) if key in table else value
+
+    return fold
+
+
+def _fold_min(kind: Any, plain: Callable[[Any], Any]) -> Fold:
+    ints, texts = kind is int, kind is str
+
+    def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
+        for record in records:
+            for key, value in map_record(record) or ():
+                if (
+                    type(value) is not kind
+                    or (ints and not INT_MIN <= value <= INT_MAX)
+                    or (texts and not value.isascii())
+                ):
                     value = plain(value)
                 if key not in table or value < table[key]:
                     table[key] = value
@@ -82,12 +103,16 @@ def _fold_min(kind: Any, plain: Callable[[Any], Any]) -> Fold:
 
 
 def _fold_max(kind: Any, plain: Callable[[Any], Any]) -> Fold:
-    ints = kind is int
+    ints, texts = kind is int, kind is str
 
     def fold(table: Table, records: Iterable[Any], map_record: MapRecord) -> None:
         for record in records:
             for key, value in map_record(record) or ():
-                if type(value) is not kind or (ints and not INT_MIN <= value <= INT_MAX):
+                if (
+                    type(value) is not kind
+                    or (ints and not INT_MIN <= value <= INT_MAX)
+                    or (texts and not value.isascii())
+                ):
                     value = plain(value)
                 if key not in table or value > table[key]:
                     table[key] = value

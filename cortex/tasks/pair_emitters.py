@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from itertools import chain, islice, pairwise
 from operator import length_hint
 from typing import Any, Final, Protocol
@@ -27,7 +28,8 @@ from cortex.shuffle.run_schema import VALUES, Layout
 from cortex.shuffle.scalars import plain_kind
 from cortex.shuffle.values import ARROW_TYPES, NONE, PICKLE, decode_values, encode_values
 from cortex.tasks import folding
-from cortex.tasks.combined_values import INT_MAX, INT_MIN, CombinedValues
+from cortex.tasks.combined_values import INT_MAX, INT_MIN, CombinedValues, is_unicode
+from cortex.tasks.decimal_sums import added
 from cortex.tasks.pair_buffer import PAIRS_AT_ONCE, PairBuffer, bytes_of
 from cortex.tasks.part_output import PAIRS_BYTES, PairWriter, check_pairs
 from cortex.tasks.shuffle_output import ShuffleOutput
@@ -220,33 +222,38 @@ class FoldedPairs:
         table, self._table = self._table, self._new_table()
         while table:  # taken apart as it is sent: as columns it would be there once more
             some = [table.popitem() for _ in range(min(len(table), PAIRS_AT_ONCE))]
-            self._add(*zip(*some))
+            keys, values = zip(*some)
+            self._add(keys, values if self._values is None else self._values.plain(values))
 
     def _send_pairs(self, pairs: list[Any]) -> None:
         check_pairs(pairs, "map()")
-        self._add(*zip(*pairs))
+        keys, values = zip(*pairs)
+        self._add(keys, values if self._values is None else self._values.taken(values))
 
     def _add(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         self.rows_out += len(keys)
-        if self._values is not None:
-            values = self._values.plain(values)
-            if self._combine == "sum" and type(values[0]) is int:
-                keys, values = self._values.carried(keys, values)
+        if self._values is not None and self._combine == "sum" and type(values[0]) is int:
+            keys, values = self._values.carried(keys, values)
         key_type, columns = encode_keys(keys)
-        tag, column = encode_values(values)
         self.types = self.types.joined(OutputTypes(key_type, self._values.kind if self._values else ""))
+        if self._combine == "sum" and type(values[0]) is complex:
+            self._vector_for("float", 2).add(key_type, columns, complex_parts(values))
+            return
+        tag, column = encode_values(values)
         if self._values is not None and tag not in (PICKLE, NONE):
             self._vector_for(tag).add(key_type, columns, [column])
             return
         if self._values is not None and type(values[0]) is int:
             raise self._values.too_large(next(v for v in values if not INT_MIN <= v <= INT_MAX))
+        if self._values is not None and type(values[0]) is str:
+            raise self._values.not_unicode(next(v for v in values if not is_unicode(v)))
         self._objects_collector().add(
             value_layout(key_type, columns, tag, self._place is not None), columns, [column]
         )
 
-    def _vector_for(self, tag: str) -> AggregateCollector:
+    def _vector_for(self, tag: str, parts: int = 1) -> AggregateCollector:
         if self._vector is None:
-            aggregation = Aggregation([(self._combine, 0)], [ARROW_TYPES[tag]])
+            aggregation = folded_columns(self._combine, [ARROW_TYPES[tag]] * parts)
             self._vector = AggregateCollector(
                 self._output.sink, self._budget_bytes, aggregation, place=self._place, few_groups=False
             )
@@ -312,8 +319,29 @@ def pairs_error(map_record: folding.MapRecord, record: Any) -> CortexError | Non
     return None
 
 
+def folded_columns(combine: str, types: Sequence[pa.DataType]) -> Aggregation:
+    """Of values that kernels fold: one column, or the two parts of complex numbers."""
+    return Aggregation([(combine, index) for index in range(len(types))], types)
+
+
+def complex_parts(values: Sequence[complex]) -> list[pa.Array]:
+    """Real and imaginary parts; `complex_values` puts them together."""
+    numbers = np.array(values, dtype=np.complex128)
+    return [pa.array(np.ascontiguousarray(part), from_pandas=False) for part in (numbers.real, numbers.imag)]
+
+
+def complex_values(real: pa.Array, imaginary: pa.Array) -> list[complex]:
+    return list(map(complex, real.to_pylist(), imaginary.to_pylist()))
+
+
+def _sum(first: Any, second: Any) -> Any:
+    if type(first) is Decimal and type(second) is Decimal:
+        return added(first, second)
+    return first + second
+
+
 PYTHON_FOLDS: dict[str, Callable[[Any, Any], Any]] = {
-    "sum": lambda a, b: a + b,
+    "sum": _sum,
     "min": min,
     "max": max,
 }

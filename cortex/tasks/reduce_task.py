@@ -21,9 +21,15 @@ from cortex.shuffle.keys import decode_keys, key_array
 from cortex.shuffle.merge import GiantGroup, RunSource, SortedGroups, common_layout, fan_in, merge_rounds
 from cortex.shuffle.run_schema import STATES, VALUES, Layout
 from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
-from cortex.shuffle.values import decode_values, tag_of
+from cortex.shuffle.values import decode_values, encode_values, tag_of
 from cortex.tasks.held_columns import held_batch
-from cortex.tasks.pair_emitters import PYTHON_FOLDS, method_fold, python_fold
+from cortex.tasks.pair_emitters import (
+    PYTHON_FOLDS,
+    complex_values,
+    folded_columns,
+    method_fold,
+    python_fold,
+)
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
 from cortex.tasks.table_emitters import aggregation_of, batches_from, indexed_calls
@@ -150,10 +156,11 @@ class ReduceAttempt:
 
     def _aggregation(self, layout: Layout) -> Aggregation:
         """As the maps had it: the arguments' types stand in the runs' layout."""
-        spec = self._program.spec
-        calls = [(spec.combine, 0)] if spec.combine else indexed_calls(self._program.calls)[0]
-        what = layout.payload.partition(":")[2]
-        return Aggregation(calls, [arrow_type(name) for name in what.split(";")] if what else [])
+        combine, what = self._program.spec.combine, layout.payload.partition(":")[2]
+        types = [arrow_type(name) for name in what.split(";")] if what else []
+        if combine:
+            return folded_columns(combine, types)
+        return Aggregation(indexed_calls(self._program.calls)[0], types)
 
     def _aggregate(self, sources: Sequence[RunSource]) -> tuple[OutputPart, ...]:
         spec = self._program.spec
@@ -206,8 +213,12 @@ class ReduceAttempt:
         if layout.payload.startswith(STATES):
             aggregation = self._aggregation(layout)
             for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
-                (values,) = aggregation.finish(states, layout.key_type, keys)
-                self._groups += len(values)
+                columns = aggregation.finish(states, layout.key_type, keys)
+                self._groups += len(columns[0])
+                if len(columns) == 2:
+                    writer.write(decode_keys(layout.key_type, keys), complex_values(*columns))
+                    continue
+                (values,) = columns
                 tag = tag_of(values.type)
                 writer.write_columns(layout.key_type, key_array(layout.key_type, keys), tag, values)
             return writer.finish()
@@ -286,8 +297,11 @@ class ReduceAttempt:
             return
         aggregation = self._aggregation(layout)
         for layout, keys, states in merged_groups(self._rounds(sources), aggregation):
-            (values,) = aggregation.finish(states, layout.key_type, keys)
-            tag = tag_of(values.type)
+            columns = aggregation.finish(states, layout.key_type, keys)
+            if len(columns) == 2:
+                tag, values = encode_values(complex_values(*columns))
+            else:
+                tag, values = tag_of(columns[0].type), columns[0]
             finished = Layout(
                 layout.key_type,
                 tuple(k.type for k in keys),

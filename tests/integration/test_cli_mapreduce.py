@@ -226,6 +226,13 @@ def test_commands_without_a_job_answer_for_streams_too(home: Path) -> None:
     code, _, said = shell(home, ">/dev/full", "ls-splits", "in.txt")
     assert (code, said.splitlines()[0][:40]) == (1, "error: standard output cannot be written")
     assert shell(home, "2>/dev/full", "mapreduce") == (2, "", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("asked", ["help", "--help", "help mapreduce", "mapreduce -h", "--version"])
+def test_help_onto_a_full_disk_is_an_error_of_one_line(home: Path, asked: str) -> None:
+    said = "error: standard output cannot be written: No space left on device\n"
+    assert shell(home, ">/dev/full", *asked.split()) == (1, "", said)
     assert shell(home, "2>&-", "mapreduce") == (2, "", "")
     code, out, _ = shell(home, "| true", "ls-splits", "nowhere", "--json")
     assert (code, out) == (0, "")

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import pickle
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -483,6 +484,10 @@ def test_a_first_value_may_come_late(
     assert all(columns == files[0] for columns in files)
 
 
+class Name(str):
+    """Stands for the text it is."""
+
+
 class Summed(MapReduceJob):
     """`made` makes a pair of a line."""
 
@@ -566,6 +571,74 @@ def test_sums_do_not_depend_on_the_cut(
     assert found == (total if isinstance(total, type) else [(7, total)])
 
 
+DECIMALS = ["1E+30", "0.1", "-1E+30", "2.50", "1E-40", "-0.0", "7"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "value", "total"),
+    [
+        (DECIMALS, Decimal, "9.6000000000000000000000000000000000000001"),
+        (DECIMALS, type("Price", (Decimal,), {}), "9.6000000000000000000000000000000000000001"),
+        (["1.50", "1.5", "-3"], Decimal, "0.00"),
+        (["1E+5", "1E+5"], Decimal, "2E+5"),
+        (["9E+10000"] * 12 + ["1E-10000"], Decimal, "108" + "0" * 10_000 + "." + "0" * 9_999 + "1"),
+        (["NaN7", "Infinity", "1", "NaN8"], Decimal, "NaN"),
+        (["Infinity", "1", "-Infinity", "NaN8"], Decimal, "NaN"),
+        (["sNaN", "1", "2"], Decimal, "NaN"),
+        (["Infinity", "1", "2"], Decimal, "Infinity"),
+        (["1", "1E+10001", "-1E+10001", "3"], Decimal, OverflowedSum),
+        (["1", "2", "1E-10001"], Decimal, OverflowedSum),
+        (["1", "2", "0E+10001"], Decimal, OverflowedSum),
+    ],
+)
+def test_sums_of_decimals_are_exact(tmp_path: Path, lines: list[str], value: Any, total: Any) -> None:
+    found = {
+        repr(outcomes_of(Summed, tmp_path, some, lambda line: (7, value(line)))) for some in turned(lines)
+    }
+    assert found == {repr(total if isinstance(total, type) else [(7, total)])}
+
+
+def turned(lines: list[str]) -> Iterator[list[str]]:
+    yield lines
+    yield lines[::-1]
+    yield sorted(lines)
+
+
+class SummedText(Summed):
+    def reduce(self, key: Any, values: Iterator[Any]) -> Iterator[Any]:
+        (value,) = values
+        yield key, f"{type(value).__name__} {value}"
+
+
+@pytest.mark.parametrize(
+    ("value", "total"),
+    [
+        (lambda x: complex(x, -x), complex(math.fsum(FLOATS), -math.fsum(FLOATS))),
+        (lambda x: np.complex128(x, -x), complex(math.fsum(FLOATS), -math.fsum(FLOATS))),
+        (type("Phase", (complex,), {}), complex(math.fsum(FLOATS))),
+        (lambda x: complex(x * 1e300 * 1e300, x), "(nan+" + str(math.fsum(FLOATS)) + "j)"),
+        (lambda x: complex(x, 0) if x == 0.7 else x, ValueTypeError),
+    ],
+)
+def test_sums_of_complex_numbers_are_exact(tmp_path: Path, value: Any, total: Any) -> None:
+    found = {
+        repr(outcomes_of(SummedText, tmp_path, some, lambda line: (7, value(float(line)))))
+        for some in turned(list(map(str, FLOATS)))
+    }
+    assert found == {repr(total if isinstance(total, type) else [(7, f"complex {total}")])}
+
+
+def test_complex_sums_without_a_reduce_are_shown_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("1\n2\n")
+    job = Summed(input=str(tmp_path / "in.txt"))
+    job.made = lambda line: ("key", complex(0.1, float(line)))
+    shown = pa.ipc.open_file(run_tasks(build_spec(job), job).data).read_all()
+    assert [pickle.loads(cell) for cell in shown["value"].to_pylist()] == [0.2 + 3j]
+    job.output = str(tmp_path / "out")
+    with pytest.raises(ValueTypeError, match="type complex cannot be written"):
+        run_tasks(build_spec(job), job)
+
+
 @pytest.mark.parametrize(
     ("lines", "value", "least"),
     [
@@ -580,6 +653,10 @@ def test_sums_do_not_depend_on_the_cut(
         ([3, 1, 2], lambda text: 3.0 if text == "3" else int(text), ValueTypeError),
         ([3, 1, 2], lambda text: None if text == "3" else int(text), ValueTypeError),
         ([2**70, 1, 2], int, OverflowedSum),
+        ([3, 1, 2], lambda text: {"1": "é", "2": "\uffff", "3": "\U00010000"}[text], "é"),
+        ([3, 1, 2], lambda text: "\ud800" if text == "3" else text, ValueTypeError),
+        ([3, 1, 2], lambda text: np.str_("a\udcff") if text == "3" else np.str_(text), ValueTypeError),
+        ([3, 1, 2], lambda text: Name("\udcff") if text == "3" else text, ValueTypeError),
     ],
 )
 def test_the_least_value_does_not_depend_on_the_cut(

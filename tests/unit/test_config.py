@@ -59,6 +59,15 @@ def test_a_bad_value_names_the_variable_and_where_it_was_set(tmp_path: Path, nam
         load_config({}, str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["CORTEX_HOME", "CORTEX_SPILL_DIRS", "HOME"])
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path, name: str) -> None:
+    said = "folder for temporary data" if name == "HOME" else rf"{name} \(the environment\)"
+    with pytest.raises(UsageError, match=rf"{said}.* is not UTF-8: b'/caf\\xe9") as caught:
+        load_config({name: "/caf\udce9"}, str(tmp_path))
+    assert "another" in caught.value.cure
+    assert load_config({"HOME": "/caf\udce9", "CORTEX_SPILL_DIRS": "/é"}, str(tmp_path)).spill_dirs == ("/é",)
+
+
 def test_what_nothing_reads_is_said(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CORTEX_SLOT=3\nthis is not a setting\n")
     config = load_config({"CORTEX_MEMROY": "1GB", "PATH": "/bin"}, str(tmp_path))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cortex.errors import CortexError, InputChanged, InputError, InternalError, RecordTooLarge
-from cortex.formats import blocks
+from cortex.formats import arrow_file, blocks
 from cortex.formats.planning import plan_inputs
 from cortex.formats.readers import Reader, open_reader
 from cortex.job.plan import UNKNOWN, InputPlan, Split
@@ -425,6 +426,25 @@ def test_columnar_files_are_projected_decoded_and_cast(tmp_path: Path, kind: str
             "UTF-8",
         ),
         (
+            pa.array([[b"a", b"b"], None, [b"c", b"\xff"], [b"\xff"]]).view(pa.list_(pa.string())),
+            "list<string>",
+            "UTF-8",
+        ),
+        (
+            pa.array([{"s": b"a"}, None, {"s": b"\xff"}, {"s": b"\xff"}]).view(
+                pa.struct([("s", pa.string())])
+            ),
+            "struct<s: string>",
+            "UTF-8",
+        ),
+        (
+            pa.array([[1], [2, None], [1, 100_000], [100_000]], pa.list_(pa.decimal128(9, 0))).view(
+                pa.list_(pa.decimal128(5, 0))
+            ),
+            "list<decimal(5)>",
+            "does not fit in precision",
+        ),
+        (
             pa.array([1, None, 100_000], pa.decimal128(9, 0)).view(pa.decimal128(5, 0)),
             "decimal(5)",
             "does not fit in precision",
@@ -446,6 +466,27 @@ def test_a_value_that_its_type_does_not_hold_is_named(
     assert said in error.message
     assert (error.details["file"], error.details["row"]) == (str(path), "row 2 of the file")
     assert error.cure
+
+
+@pytest.mark.parametrize("batch_rows", [3, 1000])
+@pytest.mark.parametrize(
+    ("column", "type_"),
+    [
+        (lambda texts: texts, "binary"),
+        (lambda texts: pa.DictionaryArray.from_arrays(np.arange(1000, dtype=np.int16), texts), "binary"),
+        (lambda texts: pa.ListArray.from_arrays(np.arange(1001, dtype=np.int32), texts), "'list<binary>'"),
+    ],
+)
+def test_invalid_text_is_said_with_its_row_wherever_batches_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int, column: Any, type_: str
+) -> None:
+    monkeypatch.setattr(arrow_file, "BATCH_ROWS_MAX", 100)
+    texts = pa.array([b"ok"] * 789 + [b"\xff"] * 211).view(pa.string())
+    _arrow(tmp_path / "f.arrow", pa.table({"x": column(texts)}), batch_rows)
+    error = _error(plan_inputs(InputSpec(paths=(str(tmp_path / "f.arrow"),)), used_columns=None))
+    assert error.message == "invalid UTF-8 in column 'x'"
+    assert error.details["row"] == "row 789 of the file"
+    assert error.cure.endswith(f"columns: {{x: {type_}}}")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

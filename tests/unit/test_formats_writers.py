@@ -291,6 +291,19 @@ def test_a_group_ends_at_the_row_that_fills_it(tmp_path: Path, format_: str, bat
     assert [batch.num_rows for batch in columnar_writers.reread(str(path), format_)] == groups
 
 
+@pytest.mark.parametrize("format_", ["parquet", "arrow"])
+def test_long_maps_end_a_group_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str) -> None:
+    monkeypatch.setattr(columnar_writers, "_GROUP_BYTES", 10_000)
+    kind = pa.map_(pa.string(), pa.string())
+    table = pa.table({"m": pa.array([[("k", "x" * 999)], None, [], [("k", None), ("l", "")]] * 100, kind)})
+    with open_writer(str(tmp_path / "out"), format_, table.schema) as writer:
+        for batch in table.to_batches(max_chunksize=33):
+            writer.write(batch)
+    groups = list(columnar_writers.reread(str(tmp_path / "out"), format_))
+    assert [batch.num_rows for batch in groups] == [37] + [40] * 9 + [3]
+    assert pa.Table.from_batches(groups).equals(table)
+
+
 @pytest.mark.parametrize("format_", ["csv", "tsv", "jsonl", "text"])
 def test_a_batch_of_long_values_is_made_text_piece_by_piece(tmp_path: Path, format_: str) -> None:
     batch = pa.record_batch({"s": ['"' + "x" * 500_000] * 100})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -26,6 +27,20 @@ BIN = Path(sys.executable).parent
 def test_check(command: list[str]) -> None:
     done = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_process_collects_the_same_tests() -> None:
+    """Those of pytest-xdist have to: whenever they do, and however they hash."""
+    said = []
+    for seed in ("1", "2"):
+        later = f"import sys, time, pytest; time.time = lambda: {seed}e9; sys.exit(pytest.main(sys.argv[1:]))"
+        command = [sys.executable, "-c", later, "--collect-only", "-q", "-o", "addopts=", "tests"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append([line for line in done.stdout.splitlines() if "::" in line])
+    assert said[0] == said[1]
+    assert len(said[0]) > 1000
 
 
 def test_the_dependencies_are_those_of_the_design() -> None:

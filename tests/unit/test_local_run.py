@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cortex.client import LocalSession
 from cortex.config import load_config
 from cortex.errors import OutputExistsError, OutputFailed, UsageError, UserCodeError
 from cortex.job.spec import InputSpec, JobSpec, OutputSpec
 from cortex.local_run import _temporary_folder, needs_code, open_session, run_job
+from cortex.private_folders import runtime_parent
 from cortex.storage import filesystem
 from cortex.wire.messages import JobDone, JobReport, OutputPart
 
@@ -135,6 +138,20 @@ def test_a_spill_folder_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(OutputFailed, match="temporary files") as caught:
         open_session(job().resources, config)
     assert "CORTEX_SPILL_DIRS" in caught.value.cure
+
+
+def test_folders_whose_names_are_not_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, good = str(tmp_path / "caf\udce9"), str(tmp_path / "é")
+    os.mkdir(odd)
+    os.mkdir(good)
+    monkeypatch.setattr(tempfile, "tempdir", odd)
+    with pytest.raises(UsageError, match=r"spill folder is not UTF-8: b'.*caf\\xe9/") as caught:
+        LocalSession()
+    assert "rename" in caught.value.cure
+    monkeypatch.setenv("XDG_RUNTIME_DIR", odd)
+    assert runtime_parent(1000) == "/tmp"  # sockets go elsewhere
+    monkeypatch.setenv("XDG_RUNTIME_DIR", good)
+    assert runtime_parent(1000) == good
 
 
 def test_a_spill_folder_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

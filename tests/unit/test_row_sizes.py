@@ -9,6 +9,7 @@ import pytest
 from cortex.formats.row_sizes import bounded, row_sizes
 
 _TEXTS = ["a", None, "b" * 50, ""]
+MAP = pa.map_(pa.string(), pa.int8())
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,8 @@ _TEXTS = ["a", None, "b" * 50, ""]
         (pa.array([[1], None, [2, 3], []], pa.large_list(pa.int32())), [8, 4, 12, 4]),
         (pa.array([[1, 2], None, [3, 4], [5, 6]], pa.list_(pa.int32(), 2)), [12, 4, 12, 12]),
         (pa.array([{"x": "a", "y": 1}, None, {"x": "bb", "y": None}, {}]), [13, 12, 14, 12]),
-        (pa.array([[("a", 1)], None, [], []], pa.map_(pa.string(), pa.int8())), [64, 64, 64, 64]),
+        (pa.array([[("a", 1)], None, [("bb", 2), ("", None)], []], MAP), [10, 4, 4 + 7 + 5, 4]),
+        (pa.array([[[("a", 1)]], None, [[], None], [[("bb", 2)] * 2]], pa.list_(MAP)), [14, 4, 12, 22]),
         (pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)] * 4, pa.binary(16))), [16] * 4),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
@@ -47,6 +49,9 @@ def test_what_stands_under_nulls_does_not_count() -> None:
     masked = pa.Array.from_buffers(pa.string(), 2, [pa.py_buffer(b"\x01"), *whole.buffers()[1:]])
     lists = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), whole, mask=pa.array([False, True]))
     assert list(row_sizes(pa.record_batch([masked, lists], names=["s", "l"]))) == [13 + 17, 4 + 4]
+    mask = pa.array([True, False])
+    maps = pa.MapArray.from_arrays(pa.array([0, 1, 2], pa.int32()), whole, pa.array([1, 2]), mask=mask)
+    assert list(row_sizes(pa.record_batch([maps], names=["m"]))) == [4, 4 + 13 + 8]
 
 
 def test_slices_are_bounded_by_rows_and_by_bytes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -61,6 +63,19 @@ def test_class_and_helper_beside_it_travel_by_value(script: Path) -> None:
     script.with_name("helper_of_job.py").unlink()
     assert run_elsewhere(code, "list(code.map(4))") == "[(4, 8)]"
     assert str(script.parent) in executor_sys_path()
+
+
+def test_folders_whose_names_are_not_utf_8_are_refused(
+    tmp_path: Path, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path / "caf\udce9")
+    os.mkdir(folder)
+    with pytest.raises(UsageError, match=r"the path is not UTF-8: b'.*caf\\xe9/job_script.py'"):
+        load_module(shutil.copy(script, folder))
+    monkeypatch.setattr(sys, "path", [folder, folder + "/missing"])
+    with pytest.raises(UsageError, match=r"a folder that modules.* is not UTF-8: b'.*caf\\xe9'\n") as caught:
+        executor_sys_path()
+    assert "PYTHONPATH" in caught.value.cure
 
 
 def test_a_module_is_loaded_once_and_keeps_its_name(script: Path) -> None:
