@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cortex.template_start import start_template
 from cortex.job.plan import Split
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
+from cortex.template_start import start_template
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     ExecutorExited,

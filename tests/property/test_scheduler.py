@@ -2,8 +2,8 @@
 
 The world is a seeded simulation: fake nodes that run leases in any order, lose run files, fail
 attempts, fall silent, die and come back, and repeat old messages; and clients that take their time to
-fetch the output, which lies in a folder of theirs or on the nodes that made it. The faults are a finite budget, so
-that liveness can be asked for: after the last one the jobs must end. Splits, quote states and rows
+fetch the output, which lies in a folder of theirs or on the nodes that made it. The faults are a finite
+budget, so that liveness can be asked for: after the last one the jobs must end. Splits, quote states and rows
 are invented first, so that the right answer is known without the scheduler.
 """
 

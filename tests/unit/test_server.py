@@ -162,7 +162,11 @@ def test_versions_that_would_break_pickles_are_refused(
 
 @pytest.mark.parametrize(
     "messages",
-    [(SUBMIT,), (m.ClientHello(local_versions()),) * 2, (m.ClientHello(local_versions()), m.JobReceived("j"))],
+    [
+        (SUBMIT,),
+        (m.ClientHello(local_versions()),) * 2,
+        (m.ClientHello(local_versions()), m.JobReceived("j")),
+    ],
 )
 def test_a_message_out_of_turn_is_refused(machine: Machine, messages: tuple[m.Message, ...]) -> None:
     client = machine.connect()
