@@ -113,6 +113,7 @@ SERVER_STALL_S: Final = 5.0  # a tick this late means the server itself stood st
 TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill, retry
 LEASES_AHEAD_PER_SLOT: Final = 1  # queued at a node beyond its slots, so that no slot waits a round trip
 GRANTS_PER_DECISION_MAX: Final = 250  # 3 ms; the rest at the next event, a tick at the latest
+PREFETCH_PORTIONS: Final = 16  # of map outputs, told to nodes while maps run: a node hears no more often
 MAP_BLOCKS_MAX: Final = 4096  # of neighbouring maps: a table of them and the partitions is 16 MB at most
 MAP_ROWS_KEPT_MAX: Final = 1_000_000  # row counts, maps times partitions: 8 MB; beyond, hashes of a map's
 PROGRESS_S: Final = 0.25

@@ -54,6 +54,7 @@ from cortex.wire.messages import (
     AttemptFinished,
     DropPart,
     EndJob,
+    FetchAhead,
     FromNode,
     Heartbeat,
     JobPlanned,
@@ -88,6 +89,8 @@ class _Job:
     work_dir: str
     staging_dir: str
     outputs: LocationTable = field(default_factory=LocationTable)
+    ahead: tuple[int, ...] = ()
+    """Partitions whose segments are fetched while maps run."""
     ended: bool = False
 
 
@@ -227,6 +230,9 @@ class Node:
             self._pool.planned(message)
         elif isinstance(message, MapLocations):
             self._jobs[message.job].outputs.update(message)
+            self._fetch_ahead(message)
+        elif isinstance(message, FetchAhead):
+            self._jobs[message.job].ahead = message.partitions
         elif isinstance(message, Lease):
             self._lease(message)
         elif isinstance(message, Revoke):
@@ -324,6 +330,11 @@ class Node:
                     continue
             self._queue.append((job, run))
         self.room()
+
+    def _fetch_ahead(self, message: MapLocations) -> None:
+        job = self._jobs[message.job]
+        if self._shuffle is not None and job.ahead:
+            self._shuffle.fetch_ahead(message, job.ahead, self._name, job.outputs.nodes)
 
     def _revoke(self, message: Revoke) -> None:
         assert self._pool is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Sequence
 
 import msgspec
 
@@ -21,12 +22,14 @@ from cortex.limits import LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT, SCAN_SPLITS_PER_T
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
+from cortex.scheduling.prefetch import Prefetch
 from cortex.scheduling.progress import BYTES_OUT, AddedStats, Progress, stats_tuple
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
     Counters,
+    FetchAhead,
     JobPlanned,
     MapLocations,
     MapResult,
@@ -76,6 +79,8 @@ class JobRun:
         self._types = {MAP: OutputTypes(), REDUCE: OutputTypes()}
         self._revoked: list[Running] = []
         self._redos: dict[int, int] = {}
+        self._ahead: dict[str, FetchAhead] = {}
+        """Node -> the reduces that it fetches the inputs of while maps run."""
         self._scan_ahead = 0
         self._open_stage(PLAN, TaskTable(1))
         self._tables[PLAN].needs_met(0, 1)
@@ -97,7 +102,15 @@ class JobRun:
         if stage is None:
             return None
         table = self._tables[stage]
-        index, number = table.lease_first()
+        if stage == REDUCE:
+            first = table.first_ready()
+            assert first is not None
+            chosen = self._prefetch.choose(
+                node.name, first, lambda i: table.state(i) is TaskState.READY, table.total
+            )
+            index, number = table.lease(chosen)
+        else:
+            index, number = table.lease_first()
         attempt = attempt_id(task_id(self.job, _LETTERS[stage], None if stage == PLAN else index), number)
         task = self._task(stage, index, number)
         running = Running(attempt, self.job, stage, index, number, node.output_node, task)
@@ -124,6 +137,23 @@ class JobRun:
     def locations(self, version: int, nodes: int) -> MapLocations | None:
         """What a node that is sent a reduce must be told of map outputs, knowing this much."""
         return self._outputs.news(version, nodes)
+
+    def prefetch(self, nodes: Sequence[Node]) -> list[tuple[Node, FetchAhead, MapLocations]]:
+        """While maps run: the nodes that are to fetch the inputs of reduces they will likely run, and what
+        they must be told. Nothing where one node has everything."""
+        if self.state is not JobState.MAPPING or self.map_only or len(nodes) < 2:
+            return []
+        if not self._prefetch.due(self._outputs.version):
+            return []
+        promised = self._prefetch.promise((node.name, node.hello.slots) for node in nodes)
+        self._ahead.update((name, FetchAhead(self.job, parts)) for name, parts in promised.items())
+        told = []
+        for node in nodes:
+            ahead, known = self._ahead.get(node.name), node.told.get(self.job)
+            news = self._outputs.news(*(known.locations if known else (0, 0)), partial=True)
+            if ahead is not None and news is not None:
+                told.append((node, ahead, news))
+        return told
 
     def locations_known(self) -> tuple[int, int]:
         """(version, nodes) as a node knows them that was told all."""
@@ -228,6 +258,7 @@ class JobRun:
         self._outputs = MapOutputs(self.job, 0 if self.map_only else count, plan.reducers)
         self._map_stats = AddedStats(count)
         self._reduce_stats = AddedStats(0 if self.map_only else plan.reducers)
+        self._prefetch = Prefetch(plan.reducers, self._outputs.blocks)
         scanned = self._scans.tasks > 0
         scans = self._tables[SCAN] = TaskTable(len(plan.splits) if scanned else 0, self._scans.tasks)
         if scanned:
@@ -402,6 +433,8 @@ class JobRun:
         is done (it goes on then), and map outputs, which are made anew while a reduce may need them."""
         if self.state not in (JobState.MAPPING, JobState.REDUCING, JobState.DONE):
             return
+        self._ahead.pop(node, None)
+        self._prefetch.forget(node)
         made = sorted(set(self._parts_at.pop(node, ())))
         self._lose_parts([i for i in made if any(part.node == node for part in self._parts.get(i, ()))])
         if self.map_only:

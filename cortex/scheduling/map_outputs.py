@@ -186,22 +186,27 @@ class MapOutputs:
             start = wrote.find(1, end)
         return tuple(spans)
 
-    def news(self, version: int, nodes: int) -> MapLocations | None:
+    def news(self, version: int, nodes: int, partial: bool = False) -> MapLocations | None:
         """What a node must be told that knows this version and so many nodes; None if nothing.
 
-        Only while every map has its output. The same message for all nodes that know as much.
+        Only while every map has its output, unless it may be `partial`. The same message for all nodes
+        that know as much.
         """
         if version == self.version:
             return None
         news = self._news.get((version, nodes))
         if news is None:
             blocks = [b for b, at in zip(self._blocks, self._block_versions) if at > version]
-            if None in blocks:
+            if None in blocks and not partial:
                 raise InternalError("a reduce was leased while a map had no output")
             whole: tuple[MapBlock, ...] = tuple(b for b in blocks if b is not None)
             news = MapLocations(self._job, nodes, tuple(self._nodes[nodes:]), whole)
             self._news[version, nodes] = news
         return news
+
+    @property
+    def blocks(self) -> int:
+        return len(self._blocks)
 
     @property
     def nodes(self) -> int:

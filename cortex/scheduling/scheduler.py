@@ -209,6 +209,7 @@ class Scheduler:
             self._lose_work(node, now)
         for job in self.jobs.values():
             self._out.append(SendToClient(job.job, self._progress(job, now)))
+            self._prefetch(job)
 
     # --- what follows ---
 
@@ -281,7 +282,18 @@ class Scheduler:
         self.leases.hold(node, leased)
         return leased
 
-    def _introduce(self, node: Node, job: JobRun, running: Running) -> None:
+    def _prefetch(self, job: JobRun) -> None:
+        """Nodes that others fetch from may fetch as well, while maps run."""
+        nodes = [n for n in self.leases.nodes.values() if not n.silent and n.hello.data_address]
+        for node, ahead, locations in job.prefetch(nodes):
+            told = self._introduce(node, job)
+            if not told.ahead:
+                told.ahead = True
+                self._out.append(SendToNode(node.name, ahead))
+            told.locations = job.locations_known()
+            self._out.append(SendToNode(node.name, locations))
+
+    def _introduce(self, node: Node, job: JobRun, running: Running | None = None) -> Told:
         """A node hears of a job, of its plan and of its map outputs before its first task that needs them."""
         told = node.told.get(job.job)
         if told is None:
@@ -290,11 +302,12 @@ class Scheduler:
         if job.planned_message is not None and not told.plan:
             told.plan = True
             self._out.append(SendToNode(node.name, job.planned_message))
-        if running.stage == REDUCE:
+        if running is not None and running.stage == REDUCE:
             locations = job.locations(*told.locations)
             if locations is not None:
                 told.locations = job.locations_known()
                 self._out.append(SendToNode(node.name, locations))
+        return told
 
     # --- what the client is told ---
 

@@ -147,6 +147,17 @@ class TaskTable:
             heapq.heapreplace(self._ready, (index + 1, end))
         else:
             heapq.heappop(self._ready)
+        return self._leased(index)
+
+    def lease(self, index: int) -> tuple[int, int]:
+        """Lease this task, which is READY. Unlike `lease_first` it looks at every range of ready ones."""
+        place = next(i for i, (start, end) in enumerate(self._ready) if start <= index < end)
+        start, end = self._ready.pop(place)
+        self._ready += [span for span in ((start, index), (index + 1, end)) if span[0] < span[1]]
+        heapq.heapify(self._ready)
+        return self._leased(index)
+
+    def _leased(self, index: int) -> tuple[int, int]:
         self.apply(index, TaskEvent.LEASE)
         number = self._attempts.get(index, 0)
         self._attempts[index] = number + 1

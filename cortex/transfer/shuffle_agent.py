@@ -20,7 +20,7 @@ from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.wire.join import Endpoint, parse_endpoint
 from cortex.wire.map_locations import map_outputs
-from cortex.wire.messages import OutputNode, ReduceResult, Result, RunTask
+from cortex.wire.messages import MapLocations, OutputNode, ReduceResult, Result, RunTask
 
 Key = tuple[str, int]
 """(map attempt, partition)."""
@@ -99,6 +99,22 @@ class ShuffleAgent:
             self._wanting.setdefault(key, set()).add(run.attempt)
         self._fetcher.fetch(new)
         return False
+
+    def fetch_ahead(
+        self, message: MapLocations, partitions: Sequence[int], own_name: str, nodes: Sequence[OutputNode]
+    ) -> None:
+        """Begin to fetch the segments of these partitions from the map outputs that a message tells of."""
+        self._addresses.learn(nodes)
+        job, here = message.job, self._here.get(message.job, {})
+        wanted = []
+        for output in map_outputs(message.blocks, JobId(job)):
+            holder = nodes[output.node].node
+            for partition in partitions if holder != own_name else ():
+                key = output.attempt, partition
+                if key not in self._wanting and output.attempt not in here.get(partition, ()):
+                    self._wanting[key] = set()
+                    wanted.append(Wanted(job, holder, output.attempt, partition))
+        self._fetcher.fetch(wanted)
 
     def used(self, job: str, result: Result) -> None:
         """An attempt has finished: what a reduce has read is needed no more."""

@@ -237,7 +237,8 @@ class OutputNode(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MapLocations(Message, frozen=True):
-    """Where the outputs of a job's maps are: once all are done, before a node's first reduce.
+    """Where the outputs of a job's maps are: once all are done, before a node's first reduce; and in portions
+    while maps run, to nodes that fetch ahead.
 
     Sent again when some were made anew, with what differs from what the node was sent before: blocks
     replace those of the same `first`, nodes are added (`nodes[0]` has the number `first_node`). A node
@@ -248,6 +249,14 @@ class MapLocations(Message, frozen=True):
     first_node: int
     nodes: tuple[OutputNode, ...]
     blocks: tuple[MapBlock, ...]
+
+
+class FetchAhead(Message, frozen=True):
+    """While maps run: fetch the segments of these partitions from the map outputs that MapLocations, from
+    now on, say are done. This node will likely reduce them."""
+
+    job: str
+    partitions: tuple[int, ...]
 
 
 class Lease(Message, frozen=True):
@@ -333,7 +342,17 @@ class ShutDown(Message, frozen=True):
 
 
 ToNode = Union[  # noqa: UP007
-    StartJob, JobPlanned, MapLocations, Lease, Revoke, EndJob, SendPart, PartCredit, DropPart, ShutDown
+    StartJob,
+    JobPlanned,
+    MapLocations,
+    FetchAhead,
+    Lease,
+    Revoke,
+    EndJob,
+    SendPart,
+    PartCredit,
+    DropPart,
+    ShutDown,
 ]
 FromNode = Union[NodeHello, AttemptFinished, AttemptFailed, Heartbeat, PartChunk, PartUnread]  # noqa: UP007
 

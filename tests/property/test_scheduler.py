@@ -203,7 +203,12 @@ class Simulation:
             node.planned.add(message.job)
         elif isinstance(message, m.MapLocations):
             assert message.job in node.planned
+            for output in map_outputs(message.blocks, JobId(message.job)):
+                assert output.attempt in self.made_by
             node.tables.setdefault(message.job, LocationTable()).update(message)
+        elif isinstance(message, m.FetchAhead):
+            assert message.job in node.planned
+            assert 0 < len(message.partitions) <= node.slots
         elif isinstance(message, m.Revoke):
             node.queue = [r for r in node.queue if r.attempt not in message.attempts]
         elif isinstance(message, m.EndJob):

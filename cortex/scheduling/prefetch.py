@@ -1,0 +1,68 @@
+"""Which reduces a node will likely run, so that it fetches their inputs while maps still run. Pure.
+
+The first reduces of a job, as many as all slots, are promised to nodes by their slots when the first maps
+are done. A promise is a preference: a reduce goes to its node if that has room, and to any other when
+there is nothing else to give. What a node is told of map outputs meanwhile comes in a few portions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from cortex.limits import PREFETCH_PORTIONS
+
+
+class Prefetch:
+    """Of one job with so many reduces and blocks of map outputs."""
+
+    def __init__(self, reduces: int, blocks: int) -> None:
+        self._reduces = reduces
+        self._portion = max(1, blocks // PREFETCH_PORTIONS)
+        self._due_at = self._portion
+        self._promised: dict[str, deque[int]] = {}
+        self._owner: dict[int, str] = {}
+        self._made = False
+
+    def due(self, blocks_told: int) -> bool:
+        """Is it time for the next portion, now that so many blocks were completed (counting redone ones)?"""
+        if blocks_told < self._due_at:
+            return False
+        self._due_at = blocks_told + self._portion
+        return True
+
+    def promise(self, nodes: Iterable[tuple[str, int]]) -> dict[str, tuple[int, ...]]:
+        """Give the first reduces to these nodes, (name, slots) each, once; later calls give nothing.
+
+        One reduce a slot, in turns, so that each has its share when there are few.
+        """
+        if self._made:
+            return {}
+        self._made = True
+        left = dict(nodes)
+        for index in range(min(self._reduces, sum(left.values()))):
+            name = max(left, key=lambda name: left[name])
+            left[name] -= 1
+            self._promised.setdefault(name, deque()).append(index)
+            self._owner[index] = name
+        return {name: tuple(indices) for name, indices in self._promised.items()}
+
+    def choose(self, node: str, first: int, ready: Callable[[int], bool], size: int) -> int:
+        """The reduce that `node` is to run next: its own, else the first that is promised to nobody, else
+        `first`, the first of all. `ready` tells whether a reduce, of `size`, can be leased."""
+        own = self._promised.get(node)
+        while own:
+            index = own.popleft()
+            if self._owner.pop(index, None) is not None and ready(index):
+                return index
+        if self._owner:
+            for index in range(first, size):
+                if index not in self._owner and ready(index):
+                    return index
+        self._owner.pop(first, None)
+        return first
+
+    def forget(self, node: str) -> None:
+        """The node is lost: what it was promised is anybody's."""
+        for index in self._promised.pop(node, ()):
+            self._owner.pop(index, None)
