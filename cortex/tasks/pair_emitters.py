@@ -219,11 +219,12 @@ class FoldedPairs:
                 raise
 
     def _send_table(self) -> None:
-        table, self._table = self._table, self._new_table()
-        while table:  # taken apart as it is sent: as columns it would be there once more
-            some = [table.popitem() for _ in range(min(len(table), PAIRS_AT_ONCE))]
-            keys, values = zip(*some)
-            self._add(keys, values if self._values is None else self._values.plain(values))
+        keys, values = list(self._table), list(self._table.values())
+        self._table = self._new_table()  # before there are columns: what two lists take is a ninth of the old
+        while keys:
+            some = values[-PAIRS_AT_ONCE:]
+            self._add(keys[-PAIRS_AT_ONCE:], some if self._values is None else self._values.plain(some))
+            del keys[-PAIRS_AT_ONCE:], values[-PAIRS_AT_ONCE:]
 
     def _send_pairs(self, pairs: list[Any]) -> None:
         check_pairs(pairs, "map()")
