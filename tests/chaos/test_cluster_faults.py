@@ -1,0 +1,223 @@
+"""Nodes killed with SIGKILL in each phase, segments damaged on their way: a cluster of real processes.
+
+The output is byte for byte that of a run without faults, and only what was lost is done again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cortex
+from cortex.errors import CortexError
+
+PATIENCE_S = 60.0
+LINES = 12
+
+
+class Gated(cortex.MapReduceJob):
+    """Each task notes that it began and on which node, and waits for the file ``<phase>`` in `marks`."""
+
+    marks = ""
+    reducers = 4
+    split_size = 7
+    slow_reduce = False
+
+    def note(self, phase: str, what: str) -> None:
+        node = os.path.basename(os.path.dirname(os.path.dirname(os.path.dirname(self.where()))))
+        path = os.path.join(self.marks, f"{phase}.{what}.{node}.{os.getpid()}.{time.monotonic_ns()}")
+        with open(path, "x"):
+            pass
+        while not os.path.exists(os.path.join(self.marks, phase)):
+            time.sleep(0.01)
+
+    def where(self) -> str:
+        """The log of this executor, which lies in its node's spill folder."""
+        return os.readlink("/proc/self/fd/2")
+
+    def map(self, line: str) -> Iterator[tuple[str, str]]:
+        self.note("map", line)
+        for i in range(20):
+            yield f"key{i}", line
+
+    def reduce(self, key: str, values: Iterator[str]) -> Iterator[tuple[str, str]]:
+        self.note("reduce", key)
+        yield key, ",".join(values)
+
+
+class Run(threading.Thread):
+    def __init__(self, folder: Path, cluster: cortex.LocalCluster, *gates: str) -> None:
+        super().__init__(daemon=True)
+        self.marks, self.out = folder / "marks", folder / "out"
+        self.marks.mkdir(parents=True)
+        data = folder / "in.txt"
+        data.write_text("".join(f"line{i:02}\n" for i in range(LINES)))
+        self.job = Gated(input=str(data), output=str(self.out), marks=str(self.marks))
+        self.cluster = cluster
+        self.outcome: Any = None
+        for gate in gates:
+            self.open(gate)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self.job.run(self.cluster)
+        except CortexError as error:
+            self.outcome = error
+
+    def open(self, gate: str) -> None:
+        (self.marks / gate).touch()
+
+    def begun(self, phase: str) -> list[list[str]]:
+        """[what, node, pid, time] of every attempt."""
+        return [path.name.split(".")[1:] for path in self.marks.glob(f"{phase}.*")]
+
+    def result(self) -> cortex.Result:
+        self.join(PATIENCE_S)
+        assert isinstance(self.outcome, cortex.Result), self.outcome
+        return self.outcome
+
+    def bytes(self) -> dict[str, bytes]:
+        self.result()
+        return {path.name: path.read_bytes() for path in sorted(self.out.glob("part-*"))}
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    with cortex.LocalCluster(nodes=1, memory="400MB") as cluster:
+        run = Run(tmp_path_factory.mktemp("quiet"), cluster, "map", "reduce")
+        wanted = {f"key{i}": ",".join(f"line{n:02}" for n in range(LINES)) for i in range(20)}
+        assert dict(run.result()) == wanted
+        assert run.result().report.failed_attempts == 0
+        return run.bytes()
+
+
+@pytest.fixture
+def cluster() -> Iterator[cortex.LocalCluster]:
+    with cortex.LocalCluster(nodes=2, memory="400MB") as found:
+        yield found
+
+
+def kill(cluster: cortex.LocalCluster, node: str) -> None:
+    os.kill(cluster.nodes[node].pid, signal.SIGKILL)
+    cluster.nodes[node].wait()
+
+
+def test_a_node_killed_while_it_maps(
+    cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    run = Run(tmp_path, cluster, "reduce")
+    wait_for(lambda: len({node for _, node, *_ in run.begun("map")}) == 2)
+    kill(cluster, "node1")
+    run.open("map")
+    assert run.bytes() == expected
+    assert run.result().report.failed_attempts == 0  # a lost node costs no attempt
+
+
+def test_a_node_killed_while_it_reduces_costs_what_it_had(
+    cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    run = Run(tmp_path, cluster, "map")
+    wait_for(lambda: len({node for _, node, *_ in run.begun("reduce")}) == 2)
+    first = {what: node for what, node, *_ in run.begun("map")}
+    kill(cluster, "node1")
+    run.open("reduce")
+    assert run.bytes() == expected
+    again = Counter(what for what, *_ in run.begun("map"))
+    lost = {what for what, node in first.items() if node == "node1"}
+    assert lost
+    assert {what for what, count in again.items() if count > 1} == lost
+
+
+def test_a_node_that_is_killed_and_comes_back_works_on(
+    cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    run = Run(tmp_path, cluster, "reduce")
+    wait_for(lambda: len({node for _, node, *_ in run.begun("map")}) == 2)
+    kill(cluster, "node1")
+    cluster.start_node("node1")
+    wait_for(lambda: len([1 for _, node, *_ in run.begun("map") if node == "node1"]) >= 2)
+    run.open("map")
+    assert run.bytes() == expected
+
+
+def test_the_only_node_with_the_result_is_killed_before_the_client_has_it(
+    cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cortex import cluster_session
+
+    killed = threading.Event()
+    is_done = cluster_session._Follower._is_done
+
+    def killing(self: Any, done: Any) -> None:
+        if not killed.is_set():
+            killed.set()
+            kill(cluster, "node1")
+        is_done(self, done)
+
+    monkeypatch.setattr(cluster_session._Follower, "_is_done", killing)
+    run = Run(tmp_path, cluster, "map", "reduce")
+    assert run.bytes() == expected
+    assert killed.is_set()
+
+
+def test_a_damaged_segment_runs_its_map_alone_again(
+    cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    run = Run(tmp_path, cluster, "reduce")
+    wait_for(lambda: run.begun("map"))
+    # the gate of the last map stays shut until the first one's output is damaged
+    first = run.begun("map")[0]
+    wait_for(lambda: len({node for _, node, *_ in run.begun("map")}) == 2)
+
+    def damage() -> bool:
+        for path in (cluster.folder / first[1] / "spill").glob("cortex-*/j*/*-m*.run"):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 3] ^= 0x10
+            path.write_bytes(data)
+            return True
+        return False
+
+    damaging = threading.Thread(target=lambda: wait_for(damage))
+    damaging.start()
+    run.open("map")
+    damaging.join(PATIENCE_S)
+    assert run.bytes() == expected
+    again = Counter(what for what, *_ in run.begun("map"))
+    assert sum(count - 1 for count in again.values()) <= 1
+
+
+def test_a_template_that_is_killed_ends_its_node_with_the_cause(
+    cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    from cortex.process_memory import descendant_pids
+
+    run = Run(tmp_path, cluster, "reduce")
+    wait_for(lambda: len({node for _, node, *_ in run.begun("map")}) == 2)
+    own = cluster.nodes["node1"]
+    template = next(
+        pid
+        for pid in descendant_pids(own.pid)
+        if b"cortex.tasks.template" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(template, signal.SIGKILL)
+    assert own.wait(PATIENCE_S) == 1
+    assert "template" in cluster.output("node1")
+    run.open("map")
+    assert run.bytes() == expected

@@ -1,0 +1,364 @@
+"""A cluster of real processes on this machine: the same bytes as on one machine, and what its commands say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cortex
+from cortex.errors import CortexError, NotAllowed, Unreachable, UsageError
+from cortex.process_memory import descendant_pids
+from datasets import Items, Orders, Text
+
+PATIENCE_S = 60.0
+JOBS = {
+    "words.py": """
+import cortex
+
+class Words(cortex.MapReduceJob):
+    combine = sum
+    reducers = 5
+
+    def map(self, line):
+        for word in line.split():
+            yield word, 1
+
+class Notes(cortex.MapReduceJob):
+    '''Every value, in order: what a reducer sees depends on it.'''
+    reducers = 3
+
+    def map(self, row):
+        yield row.customer, row.note or ""
+
+    def reduce(self, key, values):
+        values = list(values)
+        yield key, f"{len(values)}:{hash_of(values)}"
+
+def hash_of(values):
+    import hashlib
+    return hashlib.sha256("|".join(values).encode()).hexdigest()[:16]
+""",
+    "totals.yaml": """
+name: totals
+map: {where: quantity > 1}
+reduce:
+  group_by: [product]
+  aggregate: {orders: count(), most: max(quantity), mean: mean(price), total: sum(price)}
+resources: {reducers: 4}
+""",
+    "copy.yaml": """
+name: copy
+map: {select: {order_id: order_id, note: note}}
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cluster")
+    for name, text in JOBS.items():
+        (folder / name).write_text(text)
+    for name, made in (
+        ("items.csv", Items(30_000)),
+        ("orders.csv", Orders(10_000)),
+        ("text.txt", Text(20_000)),
+    ):
+        (folder / name).write_bytes(made.header + made.block(0, made.rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[cortex.LocalCluster]:
+    with cortex.LocalCluster(nodes=2) as found:
+        yield found
+
+
+def command(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
+    environment["CORTEX_HOME"] = str(folder / "state")
+    return subprocess.run(
+        [sys.executable, "-m", "cortex", *arguments],
+        env=environment | options.pop("env", {}),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        **options,
+    )
+
+
+def where(cluster: cortex.LocalCluster) -> tuple[str, ...]:
+    return "--server", cluster.address, "--home", str(cluster.folder / "server")
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in sorted(folder.glob("part-*"))}
+    assert found
+    return found
+
+
+RUNS = [
+    ("words.py:Words", "text.txt", "csv"),
+    ("words.py:Notes", "orders.csv", "csv"),
+    ("totals.yaml", "items.csv", "parquet"),
+    ("copy.yaml", "orders.csv", "arrow"),
+]
+
+
+def test_output_is_that_of_one_machine_for_one_two_and_five_nodes(folder: Path) -> None:
+    wanted = {}
+    for target, data, format_ in RUNS:
+        out = folder / "local" / target.replace(":", "-")
+        options = ("--input", data, "--split-size", "100KB", "--output-format", format_, "--quiet")
+        ran = command(folder, "mapreduce", target, *options, "--output", str(out))
+        assert ran.returncode == 0, ran.stderr
+        wanted[target] = parts(out)
+    for nodes in (1, 2, 5):
+        with cortex.LocalCluster(nodes=nodes, memory="400MB") as cluster:
+            for target, data, format_ in RUNS:
+                out = folder / str(nodes) / target.replace(":", "-")
+                options = ("--input", data, "--split-size", "100KB", "--output-format", format_, "--quiet")
+                ran = command(folder, "mapreduce", target, *options, "--output", str(out), *where(cluster))
+                assert ran.returncode == 0, ran.stderr
+                assert parts(out) == wanted[target]
+                assert {path.name for path in out.iterdir()} == {
+                    "_SUCCESS",
+                    "_manifest.json",
+                    *wanted[target],
+                }
+            assert all(not list(spilled(cluster, name)) for name in cluster.nodes)
+
+
+def spilled(cluster: cortex.LocalCluster, node: str) -> Iterator[Path]:
+    """Folders of jobs at a node."""
+    return (cluster.folder / node / "spill").glob("cortex-*/j*")
+
+
+def test_commands_tell_of_nodes_and_jobs(cluster: cortex.LocalCluster, folder: Path) -> None:
+    options = ("--input", "items.csv", "--split-size", "200KB", "--quiet")
+    ran = command(folder, "mapreduce", "totals.yaml", *options, *where(cluster))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("product,orders,most,mean,total\n")
+    status = json.loads(command(folder, "status", "--json", *where(cluster)).stdout)
+    assert len(status["nodes"]) == 2
+    assert all(node["slots"] == 1 and node["data_address"] for node in status["nodes"])
+    job = status["jobs"][-1]
+    assert (job["name"], job["state"]) == ("totals", "done")
+    shown = command(folder, "status", *where(cluster)).stdout
+    assert "2 nodes, 0 of 2 slots busy" in shown
+    assert all(node["data_address"] in shown for node in status["nodes"])
+    assert job["job"] in command(folder, "jobs", *where(cluster)).stdout
+    assert "done" in command(folder, "job", job["job"], "--wait", *where(cluster)).stdout
+    assert "2 nodes" in command(folder, "cluster_status", *where(cluster)).stdout
+    unknown = command(folder, "job", "j000000000000", *where(cluster))
+    assert unknown.returncode == 2
+    assert "there is no job" in unknown.stderr
+
+
+class Slow(cortex.MapReduceJob):
+    """A map that waits for the file `gate` beside its marks."""
+
+    marks = ""
+    reducers = 2
+
+    def map(self, line: str) -> Iterator[tuple[str, int]]:
+        with open(os.path.join(self.marks, f"{line}-{os.getpid()}-{time.monotonic_ns()}"), "x"):
+            pass
+        while not os.path.exists(os.path.join(self.marks, "gate")):
+            time.sleep(0.01)
+        yield line, 1
+
+
+class Running(threading.Thread):
+    """A job in a thread; `outcome` is its result or its error."""
+
+    def __init__(self, job: cortex.MapReduceJob, cluster: cortex.LocalCluster | cortex.Client) -> None:
+        super().__init__(daemon=True)
+        self.job, self.cluster = job, cluster
+        self.outcome: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = self.job.run(self.cluster)
+        except CortexError as error:
+            self.outcome = error
+
+    def result(self) -> Any:
+        self.join(PATIENCE_S)
+        assert self.outcome is not None
+        return self.outcome
+
+
+def slow(tmp_path: Path, lines: int) -> Slow:
+    (tmp_path / "marks").mkdir()
+    (tmp_path / "in.txt").write_text("".join(f"line{i:02}\n" for i in range(lines)))
+    return Slow(input=str(tmp_path / "in.txt"), split_size=7, marks=str(tmp_path / "marks"))
+
+
+def wait_for(condition: Any) -> Any:
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_a_node_that_comes_while_a_job_runs_works_for_it(tmp_path: Path) -> None:
+    with cortex.LocalCluster(nodes=1) as cluster:
+        job = slow(tmp_path, 8)
+        running = Running(job, cluster)
+        wait_for(lambda: list((tmp_path / "marks").glob("line*")))
+        cluster.add_node()
+        wait_for(lambda: len({path.name.split("-")[1] for path in (tmp_path / "marks").glob("line*")}) == 2)
+        (tmp_path / "marks" / "gate").touch()
+        assert dict(running.result()) == {f"line{i:02}": 1 for i in range(8)}
+
+
+def test_a_job_is_cancelled_by_its_id(cluster: cortex.LocalCluster, tmp_path: Path, folder: Path) -> None:
+    running = Running(slow(tmp_path, 4), cluster)
+    wait_for(lambda: list((tmp_path / "marks").glob("line*")))
+    job = next(job.job for job in cluster.client.status().jobs if job.name == "Slow")
+    ran = command(folder, "cancel", job, *where(cluster))
+    assert ran.stdout == f"{job} is cancelled\n", ran.stderr
+    assert running.result().code == "cancelled"
+    states = {job.job: job.state for job in cluster.client.status().jobs}
+    assert states[job] == "cancelled"
+    wait_for(lambda: not any(list(spilled(cluster, name)) for name in cluster.nodes))
+
+
+def test_another_client_joins_with_a_token_and_may_not_do_everything(
+    cluster: cortex.LocalCluster, tmp_path: Path, folder: Path
+) -> None:
+    made = command(folder, "token", "create", "--role", "client", "--uses", "1", *where(cluster)).stdout
+    line = made.split()[-1]
+    home = ("--home", str(tmp_path / "home"))
+    assert command(folder, "login", line, *home).returncode == 0
+    again = command(folder, "login", line, "--home", str(tmp_path / "other"))
+    assert again.returncode != 0
+    assert "token" in again.stderr
+    shown = command(folder, "status", *home)  # no --server: where it logged in
+    assert "2 nodes" in shown.stdout, shown.stderr
+    refused = command(folder, "token", "create", *home)
+    assert refused.returncode == 1
+    assert "may not send CreateToken" in refused.stderr
+    client = cortex.Client(home=tmp_path / "home")
+    (tmp_path / "in.txt").write_text("a b a\n")
+
+    assert dict(Words(input=str(tmp_path / "in.txt")).run(client)) == {"a": 2, "b": 1}
+    running = Running(slow(tmp_path, 2), cluster)
+    wait_for(lambda: list((tmp_path / "marks").glob("line*")))
+    job = next(job.job for job in client.status().jobs if job.name == "Slow")
+    with pytest.raises(NotAllowed, match="no job of yours"):
+        client.cancel(job)
+    (tmp_path / "marks" / "gate").touch()
+    assert dict(running.result()) == {"line00": 1, "line01": 1}
+
+
+class Words(cortex.MapReduceJob):
+    combine = sum
+
+    def map(self, line: str) -> Iterator[tuple[str, int]]:
+        for word in line.split():
+            yield word, 1
+
+
+def test_a_script_finds_its_server_in_the_environment(cluster: cortex.LocalCluster, folder: Path) -> None:
+    env = {"CORTEX_SERVER": cluster.address, "CORTEX_HOME": str(cluster.folder / "server")}
+    before = len(cluster.client.status().jobs)
+    ran = command(folder, "mapreduce", "words.py:Words", "text.txt", "--quiet", env=env)
+    assert ran.returncode == 0, ran.stderr
+    counts = Counter((folder / "text.txt").read_text().split())
+    assert len(ran.stdout.splitlines()) == len(counts) + 1
+    assert len(cluster.client.status().jobs) == before + 1
+    local = command(
+        folder, "mapreduce", "words.py:Words", "text.txt", "--quiet", "--server", "local", env=env
+    )
+    assert sorted(local.stdout.splitlines()) == sorted(ran.stdout.splitlines())
+    assert len(cluster.client.status().jobs) == before + 1
+
+
+def test_an_error_of_the_job_is_told_as_on_one_machine(cluster: cortex.LocalCluster, folder: Path) -> None:
+    (folder / "bad.py").write_text(
+        "import cortex\n\nclass Bad(cortex.MapReduceJob):\n    def map(self, line):\n        yield line, 1 / 0\n"
+    )
+    (folder / "one.txt").write_text("x\n")
+    ran = command(folder, "mapreduce", "bad.py:Bad", "one.txt", "--output", "bad-out", *where(cluster))
+    assert ran.returncode == 1
+    assert "ZeroDivisionError" in ran.stderr
+    assert "yield line, 1 / 0" in ran.stderr
+    assert not (folder / "bad-out").exists()
+
+
+def test_a_server_that_is_not_there_is_named(folder: Path, cluster: cortex.LocalCluster) -> None:
+    client = cortex.Client("127.0.0.1:1", home=cluster.folder / "server")
+    with pytest.raises(Unreachable, match="127.0.0.1:1"):
+        client.status()
+    with pytest.raises(UsageError, match="not logged in"):
+        cortex.Client(cluster.address, home=folder / "nobody").status()
+    with pytest.raises(UsageError, match="nonsense"):
+        cortex.Client("nonsense")
+
+
+def test_a_cluster_is_ended_by_its_admin_and_leaves_nothing(folder: Path) -> None:
+    with cortex.LocalCluster(nodes=2) as cluster:
+        processes = [*cluster.nodes.values(), cluster.server]
+        ran = command(folder, "kill-cluster", "--yes", *where(cluster))
+        assert ran.stdout == "the cluster has ended\n", ran.stderr
+        for process in processes:
+            assert process is not None
+            assert process.wait(PATIENCE_S) == 0
+        assert not list(cluster.folder.glob("node*/spill/*"))
+
+
+def test_a_node_waits_for_its_server_and_a_second_one_in_its_home_is_refused(tmp_path: Path) -> None:
+    with cortex.LocalCluster(nodes=1) as cluster:
+        server = cluster.server
+        assert server is not None
+        server.terminate()
+        server.wait(PATIENCE_S)
+        cluster.start_node("node2")
+        wait_for(lambda: "waiting for it" in cluster.output("node2"))
+        cluster.start_server()
+        wait_for(lambda: len(nodes_of(cluster)) == 2)
+        home = str(cluster.folder / "node1")
+        ran = command(tmp_path, "node", "--home", home, "--listen", "127.0.0.1:0")
+        assert ran.returncode == 2
+        assert "another node lives in" in ran.stderr
+        ran = command(tmp_path, "node", "--home", str(tmp_path / "new"), "--listen", "127.0.0.1:0")
+        assert ran.returncode == 2
+        assert "--join" in ran.stderr
+
+
+def nodes_of(cluster: cortex.LocalCluster) -> tuple[Any, ...]:
+    try:
+        return cluster.client.status().nodes
+    except CortexError:
+        return ()
+
+
+def listeners(pid: int) -> set[str]:
+    """Addresses that a process listens on over TCP."""
+    shown = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout
+    return {line.split()[3] for line in shown.splitlines() if f"pid={pid}," in line}
+
+
+def test_every_listener_is_one_that_was_asked_for(cluster: cortex.LocalCluster) -> None:
+    server = cluster.server
+    assert server is not None
+    assert listeners(server.pid) == {cluster.address}
+    addresses = {node.data_address for node in cluster.client.status().nodes}
+    assert set().union(*(listeners(process.pid) for process in cluster.nodes.values())) == addresses
+    children = [pid for process in cluster.nodes.values() for pid in descendant_pids(process.pid)]
+    assert len(children) > len(cluster.nodes)
+    assert set().union(*map(listeners, children)) == addresses  # templates and executors have none
