@@ -1,4 +1,4 @@
-"""A cluster of real processes on this machine: the same bytes as on one machine, and what its commands say."""
+"""A cluster of real processes: the same bytes as on one machine, and what its commands say."""
 
 from __future__ import annotations
 
@@ -290,7 +290,8 @@ def test_a_script_finds_its_server_in_the_environment(cluster: cortex.LocalClust
 
 def test_an_error_of_the_job_is_told_as_on_one_machine(cluster: cortex.LocalCluster, folder: Path) -> None:
     (folder / "bad.py").write_text(
-        "import cortex\n\nclass Bad(cortex.MapReduceJob):\n    def map(self, line):\n        yield line, 1 / 0\n"
+        "import cortex\n\nclass Bad(cortex.MapReduceJob):\n"
+        "    def map(self, line):\n        yield line, 1 / 0\n"
     )
     (folder / "one.txt").write_text("x\n")
     ran = command(folder, "mapreduce", "bad.py:Bad", "one.txt", "--output", "bad-out", *where(cluster))
@@ -302,7 +303,7 @@ def test_an_error_of_the_job_is_told_as_on_one_machine(cluster: cortex.LocalClus
 
 def test_a_server_that_is_not_there_is_named(folder: Path, cluster: cortex.LocalCluster) -> None:
     client = cortex.Client("127.0.0.1:1", home=cluster.folder / "server")
-    with pytest.raises(Unreachable, match="127.0.0.1:1"):
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1"):
         client.status()
     with pytest.raises(UsageError, match="not logged in"):
         cortex.Client(cluster.address, home=folder / "nobody").status()
