@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
+from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.cluster_client import ClusterConnection
 from cortex.errors import CortexError, OutputFailed, ProtocolError, from_report
 from cortex.job.spec import JobSpec
@@ -37,6 +38,8 @@ from cortex.wire.messages import (
 class ClusterSession:
     """`home` holds the identity to show; `server` "" is where it was made. Nothing is dialed before `run`."""
 
+    shares_files = False
+
     def __init__(self, home: str, server: str = "") -> None:
         self._home = home
         self._server = server
@@ -59,16 +62,19 @@ class ClusterSession:
         sys_path: Sequence[str],
         staging_dir: str,
         on_progress: Callable[[JobProgress], None] | None = None,
+        packed: PackedBundle = NOTHING_PACKED,
     ) -> JobDone:
         """Run one job to its end: every part of the result is then in `staging_dir`.
 
-        Raises the job's error (its `job_report` attribute tells what was done until then), Unreachable,
+        `packed` is what travels with it; `sys_path` has folders of this machine, and stays here. Raises the
+        job's error (its `job_report` attribute tells what was done until then), Unreachable,
         or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
         """
         connection = ClusterConnection(self._home, self._server)
         done: JobDone | None = None
         try:
-            accepted = connection.ask(SubmitJob(spec, code, tuple(sys_path), ""), JobAccepted)
+            upload(packed, connection.send, connection.receive)
+            accepted = connection.ask(SubmitJob(spec, code, (), "", packed.bundle), JobAccepted)
             try:
                 done = _Follower(connection, staging_dir, on_progress).run()
             except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from cortex.job.plan import InputPlan
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
+from cortex.tasks.job_bundle import enter_bundle
 from cortex.tasks.map_task import MapAttempt
 from cortex.tasks.program import Program
 from cortex.tasks.reduce_task import ReduceAttempt
@@ -40,6 +41,7 @@ class JobContext:
         for folder in reversed(open_job.sys_path):
             if folder not in sys.path:
                 sys.path.insert(0, folder)
+        enter_bundle(open_job)
         self._store = MapOutputStore(LocalFilesystem(), open_job.work_dir)
         self._program = Program(
             open_job.spec,
