@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -116,7 +117,7 @@ class LocalCluster:
 
     def start_server(self) -> None:
         """Start the server (again, at the address it had)."""
-        listen = self.address or "127.0.0.1:0"
+        listen = self.address or f"127.0.0.1:{_free_port()}"
         self.server = self._start("server", "server", "--listen", listen)
         deadline = time.monotonic() + CLUSTER_START_S_MAX
         while not self.address:
@@ -211,3 +212,9 @@ class LocalCluster:
                 details={"its last words": self.output(name)[-STDERR_TAIL_BYTES:]},
             )
         time.sleep(_LOOK_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
