@@ -24,6 +24,16 @@ OUT, IN, CLOSED = 0, 1, 2
 UNKNOWN = -1
 
 
+class ClientFile(msgspec.Struct, frozen=True, array_like=True, gc=False):  # a job may have 100,000
+    """An input file as the client has it. Its place in the job's list is the id it is read by."""
+
+    named: int
+    """Which of the spec's paths led to it."""
+    path: str
+    size_bytes: int
+    modified_ns: int
+
+
 class InputFile(msgspec.Struct, frozen=True):
     """One input file as planned. `columns` are its own, in its order: (name, Arrow type name)."""
 
@@ -33,6 +43,7 @@ class InputFile(msgspec.Struct, frozen=True):
     size_bytes: int
     modified_ns: int
     inode: int
+    """0 where several machines read it: each may number it differently."""
     columns: tuple[tuple[str, str], ...] = ()
     dialect: CsvDialect | None = None
     compression: str = ""
@@ -44,6 +55,8 @@ class InputFile(msgspec.Struct, frozen=True):
     """Why the file is one split; "" if it can be split."""
     needs_scan: bool = False
     """True: a split's start state is known only by scanning what lies before it (quoted newlines)."""
+    client_file: int = -1
+    """Its id among the client's files; -1 for one that the client does not have."""
 
 
 class Split(msgspec.Struct, frozen=True, gc=False):
