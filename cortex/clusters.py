@@ -175,10 +175,13 @@ class LocalCluster:
 
     # --- inside ---
 
+    def _command(self, _name: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "cortex"]
+
     def _start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         home = self.folder / name
         home.mkdir(mode=0o700, exist_ok=True)
-        command = [sys.executable, "-P", "-m", "cortex", *arguments, "--home", os.fspath(home)]
+        command = [*self._command(name), *arguments, "--home", os.fspath(home)]
         out, log = self.folder / f"{name}.out", self.folder / f"{name}.log"
         with open(out, "wb") as output, open(log, "ab") as errors:
             return subprocess.Popen(

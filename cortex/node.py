@@ -34,6 +34,7 @@ from cortex.errors import CortexError, SpillFull, UserMemoryError
 from cortex.executor_deaths import Executor
 from cortex.executor_pool import ExecutorPool
 from cortex.ids import new_job_id
+from cortex.input_door import InputDoor
 from cortex.job.bundle import NO_BUNDLE, folders_of
 from cortex.limits import (
     CLIENT_BYTES,
@@ -63,6 +64,8 @@ from cortex.wire.messages import (
     FetchAhead,
     FromNode,
     Heartbeat,
+    InputBytes,
+    InputUnread,
     JobPlanned,
     Lease,
     MapLocations,
@@ -170,6 +173,7 @@ class Node:
         self._job_of: dict[str, str] = {}
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
+        self._input: InputDoor | None = None
         self._paused = False
         self._stopping = False
         self._dispatching = False
@@ -190,9 +194,17 @@ class Node:
         self._bundles = BundleFetch(name, send, self._bundle_thread, self._open_job, self._cannot_serve)
 
     def start(
-        self, template: Any, *, socket_path: str, task_silence_s_max: float = TASK_SILENCE_S_MAX
+        self,
+        template: Any,
+        *,
+        socket_path: str,
+        input_socket: str = "",
+        task_silence_s_max: float = TASK_SILENCE_S_MAX,
     ) -> None:
-        """Start the executors, and begin to beat. `template` is a connected socket. Then say `hello`."""
+        """Start the executors, and begin to beat. `template` is a connected socket. Then say `hello`.
+        `input_socket`: where executors read files that only the client has ("": there are none)."""
+        if input_socket:
+            self._input = InputDoor(self._reactor, self._name, self._send, input_socket)
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -209,6 +221,8 @@ class Node:
 
     def hello(self) -> None:
         """The way to the server is open: say who this is."""
+        if self._input is not None:
+            self._input.server_back()
         self._send(
             NodeHello(
                 self._name,
@@ -225,6 +239,8 @@ class Node:
         new incarnation: nothing that the server may lease it again is in the way."""
         self._incarnation = new_job_id()
         self._parts.drop_all()
+        if self._input is not None:
+            self._input.server_gone()
         self._all_ended = ready
         for job in list(self._jobs):
             self._end_job(EndJob(job))
@@ -263,6 +279,9 @@ class Node:
             self._bundles.chunk(message)
         elif isinstance(message, BlobLost):
             self._bundles.lost(message)
+        elif isinstance(message, InputBytes | InputUnread):
+            if self._input is not None:
+                self._input.answer(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -270,6 +289,8 @@ class Node:
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill the executors; `gone()` when none is left and all run files are removed."""
         self._stopping = True
+        if self._input is not None:
+            self._input.stop()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._queue.clear()
@@ -337,6 +358,8 @@ class Node:
         job = self._jobs[name]
         if job.ended or self._stopping:
             return
+        if self._input is not None:
+            self._input.open_job(name)
         start, names = job.start, job.start.bundle.names("file")
         self._pool.open_job(
             OpenJob(
@@ -349,6 +372,7 @@ class Node:
                 self._plan.executor_bytes,
                 job.bundle_dir if start.bundle.files else "",
                 (*names, *folders_of(names)),
+                "" if self._input is None else self._input.socket_path,
             )
         )
         self.room()
@@ -404,6 +428,8 @@ class Node:
         if job is None or job.ended:
             return
         job.ended = True
+        if self._input is not None:
+            self._input.close_job(message.job)
         for _, run in [item for item in self._queue if item[0] == message.job]:
             self._forget(run.attempt)
         self._queue = deque(item for item in self._queue if item[0] != message.job)

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from cortex.blob_desk import BlobDesk
 from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, VersionMismatch
 from cortex.ids import Role, new_job_id
+from cortex.input_relay import InputRelay
 from cortex.job_ledger import JobLedger
 from cortex.limits import PROGRESS_S
 from cortex.part_relay import PartRelay, results_lost
@@ -47,12 +48,15 @@ from cortex.wire.messages import (
     FromNode,
     FromServer,
     GetStatus,
+    InputBytes,
+    InputUnread,
     JobAccepted,
     JobDone,
     JobFailed,
     JobProgress,
     JobReport,
     NodeHello,
+    NodeReads,
     OfferBlobs,
     PartChunk,
     PartLost,
@@ -151,6 +155,7 @@ class Server:
         )
         if cluster:
             self._blobs.open()
+        self._input = InputRelay(self._to_node, lambda client, message: client.link.send(message))
         self._client_of: dict[str, _Client] = {}
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
 
@@ -176,6 +181,7 @@ class Server:
         if self._nodes.pop(node_name, None) is not None:
             self._relay.node_lost(node_name)
             self._blobs.node_lost(node_name)
+            self._input.node_lost(node_name)
             self._handle(NodeLost(node_name))
 
     def _from_node(self, link: NodeLink, message: FromNode) -> None:
@@ -196,6 +202,8 @@ class Server:
             self._blobs.fetch(message)
         elif isinstance(message, BlobTaken):
             self._blobs.taken(message)
+        elif isinstance(message, NodeReads):
+            self._input.read(message)
         else:
             self._handle(message)
 
@@ -229,9 +237,12 @@ class Server:
             self._blobs.submitted(client, job, message.bundle)
             client.jobs.add(job)
             self._client_of[job] = client
+            self._input.client_here(job, client)
             self._ledger.accepted(job, message.spec.name, peer.id if peer else "", self._clock())
             link.send(JobAccepted(job))
             self._handle(JobSubmitted(job, message))
+        elif isinstance(message, InputBytes | InputUnread):
+            self._input.answer(client, message)
         elif isinstance(message, GetStatus):
             link.send(self._status())
         elif isinstance(message, CancelJob):
@@ -301,6 +312,7 @@ class Server:
             return
         self._relay.client_lost(client)
         self._blobs.client_lost(client)
+        self._input.client_lost(client)
         for job in sorted(client.jobs):
             self._forget(client, job)
             self._handle(CancelRequested(job, "the client's connection ended"))
@@ -308,6 +320,7 @@ class Server:
     def _forget(self, client: _Client, job: str) -> None:
         client.jobs.discard(job)
         self._client_of.pop(job, None)
+        self._input.close_job(job)
         self._parts.pop(job, None)
         self._blobs.job_ended(job)
 
@@ -341,6 +354,7 @@ class Server:
             self._ledger.ended_with(job, message, self._clock())
         if isinstance(message, JobFailed):  # one that is done may need its files to make lost parts anew
             self._blobs.job_ended(job)
+            self._input.close_job(job)
         client = self._client_of.get(job)
         if client is None or (client.link.congested and isinstance(message, JobProgress)):
             return  # it is gone; or it reads slowly, and the next progress says the same and more

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cortex.errors import InputError
-from cortex.job.plan import ClientFile, InputFile
+from cortex.job.plan import ClientFile, ClientFiles, InputFile
 from cortex.job.spec import CsvDialect, InputSpec
 
 _FORMAT_OF_ENDING: Final = {
@@ -44,20 +45,18 @@ def format_of(path: str) -> tuple[str, str]:
     return _FORMAT_OF_ENDING.get(ending, "text"), compression
 
 
-def find_files(spec: InputSpec, client_files: Sequence[ClientFile] = ()) -> Iterator[InputFile]:
-    """The input files in order, described. Names that the client has files for mean those, whatever this
-    machine has; the others are looked for here."""
-    listed: dict[int, list[int]] = {}
-    for number, theirs in enumerate(client_files):
-        listed.setdefault(theirs.named, []).append(number)
+def find_files(spec: InputSpec, client_files: ClientFiles = ()) -> Iterator[InputFile]:
+    """The input files in order, described. Paths behind which the client has files mean those, whatever this
+    machine has; the others are looked for here. InputError for one behind which there is nothing."""
     seen: set[str] = set()
-    for place, path in enumerate(spec.paths):
-        for number in listed.get(place, ()):
-            theirs = client_files[number]
-            if theirs.path not in seen:
-                yield _described(len(seen), theirs.path, theirs, 0, spec, number)
-                seen.add(theirs.path)
-        for name in _files_behind(path) if place not in listed else ():
+    number = 0
+    for path, theirs in itertools.zip_longest(spec.paths, client_files[: len(spec.paths)]):
+        for file in theirs or ():
+            if file.path not in seen:
+                yield _described(len(seen), file, 0, spec, number)
+                seen.add(file.path)
+            number += 1
+        for name in _files_behind(path) if theirs is None else ():
             real = os.path.realpath(name)
             if real not in seen:
                 yield describe_file(len(seen), name, spec)
@@ -181,13 +180,12 @@ def look_at(path: str) -> os.stat_result:
 def describe_file(index: int, path: str, spec: InputSpec) -> InputFile:
     """A file's identity and format; columns and `data_start` are found later."""
     status = look_at(path)
-    here = ClientFile(0, path, status.st_size, status.st_mtime_ns)
-    return _described(index, path, here, status.st_ino, spec, -1)
+    found = ClientFile(path, status.st_size, status.st_mtime_ns)
+    return _described(index, found, status.st_ino, spec, -1)
 
 
-def _described(
-    index: int, path: str, found: ClientFile, inode: int, spec: InputSpec, client_file: int
-) -> InputFile:
+def _described(index: int, found: ClientFile, inode: int, spec: InputSpec, client_file: int) -> InputFile:
+    path = found.path
     format_, compression = format_of(path)
     format_ = spec.format or format_
     if format_ in ("parquet", "arrow"):

@@ -19,7 +19,7 @@ from cortex.errors import ColumnError, InputError, UsageError
 from cortex.job.plan import (
     OUT,
     UNKNOWN,
-    ClientFile,
+    ClientFiles,
     InputFile,
     InputPlan,
     Split,
@@ -75,7 +75,7 @@ def plan_inputs(
     used_columns: Sequence[str] | None,
     split_bytes: int = 0,
     reducers: int = -1,
-    client_files: Sequence[ClientFile] = (),
+    client_files: ClientFiles = (),
     open_input: Opener = open_local,
     one_machine: bool = True,
 ) -> InputPlan:
@@ -126,9 +126,7 @@ def default_reducers(total_bytes: int) -> int:
 # --- files and what they say of themselves ---------------------------------------------------------------
 
 
-def _find(
-    spec: InputSpec, client_files: Sequence[ClientFile], open_input: Opener, one_machine: bool
-) -> list[_Found]:
+def _find(spec: InputSpec, client_files: ClientFiles, open_input: Opener, one_machine: bool) -> list[_Found]:
     found = []
     sampled = 0
     for file in find_files(spec, client_files):

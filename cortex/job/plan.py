@@ -25,13 +25,16 @@ UNKNOWN = -1
 
 
 class ClientFile(msgspec.Struct, frozen=True, array_like=True, gc=False):  # a job may have 100,000
-    """An input file as the client has it. Its place in the job's list is the id it is read by."""
+    """An input file as the client has it."""
 
-    named: int
-    """Which of the spec's paths led to it."""
     path: str
     size_bytes: int
     modified_ns: int
+
+
+ClientFiles = tuple[tuple[ClientFile, ...] | None, ...]
+"""For each of a spec's paths what the client found behind it, less what an earlier one led to; None: nothing,
+so nodes look. A file's place in all of them together is the id that it is read by."""
 
 
 class InputFile(msgspec.Struct, frozen=True):

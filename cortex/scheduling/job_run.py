@@ -192,7 +192,7 @@ class JobRun:
 
     def _task(self, stage: str, index: int, number: int) -> Task:
         if stage == PLAN:
-            return PlanTask()
+            return PlanTask(self.request.client_files)
         if stage == SCAN:
             chunk = self._scans.chunks[index]
             if chunk.fresh:

@@ -15,9 +15,9 @@ from cortex.errors import ErrorReport
 from cortex.ids import Role
 from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import InputPlan, Split
+from cortex.job.plan import ClientFiles, InputPlan, Split
 from cortex.job.spec import JobSpec
-from cortex.limits import PROGRESS_S
+from cortex.limits import INPUT_READ_BYTES, PROGRESS_S
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -34,6 +34,9 @@ Counters = dict[str, dict[str, int]]
 
 class PlanTask(Message, frozen=True):
     """Find the input files, their columns and splits."""
+
+    client_files: ClientFiles = ()
+    """What the job's client has found of them."""
 
 
 class ScanTask(Message, frozen=True):
@@ -159,6 +162,8 @@ class OpenJob(Message, frozen=True):
     """Where the job's side files and modules are laid out, in folders ``file`` and ``module``."""
     files: tuple[str, ...] = ()
     """Names of side files and of the folders they are in."""
+    input_socket: str = ""
+    """The node's unix socket for bytes of the client's files; "" on one machine, where all are at hand."""
 
 
 class JobPlanned(Message, frozen=True):
@@ -207,6 +212,47 @@ class TaskFailed(Message, frozen=True):
 
 ToExecutor = Union[OpenJob, JobPlanned, RunTask, Stop]  # noqa: UP007
 FromExecutor = Union[ExecutorHello, Retiring, TaskProgress, TaskFinished, TaskFailed]  # noqa: UP007
+
+
+# --- executor - node - server - client: bytes of the client's own input files ----------------------
+
+
+class ReadInput(Message, frozen=True):
+    """`length` bytes of a client's file from `offset` on. Answered with `InputBytes` (fewer only where the
+    file ends) or `InputUnread`. None: only see that it is still the file that the job began with.
+
+    A read stands for itself: whoever passes it on numbers it anew, and asks again where the way was cut.
+    """
+
+    read: int
+    """The asker's number, which the answer repeats."""
+    job: str
+    file: int
+    """The id of a `ClientFile`: nobody is sent a path to open."""
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    length: Annotated[int, msgspec.Meta(ge=0, le=INPUT_READ_BYTES)]
+
+
+class InputBytes(Message, frozen=True):
+    read: int
+    data: bytes
+
+
+class InputUnread(Message, frozen=True):
+    """Asking again is of no use."""
+
+    read: int
+    error: ErrorReport
+
+
+class InputHello(Message, frozen=True):
+    """An executor's first message on the socket for input."""
+
+    job: str
+
+
+ToInputDoor = Union[InputHello, ReadInput]  # noqa: UP007
+FromInputDoor = Union[InputBytes, InputUnread]  # noqa: UP007
 
 
 # --- server - node -------------------------------------------------------------------------------
@@ -387,6 +433,13 @@ class BlobLost(Message, frozen=True):
     error: ErrorReport
 
 
+class NodeReads(Message, frozen=True):
+    """Ask the job's client for it."""
+
+    node: str
+    asked: ReadInput
+
+
 class ShutDown(Message, frozen=True):
     """An admin ends the cluster: kill what runs, remove what was spilled, end."""
 
@@ -404,6 +457,8 @@ ToNode = Union[  # noqa: UP007
     DropPart,
     BlobChunk,
     BlobLost,
+    InputBytes,
+    InputUnread,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -416,6 +471,7 @@ FromNode = Union[  # noqa: UP007
     PartUnread,
     FetchBlob,
     BlobTaken,
+    NodeReads,
 ]
 
 
@@ -469,6 +525,8 @@ class SubmitJob(Message, frozen=True):
     sys_path: tuple[str, ...]
     staging_dir: str
     bundle: Bundle = NO_BUNDLE
+    client_files: ClientFiles = ()
+    """The input files that the client has; it sends what the nodes read of them, until the job's end."""
 
 
 class JobAccepted(Message, frozen=True):
@@ -630,7 +688,17 @@ class Refused(Message, frozen=True):
 
 
 ToServer = Union[  # noqa: UP007
-    ClientHello, OfferBlobs, PutBlob, SubmitJob, CancelJob, JobReceived, FetchPart, PartTaken, GetStatus
+    ClientHello,
+    OfferBlobs,
+    PutBlob,
+    SubmitJob,
+    CancelJob,
+    JobReceived,
+    FetchPart,
+    PartTaken,
+    GetStatus,
+    InputBytes,
+    InputUnread,
 ]
 FromServer = Union[  # noqa: UP007
     ServerHello,
@@ -643,6 +711,7 @@ FromServer = Union[  # noqa: UP007
     PartBytes,
     PartLost,
     ClusterStatus,
+    ReadInput,
     Refused,
 ]
 
