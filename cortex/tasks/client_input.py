@@ -253,7 +253,9 @@ class ClientBytes(InputBytes):
         """How far to read ahead: not beyond what is expected to be read after `offset`."""
         place = bisect.bisect_right(self._expected, offset, key=lambda each: each[0]) - 1
         range_end = self._expected[place][1] if place >= 0 else 0
-        return max(end, min(range_end, end + INPUT_AHEAD_BYTES // len(self._streams)))
+        others = sum(stream.high - stream.position for stream in self._streams[:-1])
+        ahead = min(INPUT_AHEAD_BYTES // len(self._streams), INPUT_AHEAD_BYTES - others)
+        return max(end, min(range_end, end + ahead))
 
     def _ask(self, stream: _Stream, position: int, end: int, wanted: int) -> None:
         """Have pieces on their way: what is read now, and ahead of it once half of that is used up."""

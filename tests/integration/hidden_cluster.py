@@ -11,7 +11,9 @@ from typing import Any, Final
 from cortex.clusters import LocalCluster
 
 _UNSHARE: Final = ("unshare", "--map-root-user", "--mount")
-_HIDE: Final = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 1; shift; done; shift; exec "$@"'
+_SCRIPT: Final = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 1; shift; done; shift; exec "$@"'
+HIDE: Final = (*_UNSHARE, "sh", "-c", _SCRIPT, "sh")
+"""Before FOLDER... -- COMMAND...: these folders are empty for the command."""
 
 
 def can_hide() -> bool:
@@ -30,4 +32,4 @@ class HiddenCluster(LocalCluster):
     def _command(self, name: str) -> list[str]:
         if name == "server":
             return super()._command(name)
-        return [*_UNSHARE, "sh", "-c", _HIDE, "sh", *self._hidden, "--", *super()._command(name)]
+        return [*HIDE, *self._hidden, "--", *super()._command(name)]
