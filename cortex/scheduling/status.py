@@ -12,7 +12,7 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
     return tuple(
         NodeStatus(
             node.name,
-            "",
+            node.hello.data_address,
             node.hello.slots,
             len(node.held),
             node.memory_bytes,
