@@ -159,9 +159,10 @@ class Machine:
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "XDG_"))}
+        path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
         home = str(self.folder / "home")
         temporary = str(self.folder / "tmp")
-        return kept | {"HOME": home, "TMPDIR": temporary, "CORTEX_HOME": home, "PYTHONPATH": str(ROOT)}
+        return kept | {"HOME": home, "TMPDIR": temporary, "CORTEX_HOME": home, "PYTHONPATH": path}
 
 
 class Network:
