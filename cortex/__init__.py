@@ -1,9 +1,9 @@
 """cortex: MapReduce over files larger than memory, in plain Python.
 
 `MapReduceJob` is the job as a class, `Result` what its `run` returns, `Row` a tabular record; `Client` is a
-cluster to run it on, `LocalCluster` one of this machine's processes. Errors are
-`CortexError` subclasses (`cortex.errors`). Everything is imported on first use, so that the command line
-starts quickly.
+cluster to run it on, `LocalCluster` one of this machine's processes. `file` gives a task the path of one of
+the job's side files. Errors are `CortexError` subclasses (`cortex.errors`). Everything is imported on first
+use, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cortex.version import VERSION
+
 if TYPE_CHECKING:
     from cortex.api import Counter, MapReduceJob
     from cortex.clusters import Client, LocalCluster
     from cortex.errors import CortexError
     from cortex.job.row import Row
     from cortex.result import Result
+    from cortex.side_files import path_of as file
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = [
     "Client", "CortexError", "Counter", "LocalCluster", "MapReduceJob", "Result", "Row", "__version__",
+    "file",
 ]  # fmt: skip
 
 _HOMES = {
@@ -31,14 +35,16 @@ _HOMES = {
     "MapReduceJob": "cortex.api",
     "Result": "cortex.result",
     "Row": "cortex.job.row",
+    "file": "cortex.side_files",
 }
+_OTHER_NAMES = {"file": "path_of"}
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'cortex' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(home), name)
+    value = globals()[name] = getattr(import_module(home), _OTHER_NAMES.get(name, name))
     return value
 
 

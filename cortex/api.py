@@ -31,6 +31,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cortex.errors import UsageError
+from cortex.side_files import path_of
 
 if TYPE_CHECKING:
     from cortex.clusters import Client, LocalCluster
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 OPTIONS = (
     "name", "input", "output", "overwrite", "input_format", "output_format", "encoding", "columns",
     "delimiter", "quote", "escape", "header", "null_values", "key", "where", "select", "group_by",
-    "aggregate", "reducers", "memory", "slots", "split_size",
+    "aggregate", "reducers", "memory", "slots", "split_size", "files", "modules", "env",
 )  # fmt: skip
 """Class attributes with a meaning, which `MapReduceJob(...)` takes as keyword arguments too."""
 
@@ -69,7 +70,9 @@ class MapReduceJob:
     records of text); `columns` ({name: type}, overrides what is inferred); `delimiter`, `quote`, `escape`,
     `header`, `null_values` (CSV dialect); `key` (name or names of the key columns that `map_batch`
     returns); `where`, `select`, `group_by`, `aggregate` (declared forms, as in job.yaml); `reducers`
-    ("auto", a number, 0 for a map-only job); `memory`, `slots`, `split_size`.
+    ("auto", a number, 0 for a map-only job); `memory`, `slots`, `split_size`; `files` (paths of files and
+    folders that tasks open by ``self.file(name)``, or {name: path}); `modules` (.py files and package folders
+    that tasks import by name); `env` ({name: text}, environment variables of the tasks).
 
     `combine` is ``sum``, ``min`` or ``max``, a binary function (`operator.or_`; folded as values arrive) or
     a method ``combine(self, key, values)`` that yields pairs with the same key. It must be associative.
@@ -101,6 +104,9 @@ class MapReduceJob:
     memory: int | str = 0
     slots: int = 0
     split_size: int | str = 0
+    files: Any = ()
+    modules: Any = ()
+    env: Mapping[str, str] = {}
     combine: Any = None
 
     _code_name: ClassVar[str] = ""
@@ -156,6 +162,13 @@ class MapReduceJob:
         if counter is None:
             counter = counters[group, name] = Counter()
         return counter
+
+    def file(self, name: str) -> str:
+        """In a task: the path of the side file `name` (see `files`), or of a folder of them. Read-only.
+
+        ``cortex.file(name)`` is the same, for functions and helper modules.
+        """
+        return path_of(name)
 
     # --- running ----------------------------------------------------------------------------------
 

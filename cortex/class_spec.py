@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -33,6 +34,14 @@ from cortex.job.spec import (
     OutputSpec,
     ReduceForm,
     Resources,
+)
+from cortex.job.travelling import (
+    default_name,
+    env_problem,
+    file_problem,
+    module_name,
+    module_problem,
+    taken_twice,
 )
 from cortex.job.types import check_type
 from cortex.units import parse_bytes
@@ -157,7 +166,14 @@ class SpecBuilder:
             combine=combine,
             custom_partition=custom_partition,
             code_name=self.code_name,
+            files=self._files(),
+            modules=self._modules(),
+            env=self._env(),
         )
+        if map_form == "declared" and reduce_form in ("none", "aggregate"):
+            for option in ("files", "modules", "env"):
+                if getattr(spec, option):
+                    self._problem(f"{option}: it is for a job's code, and a declared job runs none")
         if self.problems:
             raise JobFileError("\n".join(f"{self.code_name}: {p}" for p in self.problems))
         return spec
@@ -336,6 +352,55 @@ class SpecBuilder:
             self._problem(f"{option}: {value!r} is not a number of 1 or more")
             return 0
         return value
+
+    # What travels with it
+
+    def _files(self) -> dict[str, str]:
+        given = self.job.files
+        if isinstance(given, Mapping):
+            named = [
+                (str(name), absolute_paths(path, "files", self.problems)) for name, path in given.items()
+            ]
+        else:
+            named = [("", (path,)) for path in absolute_paths(given, "files", self.problems)]
+        files: dict[str, str] = {}
+        for name, paths in named:
+            for path in paths:
+                name = name or default_name(path)
+                problem = file_problem(name, path)
+                if problem is None and taken_twice([*files, name]):
+                    problem = f"two files are named {name!r}", "give a dict of name: path"
+                self._note("files", problem, path)
+                files[name] = path
+        return files
+
+    def _modules(self) -> tuple[str, ...]:
+        modules: dict[str, str] = {}
+        for path in absolute_paths(self.job.modules, "modules", self.problems):
+            problem = module_problem(path)
+            if problem is None and module_name(path) in modules:
+                problem = f"two modules are named {module_name(path)!r}", "rename one of them"
+            self._note("modules", problem, path)
+            modules[module_name(path)] = path
+        return tuple(modules.values())
+
+    def _env(self) -> dict[str, str]:
+        env = self._expressions("env", self.job.env)
+        for name, value in env.items():
+            self._note("env", env_problem(name, value))
+        return env
+
+    def _note(self, option: str, problem: tuple[str, str] | None, path: str = "") -> None:
+        """`path` as it was looked for: what lies beside the class instead is the cure."""
+        if problem is None:
+            return
+        message, cure = problem
+        file = getattr(sys.modules.get(type(self.job).__module__), "__file__", None)
+        if path and isinstance(file, str) and not os.path.exists(path):
+            beside = os.path.join(os.path.dirname(os.path.abspath(file)), os.path.basename(path))
+            if os.path.exists(beside):
+                cure = f"paths start in the current folder; beside the class there is {beside}"
+        self._problem(f"{option}: {message}; {cure}")
 
     # Kinds of values
 

@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
+from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.embedded_start import take
 from cortex.errors import CortexError, ProtocolError, ServerDied, from_report
 from cortex.job.overrides import utf8_path
@@ -76,6 +77,9 @@ class LocalSession:
     Raises UsageError for a spill folder with a name that is not UTF-8. A cap too small to start in shows as
     MemoryTooSmall in the first `run` (or `wait_ready`).
     """
+
+    shares_files = True
+    """Its tasks can open the files that its client can."""
 
     def __init__(
         self,
@@ -135,16 +139,19 @@ class LocalSession:
         sys_path: Sequence[str],
         staging_dir: str,
         on_progress: Callable[[JobProgress], None] | None = None,
+        packed: PackedBundle = NOTHING_PACKED,
     ) -> JobDone:
         """Run one job to its end: every part of the result is then in `staging_dir`.
 
-        Raises the job's error (its `job_report` attribute tells what was done until then),
-        ServerDied, or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
+        `packed` is what travels with it. Raises the job's error (its `job_report` attribute tells what was
+        done until then), ServerDied, or KeyboardInterrupt when it was cancelled. After JobDone call
+        `received`.
         """
         connection = self._connect()
         done: JobDone | None = None
         try:
-            self._send(connection, SubmitJob(spec, code, tuple(sys_path), staging_dir))
+            upload(packed, lambda message: self._send(connection, message), lambda _: self._next(connection))
+            self._send(connection, SubmitJob(spec, code, tuple(sys_path), staging_dir, packed.bundle))
             accepted = self._next(connection)
             if not isinstance(accepted, JobAccepted):
                 raise ProtocolError(f"the server answered a job with {type(accepted).__name__}")

@@ -9,6 +9,7 @@ The certificate is renewed over the link when two thirds of its life are over.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 import traceback
@@ -109,7 +110,8 @@ class ClusterNode:
 
     def start(self, template: Any, socket_path: str) -> None:
         """Start the executors, and dial the server until it answers."""
-        self._node.start(template, socket_path=socket_path)
+        inputs = os.path.join(os.path.dirname(socket_path), "input.sock")
+        self._node.start(template, socket_path=socket_path, input_socket=inputs)
         self._dial()
         self._look_at_certificate()
 

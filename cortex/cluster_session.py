@@ -1,6 +1,7 @@
 """`ClusterSession`: jobs on a cluster, with the calls of `cortex.client.LocalSession`.
 
-Each `run` has a connection of its own; the server cancels the jobs of a connection that ends. When a job
+Each `run` has a connection of its own; the server cancels the jobs of a connection that ends. Nodes that have
+not the client's input files themselves read them from here, while the job is followed. When a job
 is done its parts lie on the nodes that made them; they are streamed here, several at once, fsynced in the
 staging folder, and only then does `run` give its JobDone. The caller commits them and calls `received`.
 """
@@ -14,8 +15,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
+from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, upload
+from cortex.client_files import FoundFiles
 from cortex.cluster_client import ClusterConnection
 from cortex.errors import CortexError, OutputFailed, ProtocolError, from_report
+from cortex.input_sender import InputSender
 from cortex.job.spec import JobSpec
 from cortex.limits import CANCEL_S_MAX, PART_CREDIT_BYTES, PARTS_FETCHED_AT_ONCE
 from cortex.wire.messages import (
@@ -30,12 +34,15 @@ from cortex.wire.messages import (
     PartBytes,
     PartLost,
     PartTaken,
+    ReadInput,
     SubmitJob,
 )
 
 
 class ClusterSession:
     """`home` holds the identity to show; `server` "" is where it was made. Nothing is dialed before `run`."""
+
+    shares_files = False
 
     def __init__(self, home: str, server: str = "") -> None:
         self._home = home
@@ -59,18 +66,24 @@ class ClusterSession:
         sys_path: Sequence[str],
         staging_dir: str,
         on_progress: Callable[[JobProgress], None] | None = None,
+        packed: PackedBundle = NOTHING_PACKED,
     ) -> JobDone:
         """Run one job to its end: every part of the result is then in `staging_dir`.
 
-        Raises the job's error (its `job_report` attribute tells what was done until then), Unreachable,
+        `packed` is what travels with it; `sys_path` has folders of this machine, and stays here. Raises the
+        job's error (its `job_report` attribute tells what was done until then), Unreachable,
         or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
         """
+        files = FoundFiles.find(spec.input.paths)
         connection = ClusterConnection(self._home, self._server)
         done: JobDone | None = None
         try:
-            accepted = connection.ask(SubmitJob(spec, code, tuple(sys_path), ""), JobAccepted)
+            upload(packed, connection.send, connection.receive)
+            submit = SubmitJob(spec, code, (), "", packed.bundle, files.listed)
+            accepted = connection.ask(submit, JobAccepted)
             try:
-                done = _Follower(connection, staging_dir, on_progress).run()
+                with InputSender(accepted.job, files, connection.send) as sender:
+                    done = _Follower(connection, staging_dir, on_progress, sender).run()
             except KeyboardInterrupt:
                 _cancel(connection, accepted.job)
                 raise
@@ -118,10 +131,12 @@ class _Follower:
         connection: ClusterConnection,
         staging_dir: str,
         on_progress: Callable[[JobProgress], None] | None,
+        sender: InputSender,
     ) -> None:
         self._connection = connection
         self._staging_dir = staging_dir
         self._on_progress = on_progress
+        self._sender = sender
         self._done: JobDone | None = None
         self._waiting: deque[OutputPart] = deque()
         self._coming: dict[str, tuple[OutputPart, BinaryIO]] = {}
@@ -148,6 +163,8 @@ class _Follower:
         if isinstance(message, JobProgress):
             if self._on_progress is not None:
                 self._on_progress(message)
+        elif isinstance(message, ReadInput):
+            self._sender.ask(message)
         elif isinstance(message, JobDone):
             self._is_done(message)
         elif isinstance(message, JobFailed):

@@ -120,7 +120,7 @@ class LocalCluster:
         listen = self.address or f"127.0.0.1:{_free_port()}"
         self.server = self._start("server", "server", "--listen", listen)
         deadline = time.monotonic() + CLUSTER_START_S_MAX
-        while not self._join_line:
+        while not self.address:
             said = self._output("server")
             for line in said.splitlines():
                 if line.startswith("  cortex node --join "):
@@ -175,10 +175,13 @@ class LocalCluster:
 
     # --- inside ---
 
+    def _command(self, _name: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "cortex"]
+
     def _start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         home = self.folder / name
         home.mkdir(mode=0o700, exist_ok=True)
-        command = [sys.executable, "-P", "-m", "cortex", *arguments, "--home", os.fspath(home)]
+        command = [*self._command(name), *arguments, "--home", os.fspath(home)]
         out, log = self.folder / f"{name}.out", self.folder / f"{name}.log"
         with open(out, "wb") as output, open(log, "ab") as errors:
             return subprocess.Popen(
@@ -215,7 +218,6 @@ class LocalCluster:
 
 
 def _free_port() -> int:
-    """One that nobody listens on just now. (A server signs with its port: it must know it first.)"""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -188,7 +188,7 @@ class Machine:
         return runtime.path, work.path
 
     def _build(self, plan: MemoryPlan, runtime: str, work: str, template_link: socket.socket) -> None:
-        self._server = Server(self._reactor, time.monotonic)
+        self._server = Server(self._reactor, time.monotonic, blob_folder=os.path.join(work, "blobs"))
         to_node = LocalLink[ToNode](self._reactor, self._to_node)
         from_node = self._server.attach_node(to_node)
         self._node = Node(

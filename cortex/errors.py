@@ -290,6 +290,24 @@ class StateFailed(CortexError):
     code = "state"
 
 
+class BundleTooLarge(UsageError):
+    """More files than may travel with a job; details name the largest."""
+
+    code = "bundle-too-large"
+
+
+class BundleFailed(CortexError):
+    """A node (or the server) could not take in the files that travel with a job."""
+
+    code = "bundle"
+
+
+class PackageMissing(CortexError):
+    """A node lacks a package that the job's code imports; details name node and package."""
+
+    code = "package-missing"
+
+
 class VersionMismatch(CortexError):
     code = "version-mismatch"
 

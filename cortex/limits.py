@@ -93,6 +93,26 @@ PART_CREDIT_BYTES: Final = 2 * MIB  # of a part in flight: covers a round trip o
 PART_READERS: Final = 2  # threads of a node that read parts: one may wait for the disk
 PARTS_FETCHED_AT_ONCE: Final = 4  # by one client: so that one slow node does not hold up the others
 PART_STREAMS_MAX: Final = 16  # that a client may have open at the server
+BUNDLE_BYTES_MAX: Final = 1024 * MIB  # that travel with one job: larger ones belong on a path of the nodes
+BUNDLE_FILES_MAX: Final = 10_000  # in it: their names and hashes are 1 MB of a message
+BUNDLE_NAME_BYTES_MAX: Final = 1024  # of a file in it, with the folders it is in
+FILE_NAME_BYTES_MAX: Final = 255  # of one part of a path: what file systems take
+PACKAGES_MAX: Final = 1000  # that one job's code may need: each is looked for on every node
+BLOB_CHUNK_BYTES: Final = 256 * KIB  # of a job's file, in one frame
+BLOB_CREDIT_BYTES: Final = 2 * MIB  # of files in flight to the server or to a node: as of a part
+BLOB_REQUESTS_MAX: Final = 64  # files that a node may have asked for at once: no round trip for each
+BLOB_STREAMS_MAX: Final = 64  # of all nodes, sent at once: 16 MB of chunks; others wait their turn
+INPUT_READ_BYTES: Final = 512 * KIB  # of a client's file, in one frame: beats wait 50 ms behind it at 10 MB/s
+INPUT_AHEAD_BYTES: Final = 4 * MIB  # asked for by an executor before it needs them: 40 ms at 100 MB/s
+INPUT_STREAMS_MAX: Final = 64  # places of one file read by turns, such as columns: each keeps its last bytes
+INPUT_KEPT_BYTES: Final = (
+    64 * KIB
+)  # of what was read, in each: the next block begins with the last cut record
+INPUT_NODE_BYTES: Final = 16 * MIB  # asked for by all executors of a node and not yet here: what it may hold
+INPUT_CLIENT_BYTES: Final = 16 * MIB  # asked of one client and not yet at the server: 160 ms at 100 MB/s
+INPUT_READS_MAX: Final = 1024  # at once, of a node or a client: small ones count as well
+INPUT_OPEN_FILES_MAX: Final = 64  # descriptors that a client keeps: a job may read 100,000 files
+INPUT_WAIT_S: Final = 1.0  # how often an executor that waits for the client says that it does
 SHUT_DOWN_S: Final = 1.0  # from telling the nodes to end to the server's own end: the word is on its way
 JOBS_REMEMBERED: Final = 1000  # ended jobs that `cortex jobs` still shows: a line each
 REDIAL_FIRST_S: Final = 0.5  # before a node dials its server again; twice as long after each failure

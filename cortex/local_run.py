@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cortex import __version__
+from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, pack
 from cortex.client import LocalSession
 from cortex.config import Config, load_config
 from cortex.errors import OutputFailed
 from cortex.ids import new_job_id
+from cortex.imports_of_job import modules_beside, needed_packages
 from cortex.job.spec import JobSpec, Resources
+from cortex.job.travelling import module_name
 from cortex.private_folders import LOCK, PrivateFolder, new_name, remove_left_over
 from cortex.result import Result
 from cortex.storage.filesystem import LocalFilesystem, refuse_memory_backed
-from cortex.user_code import dump_code, executor_sys_path
+from cortex.user_code import executor_sys_path, pickle_code
 from cortex.wire.messages import JobDone, JobProgress
 
 if TYPE_CHECKING:
@@ -62,9 +66,9 @@ def run_class_job(job: MapReduceJob, config: Config | None, on_progress: OnProgr
     spec = build_spec(job)
     config = config or load_config()
     with open_session(spec.resources, config) as session:
-        code = job_code(job, spec)
+        packed = pack_job(session, job, spec)
         session.wait_ready()  # from here on its processes know of, and remove, what a killed one leaves
-        return run_job(session, spec, code, executor_sys_path(), on_progress, spill_folder(config))
+        return run_job(session, spec, packed, on_progress, spill_folder(config))
 
 
 def needs_code(spec: JobSpec) -> bool:
@@ -72,25 +76,47 @@ def needs_code(spec: JobSpec) -> bool:
     return spec.map_form != "declared" or spec.reduce_form not in ("none", "aggregate")
 
 
-def job_code(job: object, spec: JobSpec, module_names: tuple[str, ...] = ()) -> bytes:
-    return dump_code(job, module_names) if needs_code(spec) else b""
+@dataclass(frozen=True)
+class PackedJob:
+    """A job's code, as executors unpickle it, and what travels beside it."""
+
+    code: bytes = b""
+    bundle: PackedBundle = NOTHING_PACKED
+    sys_path: tuple[str, ...] = ()
+
+
+def pack_job(
+    session: LocalSession | ClusterSession, job: object, spec: JobSpec, module_names: tuple[str, ...] = ()
+) -> PackedJob:
+    """`module_names` are modules of the job besides its class's own.
+
+    Where the session's nodes see other folders than this process, modules beside the job's own that its
+    code imports travel as well, and the packages that it imports are noted, for each node to look for.
+    """
+    if not needs_code(spec):
+        return PackedJob()
+    pickled = pickle_code(job, module_names, map(module_name, spec.modules))
+    if session.shares_files:
+        return PackedJob(pickled.code, pack(spec.files, spec.modules), executor_sys_path())
+    travelling = modules_beside(pickled.imports, pickled.roots, spec.modules)
+    packages = needed_packages(travelling.imports)
+    return PackedJob(pickled.code, pack(spec.files, spec.modules, travelling.sources).needing(packages))
 
 
 def run_job(
     session: LocalSession | ClusterSession,
     spec: JobSpec,
-    code: bytes,
-    sys_path: Sequence[str],
+    packed: PackedJob,
     on_progress: OnProgress | None,
     result_home: str,
 ) -> Result:
     """Run, commit and acknowledge. Without an output path the result's parts lie under `result_home`."""
     if spec.output.path:
-        return _run_to_output(session, spec, code, sys_path, on_progress)
+        return _run_to_output(session, spec, packed, on_progress)
     spec = msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, format="arrow"))
     folder = _temporary_folder(result_home)
     try:
-        done = session.run(spec, code, sys_path, folder.path, on_progress)
+        done = session.run(spec, packed.code, packed.sys_path, folder.path, on_progress, packed.bundle)
         try:
             _keep_only(folder.path, done)
         finally:
@@ -104,8 +130,7 @@ def run_job(
 def _run_to_output(
     session: LocalSession | ClusterSession,
     spec: JobSpec,
-    code: bytes,
-    sys_path: Sequence[str],
+    packed: PackedJob,
     on_progress: OnProgress | None,
 ) -> Result:
     from cortex.storage.output_committer import abort_output, commit_output, stage_output
@@ -113,7 +138,7 @@ def _run_to_output(
     fs = LocalFilesystem()
     staged = stage_output(fs, spec.output.path, new_job_id(), spec.output.overwrite)
     try:
-        done = session.run(spec, code, sys_path, staged.path, on_progress)
+        done = session.run(spec, packed.code, packed.sys_path, staged.path, on_progress, packed.bundle)
         try:
             manifest = {"job": spec.name, "format": spec.output.format, "cortex": __version__}
             commit_output(fs, staged, done.parts, manifest)

@@ -34,6 +34,8 @@ from cortex.errors import CortexError, SpillFull, UserMemoryError
 from cortex.executor_deaths import Executor
 from cortex.executor_pool import ExecutorPool
 from cortex.ids import new_job_id
+from cortex.input_door import InputDoor
+from cortex.job.bundle import NO_BUNDLE, folders_of
 from cortex.limits import (
     CLIENT_BYTES,
     HEARTBEAT_S,
@@ -45,18 +47,25 @@ from cortex.limits import (
 from cortex.memory_plan import MemoryPlan
 from cortex.process_memory import descendant_pids, own_anonymous_bytes, proportional_bytes
 from cortex.tasks.words import describe_task
+from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.part_streams import PartStreams
 from cortex.transfer.shuffle_agent import ShuffleAgent
+from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_bytes
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
+    BlobChunk,
+    BlobLost,
+    CannotServe,
     DropPart,
     EndJob,
     FetchAhead,
     FromNode,
     Heartbeat,
+    InputBytes,
+    InputUnread,
     JobPlanned,
     Lease,
     MapLocations,
@@ -91,7 +100,13 @@ class _Job:
     outputs: LocationTable = field(default_factory=LocationTable)
     ahead: tuple[int, ...] = ()
     """Partitions whose segments are fetched while maps run."""
+    unfit: CortexError | None = None
+    """Why it cannot run here."""
     ended: bool = False
+
+    @property
+    def bundle_dir(self) -> str:
+        return os.path.join(self.work_dir, "bundle")
 
 
 @dataclass
@@ -158,6 +173,7 @@ class Node:
         self._job_of: dict[str, str] = {}
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
+        self._input: InputDoor | None = None
         self._paused = False
         self._stopping = False
         self._dispatching = False
@@ -174,11 +190,21 @@ class Node:
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
+        self._bundle_thread = WorkThread(reactor, "bundles")
+        self._bundles = BundleFetch(name, send, self._bundle_thread, self._open_job, self._cannot_serve)
 
     def start(
-        self, template: Any, *, socket_path: str, task_silence_s_max: float = TASK_SILENCE_S_MAX
+        self,
+        template: Any,
+        *,
+        socket_path: str,
+        input_socket: str = "",
+        task_silence_s_max: float = TASK_SILENCE_S_MAX,
     ) -> None:
-        """Start the executors, and begin to beat. `template` is a connected socket. Then say `hello`."""
+        """Start the executors, and begin to beat. `template` is a connected socket. Then say `hello`.
+        `input_socket`: where executors read files that only the client has ("": there are none)."""
+        if input_socket:
+            self._input = InputDoor(self._reactor, self._name, self._send, input_socket)
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -195,6 +221,8 @@ class Node:
 
     def hello(self) -> None:
         """The way to the server is open: say who this is."""
+        if self._input is not None:
+            self._input.server_back()
         self._send(
             NodeHello(
                 self._name,
@@ -211,6 +239,8 @@ class Node:
         new incarnation: nothing that the server may lease it again is in the way."""
         self._incarnation = new_job_id()
         self._parts.drop_all()
+        if self._input is not None:
+            self._input.server_gone()
         self._all_ended = ready
         for job in list(self._jobs):
             self._end_job(EndJob(job))
@@ -245,6 +275,13 @@ class Node:
             self._parts.credit(message.stream, message.credit_bytes)
         elif isinstance(message, DropPart):
             self._parts.drop(message.stream)
+        elif isinstance(message, BlobChunk):
+            self._bundles.chunk(message)
+        elif isinstance(message, BlobLost):
+            self._bundles.lost(message)
+        elif isinstance(message, InputBytes | InputUnread):
+            if self._input is not None:
+                self._input.answer(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -252,11 +289,14 @@ class Node:
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill the executors; `gone()` when none is left and all run files are removed."""
         self._stopping = True
+        if self._input is not None:
+            self._input.stop()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._queue.clear()
         self._bringing.clear()
         self._parts.drop_all()
+        self._bundle_thread.stop()
 
         def executors_gone() -> None:
             if self._shuffle is None:
@@ -306,21 +346,54 @@ class Node:
             self.staging_dirs.add(message.staging_dir)
         if self._shuffle is not None:
             self._shuffle.open_job(message.job, work_dir)
+        if message.bundle == NO_BUNDLE:
+            self._open_job(message.job)
+        else:  # its attempts wait in the queue, and hold no slot
+            bundle_dir = self._jobs[message.job].bundle_dir
+            self._bundles.prepare(message.job, message.bundle, bundle_dir, message.sys_path)
+
+    def _open_job(self, name: str) -> None:
+        """What travels with the job is here: its attempts may run."""
+        assert self._pool is not None
+        job = self._jobs[name]
+        if job.ended or self._stopping:
+            return
+        if self._input is not None:
+            self._input.open_job(name)
+        start, names = job.start, job.start.bundle.names("file")
         self._pool.open_job(
             OpenJob(
-                message.job,
-                message.spec,
-                message.code,
-                message.sys_path,
-                work_dir,
-                staging_dir,
+                start.job,
+                start.spec,
+                start.code,
+                start.sys_path,
+                job.work_dir,
+                job.staging_dir,
                 self._plan.executor_bytes,
+                job.bundle_dir if start.bundle.files else "",
+                (*names, *folders_of(names)),
+                "" if self._input is None else self._input.socket_path,
             )
         )
+        self.room()
+
+    def _cannot_serve(self, name: str, error: CortexError) -> None:
+        """The job runs on other nodes: its attempts go back unused."""
+        if self._jobs[name].ended or self._stopping:
+            return
+        self._jobs[name].unfit = error
+        for _, run in [item for item in self._queue if item[0] == name]:
+            self._forget(run.attempt)
+        self._queue = deque(item for item in self._queue if item[0] != name)
+        self._send(CannotServe(self._name, self._incarnation, name, error.report()))
 
     def _lease(self, message: Lease) -> None:
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
+            unfit = self._jobs[job].unfit
+            if unfit is not None:  # leased before the server knew, or when it had lost sight of this node
+                self._cannot_serve(job, unfit)
+                continue
             self._job_of[run.attempt] = job
             if isinstance(run.task, ReduceTask):
                 outputs = self._jobs[job].outputs
@@ -355,6 +428,8 @@ class Node:
         if job is None or job.ended:
             return
         job.ended = True
+        if self._input is not None:
+            self._input.close_job(message.job)
         for _, run in [item for item in self._queue if item[0] == message.job]:
             self._forget(run.attempt)
         self._queue = deque(item for item in self._queue if item[0] != message.job)
@@ -363,9 +438,12 @@ class Node:
 
         def executors_gone() -> None:
             if self._shuffle is None:
-                folder_unused()
+                segments_gone()
             else:
-                self._shuffle.close_job(message.job, folder_unused)
+                self._shuffle.close_job(message.job, segments_gone)
+
+        def segments_gone() -> None:
+            self._bundles.forget(message.job, folder_unused)
 
         def folder_unused() -> None:
             # only now: an executor being killed may still have been writing here

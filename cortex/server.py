@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from cortex.blob_desk import BlobDesk
 from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, VersionMismatch
 from cortex.ids import Role, new_job_id
+from cortex.input_relay import InputRelay
 from cortex.job_ledger import JobLedger
 from cortex.limits import PROGRESS_S
 from cortex.part_relay import PartRelay, results_lost
@@ -33,25 +35,34 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import job_statuses, node_statuses
+from cortex.storage.blob_store import BlobStore
+from cortex.transfer.work_thread import WorkThread
 from cortex.wire.messages import (
+    BlobTaken,
     CancelJob,
     ClientHello,
     ClusterStatus,
     EndJob,
+    FetchBlob,
     FetchPart,
     FromNode,
     FromServer,
     GetStatus,
+    InputBytes,
+    InputUnread,
     JobAccepted,
     JobDone,
     JobFailed,
     JobProgress,
     JobReport,
     NodeHello,
+    NodeReads,
+    OfferBlobs,
     PartChunk,
     PartLost,
     PartTaken,
     PartUnread,
+    PutBlob,
     Refused,
     ServerHello,
     SubmitJob,
@@ -115,11 +126,15 @@ class _Client:
 class Server:
     """`clock` is monotonic seconds; `reactor` needs `callLater` (and should time it by the same clock).
     `cluster` "": the server of one machine, which answers no hello before its node is there.
+    `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
+    end, so not durably); "" in tests without any.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
 
-    def __init__(self, reactor: Any, clock: Callable[[], float], cluster: str = "") -> None:
+    def __init__(
+        self, reactor: Any, clock: Callable[[], float], cluster: str = "", *, blob_folder: str = ""
+    ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._cluster = cluster
@@ -131,6 +146,16 @@ class Server:
         self._parts: dict[str, dict[str, str]] = {}
         """Of jobs that are done: a part's staged name -> the node that has it."""
         self._relay = PartRelay(self._to_node, lambda client, message: client.link.send(message))
+        self._blobs = BlobDesk(
+            BlobStore(blob_folder, durable=bool(cluster)),
+            WorkThread(reactor, "blobs"),
+            self._to_node,
+            lambda client, message: client.link.send(message),
+            lambda client, error: client.link.close(Refused(error.report())),
+        )
+        if cluster:
+            self._blobs.open()
+        self._input = InputRelay(self._to_node, lambda client, message: client.link.send(message))
         self._client_of: dict[str, _Client] = {}
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
 
@@ -138,6 +163,7 @@ class Server:
         """Stop the tick and close every client. Nodes belong to whoever attached them."""
         if self._timer.active():
             self._timer.cancel()
+        self._blobs.stop()
         for client in list(self._clients.values()):
             client.link.close()
 
@@ -154,6 +180,8 @@ class Server:
         """The node is gone: its attempts run elsewhere, and what it held is lost."""
         if self._nodes.pop(node_name, None) is not None:
             self._relay.node_lost(node_name)
+            self._blobs.node_lost(node_name)
+            self._input.node_lost(node_name)
             self._handle(NodeLost(node_name))
 
     def _from_node(self, link: NodeLink, message: FromNode) -> None:
@@ -170,6 +198,12 @@ class Server:
             lost = self._relay.unread(message)
             if lost is not None:
                 self._handle(PartUnreadable(*lost))
+        elif isinstance(message, FetchBlob):
+            self._blobs.fetch(message)
+        elif isinstance(message, BlobTaken):
+            self._blobs.taken(message)
+        elif isinstance(message, NodeReads):
+            self._input.read(message)
         else:
             self._handle(message)
 
@@ -194,13 +228,21 @@ class Server:
             self._greet(client, message)
         elif not client.greeted:
             raise ProtocolError(f"a {type(message).__name__} came before the hello")
+        elif isinstance(message, OfferBlobs):
+            self._blobs.offer(client, message)
+        elif isinstance(message, PutBlob):
+            self._blobs.put(client, message)
         elif isinstance(message, SubmitJob):
             job = new_job_id()
+            self._blobs.submitted(client, job, message.bundle)
             client.jobs.add(job)
             self._client_of[job] = client
+            self._input.client_here(job, client)
             self._ledger.accepted(job, message.spec.name, peer.id if peer else "", self._clock())
             link.send(JobAccepted(job))
             self._handle(JobSubmitted(job, message))
+        elif isinstance(message, InputBytes | InputUnread):
+            self._input.answer(client, message)
         elif isinstance(message, GetStatus):
             link.send(self._status())
         elif isinstance(message, CancelJob):
@@ -269,6 +311,8 @@ class Server:
         if client is None:
             return
         self._relay.client_lost(client)
+        self._blobs.client_lost(client)
+        self._input.client_lost(client)
         for job in sorted(client.jobs):
             self._forget(client, job)
             self._handle(CancelRequested(job, "the client's connection ended"))
@@ -276,7 +320,9 @@ class Server:
     def _forget(self, client: _Client, job: str) -> None:
         client.jobs.discard(job)
         self._client_of.pop(job, None)
+        self._input.close_job(job)
         self._parts.pop(job, None)
+        self._blobs.job_ended(job)
 
     # --- the scheduler ---
 
@@ -306,6 +352,9 @@ class Server:
             self._parts[job] = {part.staged_as: part.node for part in message.parts if part.node}
         if isinstance(message, JobDone | JobFailed):
             self._ledger.ended_with(job, message, self._clock())
+        if isinstance(message, JobFailed):  # one that is done may need its files to make lost parts anew
+            self._blobs.job_ended(job)
+            self._input.close_job(job)
         client = self._client_of.get(job)
         if client is None or (client.link.congested and isinstance(message, JobProgress)):
             return  # it is gone; or it reads slowly, and the next progress says the same and more

@@ -23,13 +23,15 @@ import threading
 import traceback
 import types
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from operator import attrgetter
 from typing import Any, cast
 
 from cortex.errors import UsageError, UserCodeError
+from cortex.imports_of_job import imports_in
 from cortex.job.overrides import current_folder, utf8_path
 from cortex.tasks.code_names import named
 
@@ -69,6 +71,14 @@ def load_object(target: str, folder: str = "") -> Any:
             f"{path} defines no {name!r}",
             cure=f"did you mean {close[0]!r}?" if close else f"it defines {known}",
         ) from None
+
+
+def make_importable(modules: Iterable[str]) -> None:
+    """Let user code import the modules at these paths by name, as it does in executors."""
+    for path in modules:
+        folder = os.path.dirname(path)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def load_module(path: str) -> types.ModuleType:
@@ -167,25 +177,56 @@ def executor_sys_path() -> tuple[str, ...]:
     return tuple(utf8_path(p, "a folder that modules are imported from", cure) for p in found)
 
 
+@dataclass(frozen=True)
+class PickledCode:
+    """Code as executors unpickle it, and what they import for it."""
+
+    code: bytes
+    imports: frozenset[str]
+    """Dotted names: modules that the pickle refers to, and what its functions import when they run."""
+    roots: tuple[str, ...]
+    """Folders that the job's own modules are imported from."""
+
+
 def dump_code(code: Any, module_names: tuple[str, ...] = ()) -> bytes:
-    """`code` as a cloudpickle; `module_names` are modules of the job besides its class's own.
+    """The bytes of `pickle_code`."""
+    return pickle_code(code, module_names).code
+
+
+def pickle_code(code: Any, module_names: tuple[str, ...] = (), by_import: Iterable[str] = ()) -> PickledCode:
+    """`code` as a cloudpickle; `module_names` are modules of the job besides its class's own, `by_import`
+    those (with what is in them) that executors import, wherever they stand.
 
     Raises UserCodeError naming the attribute or closure variable that cannot be pickled.
     """
     own = {type(code).__module__, *module_names}
-    modules = _modules_by_value(own)
+    imported = frozenset(by_import)
+    modules = [m for m in _modules_by_value(own) if m.__name__.partition(".")[0] not in imported]
+    roots = tuple(sorted(_roots(own)))
     with _PICKLING:
         with _by_value(modules):
             try:
-                return _dumps(code)
+                return _pickled(code, modules, roots)
             except Exception as error:
                 cause, failed = error, _cannot_pickle(code, error)
         # A helper may hold what cannot be pickled, such as a lock: then executors import the helpers.
-        with _by_value([module for module in modules if module.__name__ in own]):
+        only_own = [module for module in modules if module.__name__ in own]
+        with _by_value(only_own):
             try:
-                return _dumps(code)
+                return _pickled(code, only_own, roots)
             except Exception:
                 raise failed from cause
+
+
+def _pickled(code: Any, by_value: list[types.ModuleType], roots: tuple[str, ...]) -> PickledCode:
+    imports: set[str] = set()
+    pickled = _dumps(code, imports)
+    names = {"__main__", *(module.__name__ for module in by_value)}
+    if "." in imports:  # a function imports from its own package, which need be there
+        imports.discard(".")
+        imports.update(name.partition(".")[0] for name in names)
+        names = {"__main__"}
+    return PickledCode(pickled, frozenset(imports - names), roots)
 
 
 @contextlib.contextmanager
@@ -203,15 +244,19 @@ def _by_value(modules: list[types.ModuleType]) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: Any, imports: set[str] | None = None) -> bytes:
+    """The pickle; what unpickling and running it will import is added to `imports`."""
     buffer = io.BytesIO()
-    _pickler()(buffer, protocol=5).dump(value)
+    pickler = _pickler()(buffer, protocol=5)
+    pickler.imports = set() if imports is None else imports
+    pickler.dump(value)
     return buffer.getvalue()
 
 
 @functools.cache
 def _pickler() -> Any:
-    """cloudpickle's pickler, with the file names of code kept: see `cortex.tasks.code_names`."""
+    """cloudpickle's pickler, with the file names of code kept (see `cortex.tasks.code_names`), and with a
+    set `imports` that it adds the names of modules to."""
     cloudpickle: Any = import_module("cloudpickle")  # untyped, and slow to import
     usual = cloudpickle.CloudPickler.dispatch_table
 
@@ -219,18 +264,39 @@ def _pickler() -> Any:
         make, arguments = usual[types.CodeType](code)
         return named, (code.co_filename, make, arguments)
 
+    def reducer_override(self: Any, value: Any) -> Any:
+        made = cloudpickle.CloudPickler.reducer_override(self, value)
+        if isinstance(value, types.CodeType):
+            self.imports |= imports_in(value)
+        elif isinstance(value, types.ModuleType):
+            self.imports.add(value.__name__)
+        elif made is NotImplemented and isinstance(value, _GLOBALS):
+            self.imports.add(str(value.__module__))
+        return made
+
     table = ChainMap({types.CodeType: reduce_code}, usual)
-    return type("_Pickler", (cloudpickle.CloudPickler,), {"dispatch_table": table})
+    members = {"dispatch_table": table, "reducer_override": reducer_override}
+    return type("_Pickler", (cloudpickle.CloudPickler,), members)
 
 
-def _modules_by_value(names: set[str]) -> list[types.ModuleType]:
-    """The modules of the job and those that stand beside them."""
+_GLOBALS = (type, types.FunctionType, types.BuiltinFunctionType)
+"""What pickles name by their module and their own name."""
+
+
+def _roots(names: set[str]) -> set[str]:
+    """The folders that these modules are imported from, but for what is installed."""
     roots = set()
     for name in names:
         module = sys.modules.get(name)
         folder = _root_folder(module) if module is not None else None
         if folder is not None and not _is_installed(os.path.join(folder, "")):
             roots.add(os.path.join(folder, ""))
+    return roots
+
+
+def _modules_by_value(names: set[str]) -> list[types.ModuleType]:
+    """The modules of the job and those that stand beside them."""
+    roots = _roots(names)
     found = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

@@ -14,7 +14,7 @@ import cloudpickle
 import msgspec
 
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import OUT, InputPlan
+from cortex.job.plan import OUT, ClientFiles, InputPlan
 from cortex.job.spec import JobSpec
 from cortex.storage.fetched_segments import FetchedSegments
 from cortex.storage.filesystem import LocalFilesystem
@@ -60,18 +60,28 @@ class Outcome:
         return total
 
 
-def run_tasks(spec: JobSpec, code: Any = None, *, budget: Any = None, fetched: bool = False) -> Outcome:
+def run_tasks(
+    spec: JobSpec,
+    code: Any = None,
+    *,
+    budget: Any = None,
+    fetched: bool = False,
+    client_files: ClientFiles = (),
+    input_socket: str = "",
+) -> Outcome:
     """Run a job. `budget` replaces the tasks' memory budget (`cortex.tasks.budget.Budget`). With `fetched`
-    no reduce finds a run file, only segments cut out of them, as where every map ran on another node."""
+    no reduce finds a run file, only segments cut out of them, as where every map ran on another node.
+    `client_files` are those of a client, which answers at `input_socket`."""
     with tempfile.TemporaryDirectory() as folder:
         staging = os.path.join(folder, "staging")
         os.mkdir(staging)
         blob = cloudpickle.dumps(code) if code is not None else b""
-        context = JobContext(OpenJob(JOB, spec, blob, (), os.path.join(folder, "work"), staging, 0))
+        work = os.path.join(folder, "work")
+        context = JobContext(OpenJob(JOB, spec, blob, (), work, staging, 0, input_socket=input_socket))
         if budget is not None:
             context._program.budget = budget
         try:
-            return _run(context, staging, fetched)
+            return _run(context, staging, fetched, client_files)
         finally:
             context.close()
 
@@ -92,11 +102,11 @@ def fetch_all(work_dir: str, partitions: int) -> None:
         os.unlink(path)
 
 
-def _run(context: JobContext, staging: str, fetched: bool) -> Outcome:
+def _run(context: JobContext, staging: str, fetched: bool, client_files: ClientFiles) -> Outcome:
     def progress(stats: Any) -> None:
         assert stats.rows_in >= 0
 
-    planned = context.run(f"{JOB}-plan.0", PlanTask(), progress)
+    planned = context.run(f"{JOB}-plan.0", PlanTask(client_files), progress)
     assert isinstance(planned, PlanResult)
     plan = planned.plan
     context.planned(plan)

@@ -132,7 +132,7 @@ def node(
         from cortex.node_process import run_node
         from cortex.wire.join import parse_endpoint
 
-        at = parse_endpoint(listen, "--listen", port_min=0)
+        at = parse_endpoint(listen, "--listen", any_port=True)
         config = load_config(
             home=home,
             join_line=join,

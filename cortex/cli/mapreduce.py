@@ -89,8 +89,7 @@ def _run(load: Callable[[], LoadedJob], options: RunOptions) -> int:
     from cortex.cli.progress import progress_display, summary
     from cortex.cli.terminal import say
     from cortex.config import load_config
-    from cortex.local_run import job_code, open_session, run_job, spill_folder
-    from cortex.user_code import executor_sys_path
+    from cortex.local_run import open_session, pack_job, run_job, spill_folder
 
     config = load_config(server=options.server, home=options.home)
     if not options.quiet:
@@ -98,13 +97,11 @@ def _run(load: Callable[[], LoadedJob], options: RunOptions) -> int:
             say(f"warning: {warning}")
     with open_session(loaded.spec.resources, config) as session:
         # Made ready while the processes start.
-        code = job_code(loaded.code, loaded.spec, loaded.modules)
+        packed = pack_job(session, loaded.code, loaded.spec, loaded.modules)
         session.wait_ready()
         showing = _prepare_to_show(loaded)
         with progress_display(options.quiet) as on_progress:
-            result = run_job(
-                session, loaded.spec, code, executor_sys_path(), on_progress, spill_folder(config)
-            )
+            result = run_job(session, loaded.spec, packed, on_progress, spill_folder(config))
         session.finish()  # the processes end while the result is shown
         showing.join()
         with result:

@@ -12,7 +12,7 @@ from cortex.class_spec import build_spec
 from cortex.errors import CortexError, UsageError, UserCodeError
 from cortex.job.overrides import Overrides
 from cortex.job.spec import CsvDialect, JobSpec
-from cortex.user_code import load_object, user_traceback
+from cortex.user_code import load_object, make_importable, user_traceback
 
 if TYPE_CHECKING:
     from cortex.job.yaml_file import JobFile
@@ -48,6 +48,7 @@ def load_yaml_job(path: str, options: Overrides) -> LoadedJob:
     from cortex.job.yaml_file import load_job_file  # yaml is slow to import, and a class needs none
 
     file = load_job_file(path, options)
+    make_importable(file.spec.modules)
     if file.job:
         return _class_of_file(file, options)
     if not (file.map or file.reduce):
@@ -85,6 +86,9 @@ def _class_of_file(file: JobFile, options: Overrides) -> LoadedJob:
         "resources.slots": spec.resources.slots,
         "resources.reducers": "auto" if spec.resources.reducers < 0 else spec.resources.reducers,
         "resources.split_size": spec.resources.split_bytes,
+        "files": spec.files,
+        "modules": spec.modules,
+        "env": spec.env,
     } | {f"input.{name}": getattr(dialect, name) for name in CsvDialect.__struct_fields__}
     for key in file.given & said.keys():
         setattr(job, _ATTRIBUTES.get(key, key.rpartition(".")[2]), said[key])

@@ -6,7 +6,6 @@ batch is read some rows at a time where that can be done (`arrow_rows`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -20,27 +19,23 @@ from cortex.units import format_bytes
 from .arrow_metadata import check_sizes, read_batch, read_footer, read_rows
 from .arrow_rows import BatchRows
 from .columnar import Projection, Unit, bytes_type, damage_reported
+from .input_bytes import InputBytes, Opener, open_local
 from .row_sizes import bounded
-from .sources import check_identity, open_checked
 
 _LARGE_BLOCKS: Final = 4  # a batch of more blocks than these is read some rows at a time
 _FEWER: Final = 8  # times fewer rows, where there was not memory enough
 
 
-def read_layout(path: str) -> tuple[pa.Schema, list[Unit]]:
+def read_layout(data: InputBytes) -> tuple[pa.Schema, list[Unit]]:
     """Schema and record batches. InputError if the file is no Arrow IPC file or is damaged."""
-    descriptor = open_checked(path)
-    try:
-        with damage_reported(path, "Arrow IPC"):
-            units = [
-                Unit(block.offset, block.metadata_bytes + block.body_bytes, read_rows(descriptor, block))
-                for block in read_footer(path, descriptor).batches
-            ]
-            with pa.OSFile(path) as file:
-                schema = pa.ipc.open_file(file).schema
-                str(schema)  # decodes its names, which may be damaged
-    finally:
-        os.close(descriptor)
+    with damage_reported(data.file.path, "Arrow IPC"):
+        units = [
+            Unit(block.offset, block.metadata_bytes + block.body_bytes, read_rows(data, block))
+            for block in read_footer(data).batches
+        ]
+        with data.native() as file:
+            schema = pa.ipc.open_file(file).schema
+            str(schema)  # decodes its names, which may be damaged
     return schema, units
 
 
@@ -54,7 +49,13 @@ def _validate(columns: Iterable[pa.Array]) -> None:
 
 class ArrowReader:
     def __init__(
-        self, file: InputFile, split: Split, columns: Sequence[tuple[str, str]], *, block_bytes: int
+        self,
+        file: InputFile,
+        split: Split,
+        columns: Sequence[tuple[str, str]],
+        *,
+        block_bytes: int,
+        open_input: Opener = open_local,
     ) -> None:
         self._file = file
         self._split = split
@@ -62,35 +63,42 @@ class ArrowReader:
         self._projection = Projection(file.path, columns)
         self._row = 0
         self.bytes_read = 0
-        self._descriptor = open_checked(file.path)
-        self._os_file: pa.NativeFile | None = None
+        self._data = open_input(file)
+        self._native: pa.NativeFile | None = None
         self._readers: dict[tuple[str, ...], pa.RecordBatchFileReader] = {}
         """By the columns that each reads."""
         try:
-            check_identity(file, self._descriptor)
             with damage_reported(file.path, "Arrow IPC"):
-                self._footer = read_footer(file.path, self._descriptor)
-                self._os_file = pa.OSFile(file.path)
-                self._schema = pa.ipc.open_file(self._os_file).schema
+                self._footer = read_footer(self._data)
+                self._native = self._data.native()
+                self._schema = pa.ipc.open_file(self._native).schema
+                self._expect_batches()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        if self._os_file is not None:
-            self._os_file.close()
-            self._os_file = None
+        if self._native is not None:
+            self._native.close()
+            self._native = None
+        self._data.close()
+
+    def _expect_batches(self) -> None:
+        """Batches of which every column is wanted are read whole."""
+        split = self._split
+        if set(self._schema.names) <= set(self._projection.names):
+            blocks = self._footer.batches[split.first_unit : split.first_unit + split.units]
+            self._data.expect(
+                (block.offset, block.offset + block.metadata_bytes + block.body_bytes) for block in blocks
+            )
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         split, blocks = self._split, self._footer.batches
         with damage_reported(self._file.path, "Arrow IPC"):
-            row = sum(read_rows(self._descriptor, block) for block in blocks[: split.first_unit])
+            row = sum(read_rows(self._data, block) for block in blocks[: split.first_unit])
         for index in range(split.first_unit, split.first_unit + split.units):
             with damage_reported(self._file.path, "Arrow IPC"):
-                rows, before = read_rows(self._descriptor, blocks[index]), self.bytes_read
+                rows, before = read_rows(self._data, blocks[index]), self.bytes_read
             first = row
             for batch in self._batches(index):
                 for part in bounded(batch, BATCH_ROWS_MAX, 2 * self._block_bytes):
@@ -98,7 +106,7 @@ class ArrowReader:
                     self.bytes_read = before + split.length // split.units * (row - first) // max(1, rows)
                     yield self._projection.apply(part, self._row)
         self.bytes_read = split.length
-        check_identity(self._file, self._descriptor)
+        self._data.check()
 
     def _batches(self, index: int) -> Iterator[pa.RecordBatch]:
         """A record batch, whole or some rows at a time."""
@@ -107,8 +115,8 @@ class ArrowReader:
             yield self._whole(index, names)
             return
         with damage_reported(self._file.path, "Arrow IPC"):
-            layout = read_batch(self._descriptor, block)
-            rows = BatchRows(self._descriptor, layout, self._schema)
+            layout = read_batch(self._data, block)
+            rows = BatchRows(self._data, layout, self._schema)
             by_rows = [name for name in names if rows.readable(name)]
         others = [name for name in names if name not in by_rows]
         whole = self._whole(index, others) if others else None
@@ -143,7 +151,7 @@ class ArrowReader:
         except MemoryError as error:
             with damage_reported(self._file.path, "Arrow IPC"):
                 for block in (*self._footer.dictionaries, self._footer.batches[index]):
-                    check_sizes(self._descriptor, block)
+                    check_sizes(self._data, block)
             raise self._too_large(index) from error
         return whole
 
@@ -151,7 +159,7 @@ class ArrowReader:
         if names not in self._readers:
             fields = sorted(self._schema.get_field_index(name) for name in names)
             options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
-            self._readers[names] = pa.ipc.open_file(self._os_file, options=options)
+            self._readers[names] = pa.ipc.open_file(self._native, options=options)
         return self._readers[names]
 
     def _too_large(self, index: int) -> InputError:

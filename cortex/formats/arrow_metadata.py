@@ -6,11 +6,12 @@ offsets, all little-endian). Raises ValueError for what is damaged, InputError f
 
 from __future__ import annotations
 
-import os
 import struct
 from typing import Final, NamedTuple
 
 from cortex.errors import InputError
+
+from .input_bytes import InputBytes
 
 _MAGIC: Final = b"ARROW1"
 _FOOTER_SCHEMA, _FOOTER_DICTIONARIES, _FOOTER_RECORD_BATCHES = 1, 2, 3  # fields, by number, of its tables
@@ -82,15 +83,15 @@ def _vector(data: bytes, table: int, number: int, item: str) -> list[tuple[int, 
     return list(struct.iter_unpack(item, data[vector + 4 : vector + 4 + count * size]))
 
 
-def read_footer(path: str, descriptor: int) -> Footer:
-    size = os.fstat(descriptor).st_size
-    if os.pread(descriptor, 6, 0) != _MAGIC:
+def read_footer(data: InputBytes) -> Footer:
+    path, size = data.file.path, data.file.size_bytes
+    if data.read(6, 0) != _MAGIC:
         raise InputError(
             "not an Arrow IPC file: it does not begin with ARROW1",
             details={"file": path},
             cure="write it in the file format (pyarrow.ipc.new_file), not as a stream",
         )
-    end = os.pread(descriptor, 10, size - 10) if size >= 22 else b""
+    end = data.read(10, size - 10) if size >= 22 else b""
     if end[4:] != _MAGIC:
         raise InputError(
             "not a whole Arrow IPC file: its footer is missing",
@@ -100,7 +101,7 @@ def read_footer(path: str, descriptor: int) -> Footer:
     length = struct.unpack("<i", end[:4])[0]
     if not 0 < length <= size - 10:
         raise ValueError(f"its footer cannot have {length} bytes")
-    footer = os.pread(descriptor, length, size - 10 - length)
+    footer = data.read(length, size - 10 - length)
     table = _follow(footer, 0)
     batches, dictionaries = (
         [Block(*block) for block in _vector(footer, table, number, "<qi4xq")]
@@ -115,9 +116,9 @@ def read_footer(path: str, descriptor: int) -> Footer:
     return Footer(batches, dictionaries, little)
 
 
-def _header(descriptor: int, block: Block) -> tuple[bytes, int]:
+def _header(data: InputBytes, block: Block) -> tuple[bytes, int]:
     """A message, and where its record batch's table is in it."""
-    message = os.pread(descriptor, block.metadata_bytes, block.offset)
+    message = data.read(block.metadata_bytes, block.offset)
     message = message[8 if message[:4] == b"\xff\xff\xff\xff" else 4 :]  # the continuation marker is newer
     root = _follow(message, 0)
     table = _follow(message, _field(message, root, _MESSAGE_HEADER))
@@ -135,14 +136,14 @@ def _rows(message: bytes, table: int) -> int:
     return _number(message, "<q", length) if length else 0
 
 
-def read_rows(descriptor: int, block: Block) -> int:
+def read_rows(data: InputBytes, block: Block) -> int:
     """How many rows a record batch has."""
-    return _rows(*_header(descriptor, block))
+    return _rows(*_header(data, block))
 
 
-def read_batch(descriptor: int, block: Block) -> Batch:
+def read_batch(data: InputBytes, block: Block) -> Batch:
     """The metadata of a record batch, or of the one that a dictionary is."""
-    message, table = _header(descriptor, block)
+    message, table = _header(data, block)
     body = block.offset + block.metadata_bytes
     buffers = []
     for offset, length in _vector(message, table, _BATCH_BUFFERS, "<qq"):
@@ -163,14 +164,14 @@ def read_batch(descriptor: int, block: Block) -> Batch:
     )
 
 
-def check_sizes(descriptor: int, block: Block) -> None:
+def check_sizes(data: InputBytes, block: Block) -> None:
     """ValueError if the batch asks for more memory than what is in the file can ever take."""
-    batch = read_batch(descriptor, block)
+    batch = read_batch(data, block)
     if batch.codec is None:
         return
     for offset, length in batch.buffers:
         if length < 8:
             continue
-        size = _number(os.pread(descriptor, 8, offset), "<q", 0)  # -1: as it is
+        size = _number(data.read(8, offset), "<q", 0)  # -1: as it is
         if not -1 <= size <= length * _SHRUNK_MOST.get(batch.codec, 1 << 62):
             raise ValueError(f"the buffer at {offset} ({length} bytes) says it decompresses to {size} bytes")

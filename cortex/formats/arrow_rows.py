@@ -9,13 +9,13 @@ Reads begin at a row whose number is divisible by eight, as bits do; the arrays 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from .arrow_metadata import Batch
+from .input_bytes import InputBytes
 
 _is = pa.types
 _VIEWS = -1
@@ -24,8 +24,8 @@ _VIEWS = -1
 class BatchRows:
     """One record batch of a file with `schema`. Raises ValueError where its parts do not fit together."""
 
-    def __init__(self, descriptor: int, batch: Batch, schema: pa.Schema) -> None:
-        self._descriptor = descriptor
+    def __init__(self, data: InputBytes, batch: Batch, schema: pa.Schema) -> None:
+        self._data = data
         self._batch = batch
         self._schema = schema
         self._node = self._buffer = 0
@@ -101,7 +101,7 @@ class BatchRows:
         self._buffer += 1
         if not 0 <= low <= high <= length:
             raise ValueError(f"bytes {low} to {high} are wanted of a buffer that has {length}")
-        data = os.pread(self._descriptor, high - low, offset + low)
+        data = self._data.read(high - low, offset + low)
         if len(data) < high - low:
             raise ValueError(f"the file ends before byte {offset + high}")
         return pa.py_buffer(data)

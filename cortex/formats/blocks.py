@@ -16,7 +16,7 @@ from cortex.units import format_bytes
 
 from .sources import Source, line_text
 
-_TAIL_BYTES: Final = 64 * KIB  # read past a split's end for its last record; more if that is not enough
+TAIL_BYTES: Final = 64 * KIB  # read past a split's end for its last record; more if that is not enough
 
 
 class Cuts(Protocol):
@@ -54,7 +54,7 @@ def record_blocks(
     block_bytes = min(block_bytes, RECORD_BYTES_MAX)
     position = start
     while end is None or position < end:
-        wanted = block_bytes if end is None else min(block_bytes, end - position + _TAIL_BYTES)
+        wanted = block_bytes if end is None else min(block_bytes, end - position + TAIL_BYTES)
         while True:
             data, count, final = source.window(position, wanted)
             if not count:

@@ -17,9 +17,10 @@ from cortex.job.spec import CsvDialect
 from cortex.job.types import arrow_type
 from cortex.limits import BATCH_ROWS_MAX
 
-from .blocks import Block, record_blocks
+from .blocks import TAIL_BYTES, Block, record_blocks
 from .csv_parse import BlockParser
 from .csv_records import Grammar, Stretch, first_record_start
+from .input_bytes import Opener, open_local
 from .sources import line_text, open_source
 
 
@@ -27,7 +28,13 @@ class CsvReader:
     """Iterates over one split's record batches."""
 
     def __init__(
-        self, file: InputFile, split: Split, columns: Sequence[tuple[str, str]], *, block_bytes: int
+        self,
+        file: InputFile,
+        split: Split,
+        columns: Sequence[tuple[str, str]],
+        *,
+        block_bytes: int,
+        open_input: Opener = open_local,
     ) -> None:
         if split.start_state == UNKNOWN:
             raise InternalError(
@@ -44,7 +51,8 @@ class CsvReader:
         types = {name: arrow_type(type_) for name, type_ in columns}
         self._schema = pa.schema(list(types.items()))
         self._parser = BlockParser(file.path, self._dialect, names, types)
-        self._source = open_source(file)
+        self._open_input = open_input
+        self._source = open_source(file, open_input)
         self._end = None if file.compression else split.offset + split.length
         self._start = split.offset
         self._block_start = 0
@@ -68,6 +76,7 @@ class CsvReader:
         if self._end is None:
             start = self._file.data_start
         else:
+            source.expect(split.offset - 1, self._end + TAIL_BYTES)
             start = first_record_start(source, self._grammar, split.offset, split.start_state, self._end)
         for block in record_blocks(source, start, self._end, self._block_bytes, self._cuts):
             self._block_start, self._block_size, self._row = block.position, block.size, 0
@@ -99,7 +108,7 @@ class CsvReader:
 
     def describe(self, position: int) -> tuple[int, str]:
         """(offset, text) of the record at `position` in the batch yielded last."""
-        source = open_source(self._file)
+        source = open_source(self._file, self._open_input)
         try:
             data, _, _ = source.window(self._block_start, self._block_size)
             block = bytes(memoryview(data)[: self._block_size])

@@ -38,6 +38,7 @@ from cortex.job.plan import CLOSED, IN, OUT, InputFile
 from cortex.job.spec import CsvDialect
 from cortex.limits import KIB
 
+from .input_bytes import Opener, open_local
 from .sources import FileSource, Source
 
 Bytes = npt.NDArray[np.uint8]
@@ -360,7 +361,9 @@ def first_record_start(source: Source, grammar: Grammar, offset: int, state: int
     return end
 
 
-def scan_states(file: InputFile, boundaries: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+def scan_states(
+    file: InputFile, boundaries: Sequence[int], open_input: Opener = open_local
+) -> tuple[tuple[int, int, int], ...]:
     """`ends[i][s]`: the state before byte ``boundaries[i + 1]`` if it is s before ``boundaries[i]``.
 
     Exact for all three start states, which fall together after the first quoted field or so: mostly only
@@ -368,7 +371,7 @@ def scan_states(file: InputFile, boundaries: Sequence[int]) -> tuple[tuple[int, 
     """
     dialect = file.dialect or CsvDialect()
     grammar = Grammar(dialect)
-    source = FileSource(file)
+    source = FileSource(file, open_input)
     try:
         ends = []
         for low, high in itertools.pairwise(boundaries):
@@ -392,6 +395,7 @@ def _scan(source: Source, grammar: Grammar, low: int, high: int) -> tuple[int, i
         before = source.window(low - 1, 1)[0][0]
     states = [OUT, IN, CLOSED]
     position = low
+    source.expect(low, high)
     while position < high:
         buffer, count, _ = source.window(position, min(_SCAN_READ_BYTES, high - position))
         for at in range(0, count, _SCAN_BYTES):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cortex.errors import InputError
-from cortex.job.plan import InputFile
+from cortex.job.plan import ClientFile, ClientFiles, InputFile
 from cortex.job.spec import CsvDialect, InputSpec
 
 _FORMAT_OF_ENDING: Final = {
@@ -44,27 +45,54 @@ def format_of(path: str) -> tuple[str, str]:
     return _FORMAT_OF_ENDING.get(ending, "text"), compression
 
 
-def expand(paths: Sequence[str]) -> list[str]:
-    """The input files in order. InputError for a name behind which there is no file."""
-    found: dict[str, str] = {}  # real path -> path as reached
-    for path in paths:
-        names = list(_files_of(path))
-        if not names:
-            kind = "folder has no input files" if os.path.isdir(path) else "pattern matches no input file"
+def find_files(spec: InputSpec, client_files: ClientFiles = ()) -> Iterator[InputFile]:
+    """The input files in order, described. Paths behind which the client has files mean those, whatever this
+    machine has; the others are looked for here. InputError for one behind which there is nothing."""
+    seen: set[str] = set()
+    number = 0
+    for path, theirs in itertools.zip_longest(spec.paths, client_files[: len(spec.paths)]):
+        for file in theirs or ():
+            if file.path not in seen:
+                yield _described(len(seen), file, 0, spec, number)
+                seen.add(file.path)
+            number += 1
+        for name in _files_behind(path) if theirs is None else ():
+            real = os.path.realpath(name)
+            if real not in seen:
+                yield describe_file(len(seen), name, spec)
+                seen.add(real)
+
+
+def files_at(path: str) -> list[str]:
+    """The files that one name stands for, in order; none if there are none. InputError for a folder that
+    cannot be read, and for a file whose name is not UTF-8."""
+    names = list(_files_of(path))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
             raise InputError(
-                f"{kind}: {path}",
-                details={"input": path},
-                cure="names that begin with _ or . are skipped below folders and patterns",
-            )
-        for name in names:
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"the file's name is not UTF-8: {os.fsencode(name)!r}", cure="rename the file"
-                ) from error
-            found.setdefault(os.path.realpath(name), name)
-    return list(found.values())
+                f"the file's name is not UTF-8: {os.fsencode(name)!r}", cure="rename the file"
+            ) from error
+    return names
+
+
+def _files_behind(path: str) -> list[str]:
+    names = files_at(path)
+    if names:
+        return names
+    if not os.path.isdir(path) and not glob.has_magic(path):
+        raise InputError(
+            f"input does not exist: {path}",
+            details={"input": path},
+            cure="check the path; relative ones start at the current folder",
+        )
+    kind = "folder has no input files" if os.path.isdir(path) else "pattern matches no input file"
+    raise InputError(
+        f"{kind}: {path}",
+        details={"input": path},
+        cure="names that begin with _ or . are skipped below folders and patterns",
+    )
 
 
 def _files_of(path: str) -> Iterator[str]:
@@ -83,12 +111,6 @@ def _files_of(path: str) -> Iterator[str]:
                     yield from _walk(name)
             else:
                 yield name
-    else:
-        raise InputError(
-            f"input does not exist: {path}",
-            details={"input": path},
-            cure="check the path; relative ones start at the current folder",
-        )
 
 
 def _meant(pattern: Sequence[str], names: Sequence[str]) -> bool:
@@ -140,8 +162,8 @@ def dialect_of(spec: InputSpec, format_: str) -> CsvDialect:
     return CsvDialect(delimiter, dialect.quote, escape, dialect.header, dialect.null_values)
 
 
-def describe_file(index: int, path: str, spec: InputSpec) -> InputFile:
-    """A file's identity and format; columns and `data_start` are found later."""
+def look_at(path: str) -> os.stat_result:
+    """InputError unless it is a regular file."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -152,6 +174,18 @@ def describe_file(index: int, path: str, spec: InputSpec) -> InputFile:
             details={"file": path},
             cure="save it as a file first",
         )
+    return status
+
+
+def describe_file(index: int, path: str, spec: InputSpec) -> InputFile:
+    """A file's identity and format; columns and `data_start` are found later."""
+    status = look_at(path)
+    found = ClientFile(path, status.st_size, status.st_mtime_ns)
+    return _described(index, found, status.st_ino, spec, -1)
+
+
+def _described(index: int, found: ClientFile, inode: int, spec: InputSpec, client_file: int) -> InputFile:
+    path = found.path
     format_, compression = format_of(path)
     format_ = spec.format or format_
     if format_ in ("parquet", "arrow"):
@@ -166,11 +200,12 @@ def describe_file(index: int, path: str, spec: InputSpec) -> InputFile:
         index=index,
         path=path,
         format=format_,
-        size_bytes=status.st_size,
-        modified_ns=status.st_mtime_ns,
-        inode=status.st_ino,
+        size_bytes=found.size_bytes,
+        modified_ns=found.modified_ns,
+        inode=inode,
         dialect=dialect,
         compression=compression,
         encoding=spec.encoding,
         unsplittable=unsplittable,
+        client_file=client_file,
     )

@@ -6,7 +6,6 @@ small buffer, so that a row group larger than memory is no problem.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +16,8 @@ from cortex.job.plan import InputFile, Split
 from cortex.limits import BATCH_ROWS_MAX, KIB
 
 from .columnar import Projection, Unit, damage_reported
+from .input_bytes import InputBytes, Opener, open_local
 from .row_sizes import bounded, total_size
-from .sources import check_identity, open_checked
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -29,11 +28,11 @@ _MORE: Final = 4  # times as many rows asked for as the last time, at most
 _FEWER: Final = 8  # times fewer, where there was not memory enough
 
 
-def _open(path: str) -> pq.ParquetFile:
+def _open(native: pa.NativeFile) -> pq.ParquetFile:
     import pyarrow.parquet as pq  # 20 ms (file systems, TLS): not in the start of every job
 
     return pq.ParquetFile(
-        path,
+        native,
         memory_map=False,
         buffer_size=_READ_BUFFER_BYTES,
         pre_buffer=False,
@@ -41,27 +40,38 @@ def _open(path: str) -> pq.ParquetFile:
     )
 
 
-def read_layout(path: str) -> tuple[pa.Schema, list[Unit]]:
+def read_layout(data: InputBytes) -> tuple[pa.Schema, list[Unit]]:
     """Schema and row groups. InputError if the file is no Parquet file or its footer is damaged."""
-    with damage_reported(path, "Parquet"), _open(path) as file:
+    with damage_reported(data.file.path, "Parquet"), data.native() as native, _open(native) as file:
         units = []
         for index in range(file.metadata.num_row_groups):
             group = file.metadata.row_group(index)
             low, high = 0, 0
             for column in range(group.num_columns):
-                chunk = group.column(column)
-                start = chunk.data_page_offset
-                if chunk.dictionary_page_offset is not None:
-                    start = min(start, chunk.dictionary_page_offset)
+                start, end = _chunk_range(group.column(column))
                 low = start if column == 0 else min(low, start)
-                high = max(high, start + chunk.total_compressed_size)
+                high = max(high, end)
             units.append(Unit(low, high - low, group.num_rows))
         return file.schema_arrow, units
 
 
+def _chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+    """Where a column's part of a row group lies."""
+    start = chunk.data_page_offset
+    if chunk.dictionary_page_offset is not None:
+        start = min(start, chunk.dictionary_page_offset)
+    return start, start + chunk.total_compressed_size
+
+
 class ParquetReader:
     def __init__(
-        self, file: InputFile, split: Split, columns: Sequence[tuple[str, str]], *, block_bytes: int
+        self,
+        file: InputFile,
+        split: Split,
+        columns: Sequence[tuple[str, str]],
+        *,
+        block_bytes: int,
+        open_input: Opener = open_local,
     ) -> None:
         self._file = file
         self._split = split
@@ -70,33 +80,43 @@ class ParquetReader:
         self._row = self._next_row = 0
         self._batch_rows = _FIRST_ROWS
         self.bytes_read = 0
-        self._descriptor = open_checked(file.path)
+        self._data = open_input(file)
+        self._native: pa.NativeFile | None = None
         try:
-            check_identity(file, self._descriptor)
             with damage_reported(file.path, "Parquet"):
-                self._parquet = _open(file.path)
+                self._native = self._data.native()
+                self._parquet = _open(self._native)
+                self._expect_chunks()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        parquet = getattr(self, "_parquet", None)
-        if parquet is not None:
-            parquet.close()
+        if self._native is not None:
+            self._native.close()
+            self._native = None
+        self._data.close()
 
-    def _rows_by_footer(self, group: int) -> int:
-        """Rows of one batch, from the size that the footer states: dictionaries make it too small."""
+    def _expect_chunks(self) -> None:
+        split, ranges = self._split, []
+        for index in range(split.first_unit, split.first_unit + split.units):
+            ranges += [_chunk_range(chunk) for chunk in self._wanted_chunks(index)]
+        self._data.expect(ranges)
+
+    def _wanted_chunks(self, group: int) -> Iterator[pq.ColumnChunkMetaData]:
+        """Of the columns that are read."""
         data = self._parquet.metadata.row_group(group)
         wanted = set(self._projection.names)
-        size = 0
         for column in range(data.num_columns):
             chunk = data.column(column)
             if chunk.path_in_schema.partition(".")[0] in wanted or chunk.path_in_schema in wanted:
-                size += chunk.total_uncompressed_size + 8 * data.num_rows
-        rows = self._block_bytes * data.num_rows // max(size, 1)
+                yield chunk
+
+    def _rows_by_footer(self, group: int) -> int:
+        """Rows of one batch, from the size that the footer states: dictionaries make it too small."""
+        group_rows = self._parquet.metadata.row_group(group).num_rows
+        size = sum(chunk.total_uncompressed_size + 8 * group_rows for chunk in self._wanted_chunks(group))
+        rows = self._block_bytes * group_rows // max(size, 1)
         return int(max(1, min(rows, BATCH_ROWS_MAX)))
 
     def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
@@ -162,7 +182,7 @@ class ParquetReader:
                     self.bytes_read += split.length * part.num_rows // max(1, group.num_rows * split.units)
                     yield self._projection.apply(part, self._row)
         self.bytes_read = split.length
-        check_identity(self._file, self._descriptor)
+        self._data.check()
 
     def describe(self, position: int) -> tuple[int, str]:
         """(-1, which row of the file) of the record at `position` in the batch yielded last."""

@@ -6,6 +6,7 @@ the output does not either. Types are decided here once; a value that does not f
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,17 @@ import msgspec
 import pyarrow as pa
 
 from cortex.errors import ColumnError, InputError, UsageError
-from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits, SplitsMade
+from cortex.job.plan import (
+    OUT,
+    UNKNOWN,
+    ClientFiles,
+    InputFile,
+    InputPlan,
+    Split,
+    SplitGroups,
+    Splits,
+    SplitsMade,
+)
 from cortex.job.spec import InputSpec
 from cortex.job.types import arrow_type, columns_line, type_name
 from cortex.limits import (
@@ -34,7 +45,8 @@ from cortex.limits import (
 from . import arrow_file, parquet_file
 from .columnar import Unit, plain_type
 from .csv_schema import Sample, check_types, read_head
-from .input_files import GZIP_REASON, describe_file, expand
+from .input_bytes import Opener, open_local
+from .input_files import GZIP_REASON, find_files
 from .sources import UTF8_BOM, open_source
 
 LINE_COLUMN = "line"
@@ -63,16 +75,21 @@ def plan_inputs(
     used_columns: Sequence[str] | None,
     split_bytes: int = 0,
     reducers: int = -1,
+    client_files: ClientFiles = (),
+    open_input: Opener = open_local,
+    one_machine: bool = True,
 ) -> InputPlan:
     """The plan of a job's input.
 
     `used_columns` None means all; an empty sequence (a job that only counts) gives one column that is cheap
     to read. `split_bytes` 0 is `default_split_bytes`; `reducers` -1 derives their number from the input.
+    `client_files` are those that the client found, `open_input` opens files. Not `one_machine`: others will
+    read what is found here, so inodes say nothing.
 
     Raises InputError for input that does not exist or cannot be read, ColumnError for a column that a
     file does not have, UsageError for a type or a split size that cannot be.
     """
-    found = _find(spec)
+    found = _find(spec, client_files, open_input, one_machine)
     notes = _unsplittable_notes(found)
     names = _used_names(found, spec, used_columns)
     _check_declared(found, spec)
@@ -109,26 +126,27 @@ def default_reducers(total_bytes: int) -> int:
 # --- files and what they say of themselves ---------------------------------------------------------------
 
 
-def _find(spec: InputSpec) -> list[_Found]:
+def _find(spec: InputSpec, client_files: ClientFiles, open_input: Opener, one_machine: bool) -> list[_Found]:
     found = []
     sampled = 0
-    for index, path in enumerate(expand(spec.paths)):
-        file = describe_file(index, path, spec)
+    for file in find_files(spec, client_files):
+        if not one_machine:
+            file = msgspec.structs.replace(file, inode=0)
         if file.format == "text":
-            found.append(_find_text(file))
+            found.append(_find_text(file, open_input))
         elif file.format in ("csv", "tsv"):
-            one = _find_csv(file, spec, infer=sampled < INFER_FILES_MAX)
+            one = _find_csv(file, spec, open_input, infer=sampled < INFER_FILES_MAX)
             sampled += not one.empty
             found.append(one)
         else:
-            found.append(_find_columnar(file))
+            found.append(_find_columnar(file, open_input))
     return found
 
 
-def _find_text(file: InputFile) -> _Found:
+def _find_text(file: InputFile, open_input: Opener) -> _Found:
     raw = file.encoding == "bytes"
     if not raw:
-        source = open_source(file)
+        source = open_source(file, open_input)
         try:
             data, count, _ = source.window(0, 3)
             if count >= 3 and data[:3] == UTF8_BOM:
@@ -138,8 +156,8 @@ def _find_text(file: InputFile) -> _Found:
     return _Found(file, (LINE_COLUMN,), {LINE_COLUMN: pa.binary() if raw else pa.string()})
 
 
-def _find_csv(file: InputFile, spec: InputSpec, *, infer: bool) -> _Found:
-    source = open_source(file)
+def _find_csv(file: InputFile, spec: InputSpec, open_input: Opener, *, infer: bool) -> _Found:
+    source = open_source(file, open_input)
     try:
         head = read_head(source, spec.columns)
         one = _Found(msgspec.structs.replace(file, data_start=head.data_start), head.names)
@@ -151,9 +169,10 @@ def _find_csv(file: InputFile, spec: InputSpec, *, infer: bool) -> _Found:
         source.close()
 
 
-def _find_columnar(file: InputFile) -> _Found:
+def _find_columnar(file: InputFile, open_input: Opener) -> _Found:
     layout = parquet_file.read_layout if file.format == "parquet" else arrow_file.read_layout
-    schema, units = layout(file.path)
+    with contextlib.closing(open_input(file)) as data:
+        schema, units = layout(data)
     doubled = {name for name in schema.names if schema.names.count(name) > 1}
     if doubled:
         raise InputError(

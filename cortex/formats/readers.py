@@ -17,6 +17,7 @@ from cortex.job.plan import InputFile, Split
 
 from .arrow_file import ArrowReader
 from .csv_reader import CsvReader
+from .input_bytes import Opener, open_local
 from .parquet_file import ParquetReader
 from .text_reader import TextReader
 
@@ -61,20 +62,27 @@ def open_reader(
     *,
     block_bytes: int,
     as_lines: bool = False,
+    open_input: Opener = open_local,
 ) -> Reader:
     """`columns` are (name, Arrow type name), as in `InputPlan.columns`; at least one.
 
     `as_lines` (text only): lists of str, or of bytes when the file's encoding is ``bytes``. Otherwise
     batches, of at most about `block_bytes` of input and `limits.BATCH_ROWS_MAX` rows.
+    `open_input` opens the file: more than once, when `describe` looks at what was read.
     """
     if as_lines and file.format != "text":
         raise InternalError(
             f"a {file.format} file was asked for lines; only text has them", details={"file": file.path}
         )
     if file.format == "text":
-        return Reader(TextReader(file, split, columns, block_bytes=block_bytes, as_lines=as_lines))
+        return Reader(
+            TextReader(
+                file, split, columns, block_bytes=block_bytes, as_lines=as_lines, open_input=open_input
+            )
+        )
+    reader: type[CsvReader | ParquetReader | ArrowReader] = ArrowReader
     if file.format in ("csv", "tsv"):
-        return Reader(CsvReader(file, split, columns, block_bytes=block_bytes))
-    if file.format == "parquet":
-        return Reader(ParquetReader(file, split, columns, block_bytes=block_bytes))
-    return Reader(ArrowReader(file, split, columns, block_bytes=block_bytes))
+        reader = CsvReader
+    elif file.format == "parquet":
+        reader = ParquetReader
+    return Reader(reader(file, split, columns, block_bytes=block_bytes, open_input=open_input))

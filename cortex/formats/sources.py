@@ -1,4 +1,4 @@
-"""The bytes of one input file, read in windows: plain files with `pread`, gzip as a stream.
+"""The (decompressed) bytes of one input file, read in windows: plain files anywhere, gzip as a stream.
 
 A window is a buffer the source owns: it is valid until the next call. A file that is not the one that
 was planned (another size, modification time or inode), at open or at the end, is an `InputChanged`.
@@ -7,13 +7,14 @@ was planned (another size, modification time or inode), at open or at the end, i
 from __future__ import annotations
 
 import abc
-import os
 import zlib
 from typing import Final
 
 from cortex.errors import InputChanged, InputError
 from cortex.job.plan import InputFile
 from cortex.limits import KIB, LINE_TEXT_CHARS_MAX
+
+from .input_bytes import Opener, open_local
 
 _GZIP_READ_BYTES: Final = 256 * KIB  # compressed bytes fed at once: what comes out stays a few MB at most
 _GZIP_OUT_BYTES: Final = 1024 * KIB
@@ -28,48 +29,15 @@ def line_text(record: bytes | bytearray | memoryview) -> str:
     return text if len(text) <= LINE_TEXT_CHARS_MAX else text[: LINE_TEXT_CHARS_MAX - 1] + "…"
 
 
-def open_checked(path: str) -> int:
-    """A read-only descriptor of an input file; InputError when it cannot be opened."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InputError(
-            f"input file cannot be opened: {error.strerror}",
-            details={"file": path},
-            cure="check that the file exists and that you may read it",
-        ) from error
-
-
-def check_identity(file: InputFile, descriptor: int) -> None:
-    """InputChanged unless the open file is the one that was planned."""
-    now = os.fstat(descriptor)
-    for what, planned, found in (
-        ("size", file.size_bytes, now.st_size),
-        ("modification time", file.modified_ns, now.st_mtime_ns),
-        ("inode", file.inode, now.st_ino),
-    ):
-        if planned != found:
-            raise InputChanged(
-                f"input file changed while the job read it: its {what} was {planned} and is now {found}",
-                details={"file": file.path},
-                cure="run the job again when nothing writes to its input",
-            )
-
-
 class Source(abc.ABC):
     """Windows of one file's (decompressed) bytes."""
 
     bytes_read: int = 0
     """Bytes read from the file so far (compressed ones, for gzip)."""
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: InputFile, open_input: Opener = open_local) -> None:
         self.file = file
-        self._descriptor = open_checked(file.path)
-        try:
-            check_identity(file, self._descriptor)
-        except BaseException:
-            self.close()
-            raise
+        self._bytes = open_input(file)
 
     @abc.abstractmethod
     def window(self, position: int, length: int) -> tuple[bytes | bytearray, int, bool]:
@@ -79,35 +47,33 @@ class Source(abc.ABC):
         nothing follows them. The buffer may be longer than `count`.
         """
 
+    def expect(self, low: int, high: int) -> None:
+        """Windows from `low` on will be asked for, one after the other, about as far as `high`."""
+        self._bytes.expect([(low, min(high, self.file.size_bytes))])
+
     def finish(self) -> None:
         """Called when the last record was read: the file must still be the one that was planned."""
-        check_identity(self.file, self._descriptor)
+        self._bytes.check()
 
     def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._bytes.close()
 
 
 class FileSource(Source):
-    def __init__(self, file: InputFile) -> None:
-        super().__init__(file)
+    def __init__(self, file: InputFile, open_input: Opener = open_local) -> None:
+        super().__init__(file, open_input)
         self._buffer = bytearray()
 
     def window(self, position: int, length: int) -> tuple[bytearray, int, bool]:
         length = max(0, min(length, self.file.size_bytes - position))
         if len(self._buffer) < length:
             self._buffer = bytearray(length)  # a new one: Arrow may still hold the old one
-        view = memoryview(self._buffer)
-        count = 0
-        while count < length:
-            got = os.preadv(self._descriptor, [view[count:length]], position + count)
-            if got == 0:
-                check_identity(self.file, self._descriptor)
-                raise InputChanged(
-                    "input file became shorter while the job read it", details={"file": self.file.path}
-                )
-            count += got
+        count = self._bytes.read_into(memoryview(self._buffer)[:length], position)
+        if count < length:
+            self._bytes.check()
+            raise InputChanged(
+                "input file became shorter while the job read it", details={"file": self.file.path}
+            )
         self.bytes_read += count
         return self._buffer, count, position + count >= self.file.size_bytes
 
@@ -115,8 +81,9 @@ class FileSource(Source):
 class GzipSource(Source):
     """A gzip file (of one or more members) as one stream: positions only move forward."""
 
-    def __init__(self, file: InputFile) -> None:
-        super().__init__(file)
+    def __init__(self, file: InputFile, open_input: Opener = open_local) -> None:
+        super().__init__(file, open_input)
+        self.expect(0, file.size_bytes)
         self._data = b""
         self._start = 0
         self._at_end = False
@@ -142,7 +109,7 @@ class GzipSource(Source):
         try:
             while True:
                 if not self._input:
-                    self._input = os.pread(self._descriptor, _GZIP_READ_BYTES, self.bytes_read)
+                    self._input = self._bytes.read(_GZIP_READ_BYTES, self.bytes_read)
                     self.bytes_read += len(self._input)
                     if not self._input:
                         return self._end_of_file()
@@ -182,5 +149,5 @@ class GzipSource(Source):
         return b""
 
 
-def open_source(file: InputFile) -> Source:
-    return GzipSource(file) if file.compression == "gzip" else FileSource(file)
+def open_source(file: InputFile, open_input: Opener = open_local) -> Source:
+    return GzipSource(file, open_input) if file.compression == "gzip" else FileSource(file, open_input)

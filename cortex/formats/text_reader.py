@@ -17,8 +17,9 @@ from cortex.errors import InputError
 from cortex.job.plan import InputFile, Split
 from cortex.limits import BATCH_ROWS_MAX
 
-from .blocks import Block, record_blocks
+from .blocks import TAIL_BYTES, Block, record_blocks
 from .csv_records import positions_of
+from .input_bytes import Opener, open_local
 from .sources import Source, line_text, open_source
 
 
@@ -63,9 +64,11 @@ class TextReader:
         *,
         block_bytes: int,
         as_lines: bool,
+        open_input: Opener = open_local,
     ) -> None:
         self._file = file
-        self._source = open_source(file)
+        self._open_input = open_input
+        self._source = open_source(file, open_input)
         self._block_bytes = block_bytes
         self._as_lines = as_lines
         self._raw = file.encoding == "bytes"
@@ -89,6 +92,7 @@ class TextReader:
         source = self._source
         start = source.file.data_start
         if self._end is not None:
+            source.expect(self._start - 1, self._end + TAIL_BYTES)
             start = first_line_start(source, self._start, self._end)
         for block in record_blocks(source, start, self._end, self._block_bytes, LineCuts):
             self._block_start, self._block_size, self._row = block.position, block.size, 0
@@ -156,7 +160,7 @@ class TextReader:
 
     def describe(self, position: int) -> tuple[int, str]:
         """(offset, text) of the record at `position` in what was yielded last."""
-        source = open_source(self._file)
+        source = open_source(self._file, self._open_input)
         try:
             data, _, _ = source.window(self._block_start, self._block_size)
             data = bytes(memoryview(data)[: self._block_size])

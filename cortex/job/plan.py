@@ -24,6 +24,19 @@ OUT, IN, CLOSED = 0, 1, 2
 UNKNOWN = -1
 
 
+class ClientFile(msgspec.Struct, frozen=True, array_like=True, gc=False):  # a job may have 100,000
+    """An input file as the client has it."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+
+
+ClientFiles = tuple[tuple[ClientFile, ...] | None, ...]
+"""For each of a spec's paths what the client found behind it, less what an earlier one led to; None: nothing,
+so nodes look. A file's place in all of them together is the id that it is read by."""
+
+
 class InputFile(msgspec.Struct, frozen=True):
     """One input file as planned. `columns` are its own, in its order: (name, Arrow type name)."""
 
@@ -33,6 +46,7 @@ class InputFile(msgspec.Struct, frozen=True):
     size_bytes: int
     modified_ns: int
     inode: int
+    """0 where several machines read it: each may number it differently."""
     columns: tuple[tuple[str, str], ...] = ()
     dialect: CsvDialect | None = None
     compression: str = ""
@@ -44,6 +58,8 @@ class InputFile(msgspec.Struct, frozen=True):
     """Why the file is one split; "" if it can be split."""
     needs_scan: bool = False
     """True: a split's start state is known only by scanning what lies before it (quoted newlines)."""
+    client_file: int = -1
+    """Its id among the client's files; -1 for one that the client does not have."""
 
 
 class Split(msgspec.Struct, frozen=True, gc=False):

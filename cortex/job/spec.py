@@ -93,3 +93,9 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     custom_partition: bool = False
     code_name: str = ""
     """How the user named the code (``wordcount.py:WordCount``); "" when there is none."""
+    files: dict[str, str] = {}
+    """Side files: the name tasks ask for -> the client's absolute path, of a file or a folder."""
+    modules: tuple[str, ...] = ()
+    """The client's absolute paths of .py files and package folders that tasks import by name."""
+    env: dict[str, str] = {}
+    """Set in the job's executors before its code is loaded."""

@@ -39,6 +39,14 @@ from cortex.job.spec import (
     ReduceForm,
     Resources,
 )
+from cortex.job.travelling import (
+    default_name,
+    env_problem,
+    file_problem,
+    module_name,
+    module_problem,
+    taken_twice,
+)
 from cortex.job.types import check_type
 from cortex.job.yaml_nodes import Document, Mapping, Scalar
 from cortex.units import parse_bytes
@@ -123,6 +131,7 @@ class _Reader:
         combine, combine_code = self._combine()
         output = self._output()
         resources = self._resources()
+        files, modules, env = self._files(), self._modules(), self._env()
         self._forms(combine, resources)
         top.finish(_HOMES)
         reduce_form: ReduceForm = "none"
@@ -145,6 +154,9 @@ class _Reader:
             aggregate=aggregate,
             combine=combine,
             code_name=code_names[0] if code_names else "",
+            files=files,
+            modules=modules,
+            env=env,
         )
         return JobFile(self.shown, spec, top.given(), job, map_code, reduce_code, combine_code)
 
@@ -232,6 +244,51 @@ class _Reader:
         found.finish(_HOMES)
         return Resources(**values)
 
+    def _files(self) -> dict[str, str]:
+        """Name -> path. A list names each file as it is called; a mapping as it says."""
+        top, given = self.top, []
+        if top.is_mapping("files"):
+            for name, item in top.pairs("files", "{stopwords: data/stopwords.txt}"):
+                given.append((name, item))
+        else:
+            given = [("", item) for item in top.scalars("files")]
+        files: dict[str, str] = {}
+        for name, item in given:
+            path = self._path(item)
+            if path is None:
+                continue
+            name = name or default_name(path)
+            problem = file_problem(name, path)
+            if problem is None and taken_twice([*files, name]):
+                problem = f"two files are named {name!r}", "write files: {NAME: PATH, ...}"
+            if problem is not None:
+                item.problem(*problem)
+            files[name] = path
+        return files
+
+    def _modules(self) -> tuple[str, ...]:
+        modules: dict[str, str] = {}
+        for item in self.top.scalars("modules"):
+            path = self._path(item)
+            if path is None:
+                continue
+            problem = module_problem(path)
+            if problem is None and module_name(path) in modules:
+                problem = f"two modules are named {module_name(path)!r}", "rename one of them"
+            if problem is not None:
+                item.problem(*problem)
+            modules[module_name(path)] = path
+        return tuple(modules.values())
+
+    def _env(self) -> dict[str, str]:
+        env = {}
+        for name, item in self.top.pairs("env", "{LANG: C.UTF-8}"):
+            problem = env_problem(name, item.text)
+            if problem is not None:
+                item.problem(*problem)
+            env[name] = item.text
+        return env
+
     def _map(self) -> tuple[str, str, dict[str, str]]:
         if self.top.is_scalar("map"):
             return self._code(self.top.scalar("map")), "", {}
@@ -316,6 +373,9 @@ class _Reader:
                         key, f"`{key}` stands beside `job`", "the class has its own: leave one of them out"
                     )
             return
+        for key in ("files", "modules", "env"):
+            if key in top and not top.is_scalar("map"):
+                top.problem(key, f"`{key}` is for a job's code, and this one has none", "leave it out")
         given = self.overrides.reducers
         reducers = resources.reducers if given is None else given
         by_code = top.is_scalar("map")

@@ -242,6 +242,9 @@ class Mapping:
         node = self._values.get(key)
         return isinstance(node, yaml.ScalarNode) and not Scalar(self._document, node).empty
 
+    def is_mapping(self, key: str) -> bool:
+        return isinstance(self._values.get(key), yaml.MappingNode)
+
     def is_empty_list(self, key: str) -> bool:
         node = self._values.get(key)
         return isinstance(node, yaml.SequenceNode) and not node.value

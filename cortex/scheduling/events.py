@@ -1,7 +1,7 @@
 """What the scheduler is told, and what it answers. The edge (server.py) makes the first and obeys the second.
 
-Three of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`) and one of a client's
-(`JobReceived`) are events as they are.
+Four of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`, `CannotServe`) and one of a
+client's (`JobReceived`) are events as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
+    CannotServe,
     FromServer,
     Heartbeat,
     JobReceived,
@@ -63,6 +64,7 @@ Event = (
     | AttemptFinished
     | AttemptFailed
     | Heartbeat
+    | CannotServe
     | CancelRequested
     | JobReceived
     | Tick

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -18,7 +18,7 @@ from cortex.errors import CortexError, ErrorReport, Fault, InternalError, MapCha
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, task_id
 from cortex.job.output_types import OutputTypes
 from cortex.job.plan import InputPlan, Split, SplitGroups
-from cortex.limits import LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT, SCAN_SPLITS_PER_TASK
+from cortex.limits import LEASE_S, LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT, SCAN_SPLITS_PER_TASK
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
@@ -50,6 +50,7 @@ from cortex.wire.messages import (
     TaskSummary,
 )
 
+_UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
 
 
@@ -77,6 +78,10 @@ class JobRun:
         self._parts_at: dict[str, list[int]] = {}
         """Node -> tasks whose parts it made; some may have been made anew elsewhere."""
         self._types = {MAP: OutputTypes(), REDUCE: OutputTypes()}
+        self.unfit: dict[str, ErrorReport] = {}
+        """Nodes that cannot run this job at all, and why."""
+        self._unfit_since: float | None = None
+        """Since when there is no node that can."""
         self._revoked: list[Running] = []
         self._redos: dict[int, int] = {}
         self._ahead: dict[str, FetchAhead] = {}
@@ -90,7 +95,13 @@ class JobRun:
         message, request = self._start_message, self.request
         if message is None or message.progress_s != progress_s:
             message = self._start_message = StartJob(
-                self.job, request.spec, request.code, request.sys_path, request.staging_dir, progress_s
+                self.job,
+                request.spec,
+                request.code,
+                request.sys_path,
+                request.staging_dir,
+                progress_s,
+                request.bundle,
             )
         return message
 
@@ -98,7 +109,7 @@ class JobRun:
 
     def next_task(self, node: Node, slots: int, now: float) -> Running | None:
         """Lease the next task to `node`, if one can run now; `slots` is how many all nodes have."""
-        stage = self._next_stage(slots)
+        stage = None if node.name in self.unfit else self._next_stage(slots)
         if stage is None:
             return None
         table = self._tables[stage]
@@ -181,7 +192,7 @@ class JobRun:
 
     def _task(self, stage: str, index: int, number: int) -> Task:
         if stage == PLAN:
-            return PlanTask()
+            return PlanTask(self.request.client_files)
         if stage == SCAN:
             chunk = self._scans.chunks[index]
             if chunk.fresh:
@@ -431,6 +442,7 @@ class JobRun:
     def node_lost(self, node: str) -> None:
         """What lies on `node` is gone: parts of the output that the client does not have, also of a job that
         is done (it goes on then), and map outputs, which are made anew while a reduce may need them."""
+        self.unfit.pop(node, None)  # when it is back, it may be fit
         if self.state not in (JobState.MAPPING, JobState.REDUCING, JobState.DONE):
             return
         self._ahead.pop(node, None)
@@ -467,6 +479,37 @@ class JobRun:
 
     def heard(self, running: Running, progress: TaskProgress) -> None:
         self.progress.stages[running.stage].change_live(running, progress.stats)
+
+    # --- nodes that cannot run it ---
+
+    def look_for_fit_nodes(self, nodes: Iterable[str], now: float, *, wait: bool) -> None:
+        """Fail if none of `nodes` can run the job; with `wait` only when that was so for LEASE_S: one that
+        could may be back."""
+        if self.ended or not self.unfit or any(node not in self.unfit for node in nodes):
+            self._unfit_since = None
+            return
+        if self._unfit_since is None:
+            self._unfit_since = now
+        if wait and now - self._unfit_since < LEASE_S:
+            return
+        last = next(reversed(self.unfit.values()))
+        others = list(self.unfit.items())[:-1]
+        shown = {name: error.message for name, error in others[:_UNFIT_SHOWN]}
+        if len(others) > _UNFIT_SHOWN:
+            shown["and"] = f"{len(others) - _UNFIT_SHOWN} more nodes"
+        self.fail(msgspec.structs.replace(last, details={**last.details, **shown}, fault=Fault.FATAL.value))
+
+    def waits_for_others(self, node: Node, slots: int) -> bool:
+        """It has a task to lease that this node cannot run, and others may."""
+        return node.name in self.unfit and self._next_stage(slots) is not None
+
+    def unfit_notes(self) -> tuple[str, ...]:
+        if not self.unfit:
+            return ()
+        notes = [f"{e.message}: it took no part; {e.cure}" for e in list(self.unfit.values())[:_UNFIT_SHOWN]]
+        if len(self.unfit) > _UNFIT_SHOWN:
+            notes.append(f"{len(self.unfit) - _UNFIT_SHOWN} more nodes took no part")
+        return tuple(notes)
 
     # --- how it ends ---
 

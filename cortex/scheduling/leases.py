@@ -210,8 +210,17 @@ class LeaseBook:
             heapq.heappop(heap)
         return None
 
+    def set_aside(self, node: Node) -> None:
+        """`roomiest` does not give this node until it is put back."""
+        self._offer(node, 0.0)
+
+    def put_back(self, node: Node) -> None:
+        self._room_changed(node)
+
     def _room_changed(self, node: Node) -> None:
-        offer = node.room / node.hello.slots if node.wants else 0.0
+        self._offer(node, node.room / node.hello.slots if node.wants else 0.0)
+
+    def _offer(self, node: Node, offer: float) -> None:
         if offer == node.offer:
             return
         self.wanting += (offer > 0.0) - (node.offer > 0.0)

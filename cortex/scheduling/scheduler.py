@@ -39,6 +39,7 @@ from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROW
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
+    CannotServe,
     EndJob,
     Heartbeat,
     JobDone,
@@ -73,6 +74,7 @@ class Scheduler:
             AttemptFinished: self._attempt_finished,
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
+            CannotServe: self._cannot_serve,
             CancelRequested: self._cancel_requested,
             PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
@@ -176,6 +178,24 @@ class Scheduler:
         if not_ours:
             self._out.append(SendToNode(node.name, Revoke(tuple(not_ours))))
 
+    def _cannot_serve(self, event: CannotServe, now: float) -> None:
+        """The job goes on without the node; what it was leased of it costs no attempt."""
+        node = self._hear(event.node, event.incarnation, now)
+        job = self.jobs.get(event.job)
+        if node is None or job is None:
+            self.stale_messages += 1
+            return
+        given_back = [running for running in node.held.values() if running.job == event.job]
+        self.leases.release(given_back)
+        for running in given_back:
+            job.abandoned(running)
+        job.unfit[node.name] = event.error
+        job.look_for_fit_nodes(self._live_nodes(), now, wait=False)
+        self._after(job, now)
+
+    def _live_nodes(self) -> list[str]:
+        return [node.name for node in self.leases.nodes.values() if not node.silent]
+
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
@@ -207,9 +227,14 @@ class Scheduler:
         for node in self.leases.expired(now):
             self.leases.silence(node)
             self._lose_work(node, now)
-        for job in self.jobs.values():
-            self._out.append(SendToClient(job.job, self._progress(job, now)))
-            self._prefetch(job)
+        for job in list(self.jobs.values()):
+            if job.unfit:
+                job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if job.ended:
+                self._after(job, now)
+            else:
+                self._out.append(SendToClient(job.job, self._progress(job, now)))
+                self._prefetch(job)
 
     # --- what follows ---
 
@@ -252,15 +277,22 @@ class Scheduler:
         """Give nodes what they have room for, the roomiest first, each a share of what waits."""
         granted: dict[str, list[RunTask]] = {}
         left = GRANTS_PER_DECISION_MAX
+        passed_over: list[Node] = []
         while left > 0 and (node := self.leases.roomiest()) is not None:
             ready = sum(job.ready_tasks(self.leases.slots) for job in self.jobs.values())
             share = max(1, ready // self.leases.wanting)
             leased = self._lease(node, min(left, share, node.room), now)
             if not leased:
-                break
+                if not any(job.waits_for_others(node, self.leases.slots) for job in self.jobs.values()):
+                    break
+                passed_over.append(node)
+                self.leases.set_aside(node)
+                continue
             left -= len(leased)
             tasks = granted.setdefault(node.name, [])
             tasks += [RunTask(running.attempt, running.task) for running in leased]
+        for node in passed_over:
+            self.leases.put_back(node)
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
 
@@ -284,7 +316,8 @@ class Scheduler:
 
     def _prefetch(self, job: JobRun) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        nodes = [n for n in self.leases.nodes.values() if not n.silent and n.hello.data_address]
+        live = [n for n in self.leases.nodes.values() if not n.silent and n.hello.data_address]
+        nodes = [n for n in live if n.name not in job.unfit]
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)
             if not told.ahead:
@@ -348,5 +381,5 @@ class Scheduler:
             failed_attempts=job.progress.failed_attempts,
             slowest=job.progress.slowest,
             counters=job.progress.counters,
-            notes=job.plan.notes if job.plan is not None else (),
+            notes=(*(job.plan.notes if job.plan is not None else ()), *job.unfit_notes()),
         )

@@ -143,7 +143,12 @@ class MapAttempt:
             file = program.plan.files[split.file]
             self._split, self._file = split, file
             reader = open_reader(
-                file, split, program.plan.columns, block_bytes=block_bytes, as_lines=as_lines
+                file,
+                split,
+                program.plan.columns,
+                block_bytes=block_bytes,
+                as_lines=as_lines,
+                open_input=program.open_input,
             )
             self._reader = reader
             try:

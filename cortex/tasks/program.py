@@ -10,6 +10,7 @@ import cloudpickle
 import pyarrow as pa
 
 from cortex.errors import ColumnError, CortexError, UserCodeError
+from cortex.formats.input_bytes import Opener, open_local
 from cortex.job.aggregates import AggregateCall, columns_of_call, parse_aggregate
 from cortex.job.expressions import Expression, columns_of, parse_expression
 from cortex.job.plan import InputPlan, SplitGroups, Splits
@@ -29,12 +30,19 @@ class Program:
     """Read-only but for `plan`, which comes with the first task after planning."""
 
     def __init__(
-        self, spec: JobSpec, code: bytes, store: MapOutputStore, staging_dir: str, budget: Budget
+        self,
+        spec: JobSpec,
+        code: bytes,
+        store: MapOutputStore,
+        staging_dir: str,
+        budget: Budget,
+        open_input: Opener = open_local,
     ) -> None:
         self.spec = spec
         self.store = store
         self.staging_dir = staging_dir
         self.budget = budget
+        self.open_input = open_input
         self.position = Position()
         self.plan = InputPlan((), Splits(), SplitGroups(), (), 0, 1)
         self.where: Expression | None = parse_expression(spec.where) if spec.where else None

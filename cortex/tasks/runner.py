@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 from cortex.errors import InternalError
 from cortex.formats.csv_records import scan_states
+from cortex.formats.input_bytes import open_local
 from cortex.formats.planning import plan_inputs
 from cortex.job.plan import InputPlan
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
+from cortex.tasks.client_input import ClientInput
+from cortex.tasks.job_bundle import enter_bundle
 from cortex.tasks.map_task import MapAttempt
 from cortex.tasks.program import Program
 from cortex.tasks.reduce_task import ReduceAttempt
@@ -40,13 +43,20 @@ class JobContext:
         for folder in reversed(open_job.sys_path):
             if folder not in sys.path:
                 sys.path.insert(0, folder)
+        enter_bundle(open_job)
         self._store = MapOutputStore(LocalFilesystem(), open_job.work_dir)
+        self._client_input: ClientInput | None = None
+        open_input = open_local
+        if open_job.input_socket:
+            self._client_input = ClientInput(open_job.input_socket, open_job.job, self._waiting)
+            open_input = self._client_input.open
         self._program = Program(
             open_job.spec,
             open_job.code,
             self._store,
             open_job.staging_dir,
             Budget.of(open_job.memory_bytes),
+            open_input,
         )
 
     def planned(self, plan: InputPlan) -> None:
@@ -57,21 +67,25 @@ class JobContext:
         """Do one task. `progress` is called often and from this thread."""
         program = self._program
         if isinstance(task, PlanTask):
-            return self._plan()
+            return self._plan(task)
         if isinstance(task, ScanTask):
-            return ScanResult(scan_states(program.plan.files[task.file], task.boundaries))
+            file = program.plan.files[task.file]
+            return ScanResult(scan_states(file, task.boundaries, program.open_input))
         if isinstance(task, MapTask):
             return MapAttempt(program, task, attempt, progress).run()
         if isinstance(task, ReduceTask):
             return ReduceAttempt(program, task, attempt, progress).run()
         raise InternalError(f"a task of type {type(task).__name__} reached an executor")
 
-    def _plan(self) -> PlanResult:
+    def _plan(self, task: PlanTask) -> PlanResult:
         plan = plan_inputs(
             self._program.spec.input,
             used_columns=self._program.used_columns(),
             split_bytes=self._program.spec.resources.split_bytes,
             reducers=self._reducers(),
+            client_files=task.client_files,
+            open_input=self._program.open_input,
+            one_machine=self._client_input is None,
         )
         self._program.check(plan)
         return PlanResult(plan)
@@ -87,5 +101,10 @@ class JobContext:
         """Changes when the task in hand goes on, record by record. May be asked from another thread."""
         return self._program.position()
 
+    def _waiting(self) -> None:
+        self._program.position.step()  # a task that waits for the client does not hang
+
     def close(self) -> None:
+        if self._client_input is not None:
+            self._client_input.close()
         self._store.close()

@@ -60,8 +60,8 @@ class JoinLine:
         return f"{self.endpoint}/{self.token_id}{self.secret.hex()}.{self.authority_hash}"
 
 
-def parse_endpoint(text: str, what: str = "the address", port_min: int = 1) -> Endpoint:
-    """``HOST:PORT``. With `port_min` 0, port 0 is whichever is free. Raises UsageError naming `what`."""
+def parse_endpoint(text: str, what: str = "the address", *, any_port: bool = False) -> Endpoint:
+    """``HOST:PORT``; with `any_port` 0 is one. Raises UsageError naming `what`."""
     host, colon, port = text.rpartition(":")
     if not colon:
         raise UsageError(f"{what}: {text!r} has no port", cure="write HOST:PORT, such as 10.0.0.5:8786")
@@ -72,7 +72,8 @@ def parse_endpoint(text: str, what: str = "the address", port_min: int = 1) -> E
         raise UsageError(
             f"{what}: {text!r} is an IPv6 address without brackets", cure=f"write [{host}]:{port}"
         )
-    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and port_min <= int(port) < 65536):
+    least = 0 if any_port else 1
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and least <= int(port) < 65536):
         raise UsageError(f"{what}: {port!r} is not a port", cure="ports are 1 to 65535")
     if not (_is_ipv6(host) if bracketed else _HOST_NAME.fullmatch(host)):
         raise UsageError(f"{what}: {host!r} is not a host", cure="write HOST:PORT, such as 10.0.0.5:8786")

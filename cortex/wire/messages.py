@@ -13,10 +13,11 @@ import msgspec
 
 from cortex.errors import ErrorReport
 from cortex.ids import Role
+from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import InputPlan, Split
+from cortex.job.plan import ClientFiles, InputPlan, Split
 from cortex.job.spec import JobSpec
-from cortex.limits import PROGRESS_S
+from cortex.limits import INPUT_READ_BYTES, PROGRESS_S
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -33,6 +34,9 @@ Counters = dict[str, dict[str, int]]
 
 class PlanTask(Message, frozen=True):
     """Find the input files, their columns and splits."""
+
+    client_files: ClientFiles = ()
+    """What the job's client has found of them."""
 
 
 class ScanTask(Message, frozen=True):
@@ -154,6 +158,12 @@ class OpenJob(Message, frozen=True):
     """Where output parts are written, on the output's filesystem; exists."""
     memory_bytes: int
     """What one executor may use: its whole anonymous memory, base included."""
+    bundle_dir: str = ""
+    """Where the job's side files and modules are laid out, in folders ``file`` and ``module``."""
+    files: tuple[str, ...] = ()
+    """Names of side files and of the folders they are in."""
+    input_socket: str = ""
+    """The node's unix socket for bytes of the client's files; "" on one machine, where all are at hand."""
 
 
 class JobPlanned(Message, frozen=True):
@@ -204,6 +214,47 @@ ToExecutor = Union[OpenJob, JobPlanned, RunTask, Stop]  # noqa: UP007
 FromExecutor = Union[ExecutorHello, Retiring, TaskProgress, TaskFinished, TaskFailed]  # noqa: UP007
 
 
+# --- executor - node - server - client: bytes of the client's own input files ----------------------
+
+
+class ReadInput(Message, frozen=True):
+    """`length` bytes of a client's file from `offset` on. Answered with `InputBytes` (fewer only where the
+    file ends) or `InputUnread`. None: only see that it is still the file that the job began with.
+
+    A read stands for itself: whoever passes it on numbers it anew, and asks again where the way was cut.
+    """
+
+    read: int
+    """The asker's number, which the answer repeats."""
+    job: str
+    file: int
+    """The id of a `ClientFile`: nobody is sent a path to open."""
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    length: Annotated[int, msgspec.Meta(ge=0, le=INPUT_READ_BYTES)]
+
+
+class InputBytes(Message, frozen=True):
+    read: int
+    data: bytes
+
+
+class InputUnread(Message, frozen=True):
+    """Asking again is of no use."""
+
+    read: int
+    error: ErrorReport
+
+
+class InputHello(Message, frozen=True):
+    """An executor's first message on the socket for input."""
+
+    job: str
+
+
+ToInputDoor = Union[InputHello, ReadInput]  # noqa: UP007
+FromInputDoor = Union[InputBytes, InputUnread]  # noqa: UP007
+
+
 # --- server - node -------------------------------------------------------------------------------
 
 
@@ -227,6 +278,8 @@ class StartJob(Message, frozen=True):
     staging_dir: str
     progress_s: float = PROGRESS_S
     """How often the node beats while attempts run, so that their progress is known."""
+    bundle: Bundle = NO_BUNDLE
+    """To be here, checked, before the first attempt runs."""
 
 
 class OutputNode(msgspec.Struct, frozen=True, array_like=True):
@@ -337,6 +390,56 @@ class PartUnread(Message, frozen=True):
     error: ErrorReport
 
 
+class CannotServe(Message, frozen=True):
+    """The node cannot run this job at all: it lacks a package, or cannot take in its files. What it was
+    leased of the job has not begun."""
+
+    node: str
+    incarnation: str
+    job: str
+    error: ErrorReport
+
+
+class FetchBlob(Message, frozen=True):
+    """Send a file of the job's bundle. Answered with `BlobChunk`s in order, as far as the credit reaches."""
+
+    node: str
+    job: str
+    sha256: str
+    credit_bytes: int
+
+
+class BlobTaken(Message, frozen=True):
+    """So many more bytes of the blob may come."""
+
+    node: str
+    job: str
+    sha256: str
+    credit_bytes: int
+
+
+class BlobChunk(Message, frozen=True):
+    job: str
+    sha256: str
+    data: bytes
+    last: bool
+
+
+class BlobLost(Message, frozen=True):
+    """The blob cannot be had: the stream ends."""
+
+    job: str
+    sha256: str
+    error: ErrorReport
+
+
+class NodeReads(Message, frozen=True):
+    """Ask the job's client for it."""
+
+    node: str
+    asked: ReadInput
+
+
 class ShutDown(Message, frozen=True):
     """An admin ends the cluster: kill what runs, remove what was spilled, end."""
 
@@ -352,9 +455,24 @@ ToNode = Union[  # noqa: UP007
     SendPart,
     PartCredit,
     DropPart,
+    BlobChunk,
+    BlobLost,
+    InputBytes,
+    InputUnread,
     ShutDown,
 ]
-FromNode = Union[NodeHello, AttemptFinished, AttemptFailed, Heartbeat, PartChunk, PartUnread]  # noqa: UP007
+FromNode = Union[  # noqa: UP007
+    NodeHello,
+    AttemptFinished,
+    AttemptFailed,
+    Heartbeat,
+    CannotServe,
+    PartChunk,
+    PartUnread,
+    FetchBlob,
+    BlobTaken,
+    NodeReads,
+]
 
 
 # --- client - server -----------------------------------------------------------------------------
@@ -370,13 +488,45 @@ class ServerHello(Message, frozen=True):
     memory_bytes: int
 
 
+class OfferBlobs(Message, frozen=True):
+    """Before a job with a bundle: SHA-256 -> bytes of every blob in it. Answered with `BlobsWanted`."""
+
+    blobs: dict[str, int]
+
+
+class BlobsWanted(Message, frozen=True):
+    """Send these, one after the other, as far as the credit reaches; the others are here."""
+
+    blobs: tuple[str, ...]
+    credit_bytes: int
+
+
+class PutBlob(Message, frozen=True):
+    """The next bytes of a blob, in order; `last` with its end."""
+
+    sha256: str
+    data: bytes
+    last: bool
+
+
+class BlobsTaken(Message, frozen=True):
+    """So many more bytes may come; `stored` when every blob that was wanted is here."""
+
+    credit_bytes: int
+    stored: bool
+
+
 class SubmitJob(Message, frozen=True):
-    """`staging_dir`: a folder the client made, on the output's filesystem, where parts are written."""
+    """`staging_dir`: a folder the client made, on the output's filesystem, where parts are written. The
+    blobs of `bundle` were stored on this connection."""
 
     spec: JobSpec
     code: bytes
     sys_path: tuple[str, ...]
     staging_dir: str
+    bundle: Bundle = NO_BUNDLE
+    client_files: ClientFiles = ()
+    """The input files that the client has; it sends what the nodes read of them, until the job's end."""
 
 
 class JobAccepted(Message, frozen=True):
@@ -538,10 +688,31 @@ class Refused(Message, frozen=True):
 
 
 ToServer = Union[  # noqa: UP007
-    ClientHello, SubmitJob, CancelJob, JobReceived, FetchPart, PartTaken, GetStatus
+    ClientHello,
+    OfferBlobs,
+    PutBlob,
+    SubmitJob,
+    CancelJob,
+    JobReceived,
+    FetchPart,
+    PartTaken,
+    GetStatus,
+    InputBytes,
+    InputUnread,
 ]
 FromServer = Union[  # noqa: UP007
-    ServerHello, JobAccepted, JobProgress, JobDone, JobFailed, PartBytes, PartLost, ClusterStatus, Refused
+    ServerHello,
+    BlobsWanted,
+    BlobsTaken,
+    JobAccepted,
+    JobProgress,
+    JobDone,
+    JobFailed,
+    PartBytes,
+    PartLost,
+    ClusterStatus,
+    ReadInput,
+    Refused,
 ]
 
 

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from cortex.errors import InputError
 from cortex.formats.arrow_metadata import read_batch, read_footer
 from cortex.formats.arrow_rows import BatchRows
+from cortex.formats.input_bytes import open_local
+from cortex.formats.input_files import describe_file
 from cortex.formats.planning import plan_inputs
 from cortex.formats.readers import open_reader
 from cortex.job.spec import InputSpec
@@ -82,8 +84,9 @@ def test_any_rows_of_any_column_are_the_ones_pyarrow_reads(
 ) -> None:
     with tempfile.NamedTemporaryFile() as file:
         _write(file.name, batch)
-        block = read_footer(file.name, file.fileno()).batches[1]
-        rows = BatchRows(file.fileno(), read_batch(file.fileno(), block), batch.schema)
+        opened = open_local(describe_file(0, file.name, InputSpec((file.name,))))
+        block = read_footer(opened).batches[1]
+        rows = BatchRows(opened, read_batch(opened, block), batch.schema)
         assert [name for name in _COLUMNS if rows.readable(name)] == _BY_ROWS
         for name in _BY_ROWS:
             low = data.draw(st.integers(0, batch.num_rows))

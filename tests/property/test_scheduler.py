@@ -110,6 +110,8 @@ class FakeNode:
         self.tables: dict[str, LocationTable] = {}
         self.queue: list[m.RunTask] = []
         self.runs: dict[str, tuple[int, ...]] = {}
+        self.unfit: dict[str, bool] = {}
+        """Jobs it cannot run; True: it has yet to say so."""
         self.silent_until = -1.0
 
     def hello(self) -> events.NodeJoined:
@@ -134,6 +136,7 @@ class Simulation:
         self.leased: set[str] = set()
         self.made_by: dict[str, m.OutputNode] = {}
         self.accepted: dict[str, list[str]] = {}
+        self.unfit_said: set[str] = set()
         self.old: list[events.Event] = []
         self.lives = 0
         self.slots_max = 0
@@ -197,6 +200,8 @@ class Simulation:
         if isinstance(message, m.StartJob):
             assert message.job not in node.jobs
             node.jobs.add(message.job)
+            if self.fault(0.2):
+                node.unfit[message.job] = True
         elif isinstance(message, m.JobPlanned):
             assert message.job in node.jobs
             assert len(message.plan.splits) == len(message.plan.tasks) == 0
@@ -214,6 +219,7 @@ class Simulation:
         elif isinstance(message, m.EndJob):
             assert message.job in node.jobs
             node.jobs.discard(message.job)
+            node.unfit.pop(message.job, None)
             node.planned.discard(message.job)
             node.tables.pop(message.job, None)
             node.queue = [r for r in node.queue if not r.attempt.startswith(message.job)]
@@ -232,7 +238,10 @@ class Simulation:
                     table = node.tables.setdefault(job, LocationTable())
                     self.check_inputs(self.worlds[job], job, table, run.task)
                     run = m.RunTask(run.attempt, table.fill(run.task))
-                node.queue.append(run)
+                if job in node.unfit:
+                    node.unfit[job] = True
+                else:
+                    node.queue.append(run)
             held = [r for r in node.queue if r.attempt in self.believed(node)]
             assert len(held) <= node.slots * (1 + LEASES_AHEAD_PER_SLOT)
 
@@ -323,6 +332,12 @@ class Simulation:
         for node in list(awake):
             if rng.random() < 0.3:
                 self.heartbeat(node)
+        for node in awake:
+            for job in [job for job, unsaid in node.unfit.items() if unsaid]:
+                node.unfit[job] = False
+                error = ErrorReport("package-missing", f"{node.name} lacks it", "install it")
+                self.unfit_said.add(job)
+                self.tell(m.CannotServe(node.name, node.incarnation, job, error))
         if awake and self.fault(0.02):
             rng.choice(awake).silent_until = self.now + LEASE_S * rng.choice([0.5, 2.5])
         if self.nodes and self.fault(0.02):
@@ -351,7 +366,7 @@ class Simulation:
         else:
             raise AssertionError(f"a job hangs: {set(self.worlds) - set(self.ends)}")
         for job, end in self.ends.items():
-            self.check_end(self.worlds[job], end)
+            self.check_end(self.worlds[job], end, job in self.unfit_said)
         assert not self.scheduler.jobs
         assert not self.scheduler.kept
         assert not any(n.held for n in self.scheduler.leases.nodes.values())
@@ -362,10 +377,11 @@ class Simulation:
             widest = max(map(len, self.worlds[job].plan.tasks), default=0)
             assert run._scan_ahead <= bound + widest
 
-    def check_end(self, world: World, end: m.JobDone | m.JobFailed) -> None:
+    def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool) -> None:
         if isinstance(end, m.JobFailed):
             # Either a fault that was injected, or maps that are not deterministic, by name.
             codes = {"user-code", "corrupt-run"} | ({"map-changed"} if world.moody else set())
+            codes |= {"package-missing"} if unfit else set()
             assert end.error.code in codes, end.error
             return
         indices = range(world.maps) if world.map_only else range(world.reducers)

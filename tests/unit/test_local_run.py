@@ -16,7 +16,7 @@ from cortex.client import LocalSession
 from cortex.config import load_config
 from cortex.errors import OutputExistsError, OutputFailed, UsageError, UserCodeError
 from cortex.job.spec import InputSpec, JobSpec, OutputSpec
-from cortex.local_run import _temporary_folder, needs_code, open_session, run_job
+from cortex.local_run import PackedJob, _temporary_folder, needs_code, open_session, run_job
 from cortex.private_folders import runtime_parent
 from cortex.storage import filesystem
 from cortex.wire.messages import JobDone, JobReport, OutputPart
@@ -30,7 +30,9 @@ class Session:
         self.specs: list[JobSpec] = []
         self.acknowledged: list[str] = []
 
-    def run(self, spec: JobSpec, code: bytes, sys_path: Any, staging: str, on_progress: Any) -> JobDone:
+    def run(
+        self, spec: JobSpec, code: bytes, sys_path: Any, staging: str, on_progress: Any, *_: Any
+    ) -> JobDone:
         self.specs.append(spec)
         Path(staging, "attempt.1.csv").write_text("key,value\na,1\n")
         Path(staging, "attempt.0.csv").write_text("of an attempt that lost")
@@ -47,7 +49,7 @@ def job(output: Path | str = "", overwrite: bool = False) -> JobSpec:
 
 
 def run(session: Session, spec: JobSpec, home: Path) -> Any:
-    return run_job(session, spec, b"", (), None, str(home))  # type: ignore[arg-type]
+    return run_job(session, spec, PackedJob(), None, str(home))  # type: ignore[arg-type]
 
 
 def names(folder: Path) -> list[str]:

@@ -575,6 +575,92 @@ def test_a_part_that_its_node_cannot_read_is_made_anew_alone() -> None:
     assert d.tell(m.JobReceived(JOB)) == ["n <- EndJob 1"]
 
 
+def cannot(d: Driver, node: str, job: str = JOB, life: str = "1") -> list[str]:
+    error = ErrorReport(
+        "package-missing", f"node {node} lacks the package x", "pip install x", {"node": node}
+    )
+    return d.tell(m.CannotServe(node, life, job, error))
+
+
+def test_a_node_that_cannot_run_a_job_costs_no_attempt_and_is_noted() -> None:
+    d = Driver()
+    d.join("n")
+    d.join("o")
+    assert d.submit() == ["n <- StartJob 1", "n <- Lease 1-plan.0"]
+    assert cannot(d, "n") == ["o <- StartJob 1", "o <- Lease 1-plan.1"]
+    assert d.done(f"{JOB}-plan.1", m.PlanResult(make_plan(1)), node="o") == [
+        "o <- JobPlanned 1",
+        "o <- Lease 1-m000000.0 map 0+10:0>0",
+    ]
+    d.mapped(0, node="o")
+    part = m.OutputPart("part-0", "staged-0-0", 1, 2, ())
+    d.done(f"{JOB}-r000000.0", m.ReduceResult(0, m.TaskStats(rows_in=4), (part,)), node="o")
+    report = d.end().report
+    assert report.failed_attempts == 0
+    assert report.notes == ("a note", "node n lacks the package x: it took no part; pip install x")
+    assert d.tell(m.JobReceived(JOB)) == ["n <- EndJob 1", "o <- EndJob 1"]
+
+
+def test_other_jobs_run_where_one_cannot() -> None:
+    d = Driver(slots=3)
+    d.join("n")
+    d.submit()
+    d.join("o")
+    d.slots = 1
+    cannot(d, "n")
+    assert d.submit(OTHER) == ["n <- StartJob 2", "n <- Lease 2-plan.0"]
+    d.done(f"{JOB}-plan.1", m.PlanResult(make_plan(9)), node="o")
+    assert {run.node for run in d.scheduler.jobs[JOB].running.values()} == {"o"}
+
+
+def test_a_job_that_no_node_can_run_fails_with_all_their_names() -> None:
+    d = Driver()
+    d.join("n")
+    d.join("o")
+    d.submit()
+    cannot(d, "n")
+    assert cannot(d, "o") == ["n <- EndJob 1", "o <- EndJob 1", "client 1 <- JobFailed package-missing"]
+    failed = d.end()
+    assert isinstance(failed, m.JobFailed)
+    assert failed.error.message == "node o lacks the package x"
+    assert failed.error.details == {"node": "o", "n": "node n lacks the package x"}
+    assert failed.error.cure == "pip install x"
+    assert failed.report.failed_attempts == 0
+
+
+def test_the_last_node_that_can_is_waited_for_a_while() -> None:
+    d = Driver()
+    d.join("n")
+    d.join("o")
+    d.submit()
+    cannot(d, "n")
+    d.tell(events.NodeLost("o"))
+    assert keep(d, "n", LEASE_S - 2) == []
+    assert d.join("o", "2") == ["o <- StartJob 1", "o <- Lease 1-plan.2"]
+    d.tell(events.NodeLost("o"))
+    assert keep(d, "n", d.now + LEASE_S + 1) == ["n <- EndJob 1", "client 1 <- JobFailed package-missing"]
+
+
+def test_a_node_that_could_not_is_asked_again_in_its_next_life() -> None:
+    d = Driver()
+    d.join("n")
+    d.join("o")
+    d.submit()
+    cannot(d, "n")
+    d.tell(events.NodeLost("o"))
+    assert cannot(d, "n", life="0") == []  # from an earlier life
+    assert d.join("n", "2") == ["n <- StartJob 1", "n <- Lease 1-plan.2"]
+
+
+def keep(d: Driver, node: str, until: float) -> list[str]:
+    """Time passes, and the node beats."""
+    lines = []
+    while d.now < until:
+        lines += tick(d, min(until, d.now + 2.0))
+        d.tell(m.Heartbeat(node, "1", (), 50, 60))
+    return lines
+
+
 def beat(d: Driver, *running: str) -> list[str]:
     stats = m.TaskStats(bytes_in=3, rows_in=2, spilled_bytes=1)
     progress = tuple(m.TaskProgress(f"{JOB}-{a}", stats) for a in running)

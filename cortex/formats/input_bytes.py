@@ -1,0 +1,123 @@
+"""The bytes of one input file, wherever they are: what every reader reads through.
+
+`LocalBytes` is a file of this machine. Another opener (`Opener`) may give bytes that lie elsewhere, with
+the same contract. A file that is not the one that was planned is an `InputChanged`, when it is opened or
+when `check` looks at it again.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from cortex.errors import InputChanged, InputError
+from cortex.job.plan import InputFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class InputBytes(abc.ABC):
+    """An open file. Used by one thread; close it."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.file = file
+
+    @abc.abstractmethod
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill `view` from `offset` on; gives the count, which is smaller only where the file ends."""
+
+    def read(self, length: int, offset: int) -> bytes:
+        """`length` bytes from `offset` on, fewer only where the file ends."""
+        data = bytearray(max(0, min(length, self.file.size_bytes - offset)))
+        with memoryview(data) as view:
+            count = self.read_into(view, offset)
+        return bytes(data) if count == len(data) else bytes(data[:count])
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:  # noqa: B027 (a hint: nothing must be done)
+        """These [low, high) will be read, each from its beginning on: they may be brought beforehand."""
+
+    @abc.abstractmethod
+    def native(self) -> pa.NativeFile:
+        """The same bytes for Arrow's readers, at a position of its own. The caller closes it, before this."""
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """InputChanged unless it is still the file that was planned."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """A second call does nothing."""
+
+
+Opener = Callable[[InputFile], InputBytes]
+"""Raises InputError for a file that cannot be opened, InputChanged for one that is not as planned."""
+
+
+class LocalBytes(InputBytes):
+    """Read with `pread`, never mapped: a mapped file that is cut short kills its reader."""
+
+    def __init__(self, file: InputFile) -> None:
+        super().__init__(file)
+        self._descriptor = _open(file.path)
+        try:
+            self.check()
+        except BaseException:
+            self.close()
+            raise
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        count = 0
+        while count < len(view):
+            got = os.preadv(self._descriptor, [view[count:]], offset + count)
+            if got == 0:
+                break
+            count += got
+        return count
+
+    def native(self) -> pa.NativeFile:
+        import pyarrow as pa
+
+        return pa.OSFile(self.file.path)
+
+    def check(self) -> None:
+        now = os.fstat(self._descriptor)
+        file = self.file
+        found = (
+            ("size", file.size_bytes, now.st_size),
+            ("modification time", file.modified_ns, now.st_mtime_ns),
+            ("inode", file.inode or now.st_ino, now.st_ino),
+        )
+        for what, planned, is_now in found:
+            if planned != is_now:
+                raise changed(file.path, f"its {what} was {planned} and is now {is_now}")
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def open_local(file: InputFile) -> InputBytes:
+    return LocalBytes(file)
+
+
+def changed(path: str, how: str) -> InputChanged:
+    return InputChanged(
+        f"input file changed while the job read it: {how}",
+        details={"file": path},
+        cure="run the job again when nothing writes to its input",
+    )
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InputError(
+            f"input file cannot be opened: {error.strerror}",
+            details={"file": path},
+            cure="check that the file exists and that you may read it",
+        ) from error

@@ -1,0 +1,282 @@
+"""Side files, modules and variables that travel with a job: on this machine, and to the nodes of a cluster
+that see none of the client's folders. And packages that nodes lack."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cortex
+from cortex.embedded_start import child_environment
+
+JOB = """
+import os
+import cortex
+import helper
+from pkg import mark
+from pkg.deep import depth
+
+class Words(cortex.MapReduceJob):
+    def setup(self):
+        self.stop = set(open(self.file("stop")).read().split())
+
+    def map(self, line):
+        for word in line.split():
+            if word not in self.stop:
+                yield helper.clean(word) + os.environ["SUFFIX"], 1
+
+    def combine(self, key, values):
+        assert os.path.isfile(self.file("data/more/deep.txt"))
+        yield key, sum(values)
+
+    def reduce(self, key, values):
+        import lazy
+        deep = open(os.path.join(self.file("data"), "more", "deep.txt")).read()
+        yield key, (sum(values), mark(), depth(), deep, lazy.WORD, os.environ["SUFFIX"])
+"""
+FUNCTIONS = """
+import cortex
+import helper
+
+def words(line):
+    stop = open(cortex.file("stop.txt")).read().split()
+    return [(helper.clean(word), 1) for word in line.split() if word not in stop]
+"""
+WHERE = """
+import os, sys
+import cortex
+import helper
+
+class Where(cortex.MapReduceJob):
+    def map(self, line):
+        yield line, [helper.__file__, self.file("stop.txt"), os.environ["HOME"], *sys.path]
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A client's folder: a job, its helpers and its data."""
+    folder = tmp_path_factory.mktemp("client")
+    (folder / "lib" / "pkg").mkdir(parents=True)
+    (folder / "data" / "more").mkdir(parents=True)
+    for name, text in {
+        "words.py": JOB,
+        "functions.py": FUNCTIONS,
+        "where.py": WHERE,
+        # a lock: pickled by value it is not
+        "helper.py": (
+            "import threading\nimport other\nLOCK = threading.Lock()\n"
+            "def clean(word):\n    with LOCK:\n        return other.lower(word)\n"
+        ),
+        "other.py": "def lower(word):\n    return word.lower()\n",
+        "lib/pkg/__init__.py": (
+            "import os\nfrom .deep import depth\n"
+            "def mark():\n    return open(os.path.join(os.path.dirname(__file__), 'mark.txt')).read()\n"
+        ),
+        "lib/pkg/deep.py": "import threading\nLOCK = threading.Lock()\ndef depth():\n    return bool(LOCK)\n",
+        "lib/pkg/mark.txt": "a mark",
+        "lazy.py": "WORD = 'lazy'\n",
+        "data/stop.txt": "the a of",
+        "data/more/deep.txt": "deep",
+        "in.txt": "the Cat of a cat\nDog\n",
+        "job.yaml": (
+            "job: words.py:Words\ninput: {path: in.txt}\n"
+            "files: {stop: data/stop.txt, data: data}\nmodules: [lib/pkg]\nenv: {SUFFIX: -x}\n"
+        ),
+        "functions.yaml": (
+            "map: functions.py:words\ncombine: sum\ninput: {path: in.txt}\nfiles: [data/stop.txt]\n"
+        ),
+        "where.yaml": "job: where.py:Where\ninput: {path: in.txt}\nfiles: [data/stop.txt]\n",
+        "wrong.yaml": "job: words.py:Words\ninput: {path: in.txt}\nfiles: {stopp: data/stop.txt}\n"
+        "modules: [lib/pkg]\nenv: {SUFFIX: -x}\n",
+    }.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[cortex.LocalCluster]:
+    with cortex.LocalCluster(nodes=2) as made:
+        yield made
+
+
+def run(folder: Path, job: str, cluster: Any = None, *paths: str) -> tuple[int, dict[str, Any], str]:
+    """A command line in `folder`: exit code, what it printed as JSON, standard error."""
+    environment = child_environment()
+    if cluster is not None:
+        environment |= {"CORTEX_SERVER": cluster.address, "CORTEX_HOME": str(cluster.folder / "server")}
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, environment["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "-m", "cortex", "mapreduce", "--json", job],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+@pytest.fixture(params=["machine", "cluster"])
+def place(request: pytest.FixtureRequest) -> Any:
+    """Where the job runs: None for this machine."""
+    return request.getfixturevalue("cluster") if request.param == "cluster" else None
+
+
+def test_files_modules_and_variables_reach_setup_map_combine_and_reduce(home: Path, place: Any) -> None:
+    code, said, errors = run(home, "job.yaml", place)
+    assert code == 0, (said, errors)
+    rest = ["a mark", True, "deep", "lazy", "-x"]
+    assert sorted(said["rows"]) == [["cat-x", [2, *rest]], ["dog-x", [1, *rest]]]
+
+
+def test_functions_of_a_job_file_ask_for_files_too(home: Path, place: Any) -> None:
+    code, said, errors = run(home, "functions.yaml", place)
+    assert code == 0, (said, errors)
+    assert sorted(said["rows"]) == [["cat", 2], ["dog", 1]]
+
+
+def test_an_unknown_file_is_a_typed_error_with_its_cure(home: Path, place: Any) -> None:
+    code, said, _ = run(home, "wrong.yaml", place)
+    assert code == 2
+    assert said["error"]["message"] == "the job has no file 'stop'"
+    assert said["error"]["cure"] == "did you mean 'stopp'?"
+
+
+def test_tasks_on_a_cluster_see_the_nodes_folders_only(home: Path, cluster: Any) -> None:
+    code, said, errors = run(home, "where.yaml", cluster)
+    assert code == 0, (said, errors)
+    for _, (helper, stop, _home, *sys_path) in said["rows"]:
+        assert helper.startswith(str(cluster.folder))
+        assert stop.startswith(str(cluster.folder))
+        assert not any(folder.startswith(str(home)) for folder in sys_path)
+
+
+def leftovers(cluster: Any) -> list[Path]:
+    nodes = [cluster.folder / name / "spill" for name in cluster.nodes]
+    found = [path for node in nodes for path in node.rglob("*") if path.name == "bundle"]
+    return found + list((cluster.folder / "server" / "blobs").iterdir())
+
+
+def test_nothing_of_a_job_stays_behind(home: Path, cluster: Any) -> None:
+    assert run(home, "job.yaml", cluster)[0] == 0
+    deadline = time.monotonic() + 10
+    while leftovers(cluster) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert leftovers(cluster) == []
+
+
+def test_a_large_file_is_the_same_on_every_node(home: Path, cluster: Any, tmp_path: Path) -> None:
+    data = os.urandom(1 << 20) * 20 + b"end"
+    (tmp_path / "large.bin").write_bytes(data)
+    (tmp_path / "sums.py").write_text(
+        "import hashlib, time, cortex\n"
+        "class Sums(cortex.MapReduceJob):\n"
+        "    reducers = 0\n"
+        "    def map(self, line):\n"
+        "        time.sleep(0.2)\n"
+        "        with open(self.file('large.bin'), 'rb') as file:\n"
+        "            yield self.file('large.bin'), hashlib.file_digest(file, 'md5').hexdigest()\n"
+    )
+    (tmp_path / "in.txt").write_text("x\n" * 8)
+    (tmp_path / "job.yaml").write_text(
+        "job: sums.py:Sums\ninput: {path: in.txt}\nfiles: [large.bin]\nresources: {split_size: 2B}\n"
+    )
+    code, said, errors = run(tmp_path, "job.yaml", cluster)
+    assert code == 0, (said, errors)
+    import hashlib
+
+    assert {row[1] for row in said["rows"]} == {hashlib.md5(data).hexdigest()}
+    assert len({row[0] for row in said["rows"]}) == 2  # a path of either node
+
+
+def test_a_class_takes_files_along_from_python(home: Path, cluster: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(home)
+
+    class Stop(cortex.MapReduceJob):
+        combine = sum
+
+        def map(self, line: str) -> Any:
+            stop = Path(self.file("stop.txt")).read_text().split()
+            yield from ((word, 1) for word in line.split() if word in stop)
+
+    job = Stop(input="in.txt", files=["data/stop.txt"])
+    assert sorted(job.run(cluster)) == [("a", 1), ("of", 1), ("the", 1)]
+    assert sorted(job.run()) == [("a", 1), ("of", 1), ("the", 1)]
+
+
+# --- packages ---
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an installed package of two modules, as pip leaves it."""
+    folder = tmp_path_factory.mktemp("venv") / "site-packages"
+    (folder / "wordlib").mkdir(parents=True)
+    (folder / "wordlib" / "__init__.py").write_text("def clean(word):\n    return word.lower()\n")
+    info = folder / "Word_Lib-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Word-Lib\nVersion: 1.2\n")
+    (info / "RECORD").write_text("wordlib/__init__.py,,\nWord_Lib-1.2.dist-info/METADATA,,\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "clean.py").write_text(
+        "import cortex\nimport wordlib\n"
+        "class Clean(cortex.MapReduceJob):\n"
+        "    combine = sum\n"
+        "    def map(self, line):\n"
+        "        yield wordlib.clean(line), 1\n"
+    )
+    (folder / "in.txt").write_text("A\na\n" * 20)
+    (folder / "job.yaml").write_text(
+        "job: clean.py:Clean\ninput: {path: in.txt}\nresources: {split_size: 4B}\n"
+    )
+    return folder
+
+
+def test_a_package_that_no_node_has_is_named_before_any_attempt(user: Path, site: Path, cluster: Any) -> None:
+    code, said, _ = run(user, "job.yaml", cluster, str(site))
+    assert code == 1
+    error = said["error"]
+    assert error["code"] == "package-missing"
+    assert "lacks the package wordlib, which the job imports" in error["message"]
+    assert "-m pip install 'Word-Lib==1.2'" in error["cure"]
+    assert (
+        sum("lacks the package wordlib" in text for text in [error["message"], *error["details"].values()])
+        == 2
+    )
+
+
+def test_a_node_that_lacks_a_package_takes_no_part(user: Path, site: Path) -> None:
+    with cortex.LocalCluster(nodes=1) as cluster:
+        usual = cluster._environment["PYTHONPATH"]
+        cluster._environment["PYTHONPATH"] = os.pathsep.join([usual, str(site)])
+        cluster.add_node()
+        code, said, errors = run(user, "job.yaml", cluster, str(site))
+        assert code == 0, (said, errors)
+        assert said["rows"] == [["a", 40]]
+        (note,) = said["report"]["notes"]
+        assert "lacks the package wordlib, which the job imports: it took no part; on n" in note
+        assert "pip install 'Word-Lib==1.2'" in note
+        assert said["report"]["failed_attempts"] == 0
+
+
+def test_a_module_that_is_no_package_is_to_be_listed(user: Path, cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "wordlib.py").write_text("def clean(word):\n    return word.lower()\n")
+    code, said, _ = run(user, "job.yaml", cluster, str(tmp_path))
+    assert code == 1
+    assert said["error"]["cure"] == "wordlib: list under `modules`, so that it travels with the job"
+    (user / "listed.yaml").write_text(
+        f"job: clean.py:Clean\ninput: {{path: in.txt}}\nmodules: [{tmp_path}/wordlib.py]\n"
+    )
+    code, said, errors = run(user, "listed.yaml", cluster)
+    assert code == 0, (said, errors)
+    assert said["rows"] == [["a", 40]]
