@@ -136,7 +136,7 @@ def test_output_is_that_of_one_machine_for_one_two_and_five_nodes(folder: Path) 
                     "_manifest.json",
                     *wanted[target],
                 }
-            assert all(not list(spilled(cluster, name)) for name in cluster.nodes)
+            wait_for(lambda found=cluster: not any(list(spilled(found, name)) for name in found.nodes))
 
 
 def spilled(cluster: cortex.LocalCluster, node: str) -> Iterator[Path]:
