@@ -73,11 +73,11 @@ class BlobDesk:
         self._offered: list[tuple[Any, OfferBlobs]] = []
         """Offers that came before the folder was looked at."""
 
-    def open(self, jobs: dict[str, Bundle] | None = None) -> None:
+    def open(self, jobs: dict[str, Bundle]) -> None:
         """Look at the folder and remove from it what none of `jobs` needs: those of an earlier life of
         this server that go on. Called once, before anything else; or by the first offer."""
         self._opening = True
-        for job, bundle in (jobs or {}).items():
+        for job, bundle in jobs.items():
             self._jobs[job] = bundle
             self._hold(job, bundle.blobs())
         wanted = dict(self._all_blobs())
@@ -100,7 +100,7 @@ class BlobDesk:
         if self._here is None:
             self._offered.append((client, message))
             if not self._opening:
-                self.open()
+                self.open({})
         else:
             self._want(client, blobs)
 

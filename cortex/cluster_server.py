@@ -94,6 +94,7 @@ class ClusterServer:
         self._pool.start()
         self._run: Callable[..., Deferred[Any]] = partial(deferToThreadPool, reactor, self._pool)
         self._server = Server(reactor, clock, cluster=self.cluster, blob_folder=os.path.join(home, _BLOBS))
+        self._server.keep_files_of({})
         self._nodes: dict[str, Link] = {}
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}
         desk = JoinDesk(made.authority, store, self._versions)

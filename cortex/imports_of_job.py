@@ -19,13 +19,13 @@ from cortex.errors import UsageError
 from cortex.job.bundle import Package
 from cortex.job.travelling import NODE_MODULES, module_name
 from cortex.limits import PACKAGES_MAX
-from cortex.packages import find, is_shared_name
+from cortex.packages import find
 
 
 def imports_in(code: types.CodeType) -> set[str]:
     """Dotted names that a function imports when it runs (not those of functions in it): ``a.b`` for
     ``import a.b``, ``a.b.c`` for ``from a.b import c``, "." for what is relative."""
-    instructions = list(dis.get_instructions(code))
+    instructions = [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
     if not any(each.opname == "IMPORT_NAME" for each in instructions):
         return set()
     tried = _tried(code, instructions)
@@ -111,8 +111,8 @@ def _source_of(top: str, folders: Iterable[str]) -> dict[str, str]:
 
 def _is_plain_folder_of_modules(top: str, path: str) -> bool:
     """A folder without ``__init__.py`` is a package only if no other of its name is found."""
-    spec = find(top) if os.path.isdir(path) else None
-    return spec is not None and is_shared_name(spec)
+    place = find(top, sys.path) if os.path.isdir(path) else None
+    return place is not None and place.shared
 
 
 def _python_files(path: str) -> dict[str, str]:
@@ -181,10 +181,10 @@ def _package_of(name: str) -> str:
         return ""
     for count in range(1, len(parts) + 1):
         part = ".".join(parts[:count])
-        spec = find(part) if all(p.isidentifier() for p in parts[:count]) else None
-        if spec is None:
+        place = find(part, sys.path) if all(p.isidentifier() for p in parts[:count]) else None
+        if place is None:
             return ""
-        if not is_shared_name(spec):
+        if not place.shared:
             return part
     return ""
 

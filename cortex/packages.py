@@ -11,38 +11,64 @@ import importlib.machinery
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from cortex.errors import PackageMissing
 from cortex.job.bundle import Package
 
 
-def find(module: str, sys_path: Sequence[str] = ()) -> importlib.machinery.ModuleSpec | None:
-    """Where `module` (dotted or not) would be imported from, looked for on `sys_path` first; no package
+@dataclass(frozen=True)
+class Place:
+    """Where a module is."""
+
+    folders: tuple[str, ...]
+    """Where what is below it is looked for; () for a module that is no package."""
+    shared: bool = False
+    """A namespace package, such as ``google``: being there says nothing of what is below it."""
+
+
+def find(module: str, sys_path: Sequence[str]) -> Place | None:
+    """Where `module` (dotted or not) would be imported from by a process with this ``sys.path``; no package
     above it is imported."""
-    path: Sequence[str] | None = None
-    spec = None
-    name = ""
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = _find_one(name, path, sys_path)
-        if spec is None:
+    top, *parts = module.split(".")
+    place = _find_top(top, sys_path)
+    for part in parts:
+        if place is None:
             return None
-        path = list(spec.submodule_search_locations or ())
-    return spec
+        place = _find_below(place, part)
+    return place
 
 
-def _find_one(
-    name: str, path: Sequence[str] | None, sys_path: Sequence[str]
-) -> importlib.machinery.ModuleSpec | None:
-    found = None
-    if path is None and sys_path:
-        found = importlib.machinery.PathFinder.find_spec(name, sys_path)
-    for finder in () if found is not None else sys.meta_path:
+def _find_top(name: str, sys_path: Sequence[str]) -> Place | None:
+    for finder in sys.meta_path:  # some are of packages that are installed for development
         find_spec = getattr(finder, "find_spec", None)
-        found = None if find_spec is None else find_spec(name, path, None)
-        if found is not None:
-            break
-    return found
+        if find_spec is not None:
+            path = sys_path if finder is importlib.machinery.PathFinder else None
+            spec: importlib.machinery.ModuleSpec | None = find_spec(name, path, None)
+            if spec is not None:
+                folders = spec.submodule_search_locations
+                return Place(tuple(folders or ()), spec.origin is None and folders is not None)
+    return None
+
+
+def _find_below(place: Place, name: str) -> Place | None:
+    """Python itself would import the package first."""
+    shared = []
+    for folder in place.folders:
+        path = os.path.join(folder, name)
+        for suffix in importlib.machinery.all_suffixes():
+            if os.path.isfile(os.path.join(path, f"__init__{suffix}")):
+                return Place((path,))
+            if os.path.isfile(path + suffix):
+                return Place(())
+        if os.path.isdir(path):
+            shared.append(path)
+    return Place(tuple(shared), shared=True) if shared else None
+
+
+def executors_path() -> list[str]:
+    """The ``sys.path`` of this node's executors, which begins with no script's or current folder."""
+    return sys.path if sys.flags.safe_path else sys.path[1:]
 
 
 def is_shared_name(spec: importlib.machinery.ModuleSpec) -> bool:
@@ -51,9 +77,11 @@ def is_shared_name(spec: importlib.machinery.ModuleSpec) -> bool:
 
 
 def check_packages(packages: Iterable[Package], sys_path: Sequence[str], node: str) -> None:
-    """Raise PackageMissing, naming all that this Python cannot find. Looks at the disk."""
+    """Raise PackageMissing, naming all that executors of this node would not find, also on the job's own
+    `sys_path`. Looks at the disk."""
     importlib.invalidate_caches()  # one may have been installed since
-    missing = [package for package in packages if find(package.module, sys_path) is None]
+    path = [*sys_path, *executors_path()]
+    missing = [package for package in packages if find(package.module, path) is None]
     if not missing:
         return
     names = ", ".join(package.module for package in missing)

@@ -20,6 +20,7 @@ from cortex.blob_desk import BlobDesk
 from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, VersionMismatch
 from cortex.ids import Role, new_job_id
 from cortex.input_relay import InputRelay
+from cortex.job.bundle import Bundle
 from cortex.job_ledger import JobLedger
 from cortex.limits import PROGRESS_S
 from cortex.part_relay import PartRelay, results_lost
@@ -153,11 +154,14 @@ class Server:
             lambda client, message: client.link.send(message),
             lambda client, error: client.link.close(Refused(error.report())),
         )
-        if cluster:
-            self._blobs.open()
         self._input = InputRelay(self._to_node, lambda client, message: client.link.send(message))
         self._client_of: dict[str, _Client] = {}
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
+
+    def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
+        """On the start, before clients come: of the files that travelled with jobs of an earlier life of
+        this server keep those that `jobs`, which go on, need."""
+        self._blobs.open(jobs)
 
     def stop(self) -> None:
         """Stop the tick and close every client. Nodes belong to whoever attached them."""

@@ -202,7 +202,8 @@ def pickle_code(code: Any, module_names: tuple[str, ...] = (), by_import: Iterab
     own = {type(code).__module__, *module_names}
     imported = frozenset(by_import)
     modules = [m for m in _modules_by_value(own) if m.__name__.partition(".")[0] not in imported]
-    roots = tuple(sorted(_roots(own)))
+    # of a package that is run by ``python -m`` the modules have another root than ``__main__``
+    roots = tuple(sorted(_roots({*own, *(module.__name__ for module in modules)})))
     with _PICKLING:
         with _by_value(modules):
             try:
