@@ -30,6 +30,7 @@ from cortex.limits import (
     EXECUTOR_REFILL_S,
     EXECUTOR_START_DEATHS_MAX,
     EXECUTOR_START_S_MAX,
+    JOB_LOG_BYTES,
     STACK_DUMP_S,
     STDERR_FILE_BYTES_MAX,
     TASK_SILENCE_S_MAX,
@@ -64,6 +65,9 @@ class PoolOwner(Protocol):
     def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None: ...
     def attempt_returned(self, job: str, run: RunTask) -> None:
         """It was sent to an executor that ended before it began: give it again."""
+
+    def executor_wrote(self, job: str, executor: int, text: str) -> None:
+        """An executor of the job is gone; `text` is the end of what it wrote."""
 
     def room(self) -> None:
         """An executor became ready, idle or gone: a `run` that was refused may be taken now."""
@@ -403,6 +407,11 @@ class ExecutorPool:
             )
         )
 
+    def written(self, job: str) -> list[tuple[int, str]]:
+        """(executor, end of what it wrote) of the job's executors that live. Reads small files."""
+        own = [executor for executor in self._executors.values() if executor.job == job]
+        return [(executor.index, tail(executor.stderr_path, JOB_LOG_BYTES)) for executor in own]
+
     # --- inside: deaths ---
 
     def _bury(self, executor: Executor) -> None:
@@ -420,6 +429,8 @@ class ExecutorPool:
                 self._owner.attempt_ended(job, self._death(executor, run))
         elif executor.link is None and not executor.revoked and self._never_came_up(executor):
             return
+        if job:
+            self._owner.executor_wrote(job, executor.index, tail(executor.stderr_path, JOB_LOG_BYTES))
         self._remove_log(executor)
         if job in self._waiting_for_exit and not any(each.job == job for each in self._executors.values()):
             for gone in self._waiting_for_exit.pop(job):

@@ -47,8 +47,8 @@ class JobLedger:
             self._ended.popitem(last=False)
 
     def owner(self, job: str) -> str | None:
-        """The id of the client that submitted a job under way; None if there is no such job."""
-        entry = self._under_way.get(job)
+        """The id of the client that submitted a job; None if there is none that is still remembered."""
+        entry = self._under_way.get(job) or self._ended.get(job)
         return None if entry is None else entry.owner
 
     @property

@@ -19,6 +19,7 @@ Everything runs on the reactor's thread; reading parts and removing files do not
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -36,9 +37,11 @@ from cortex.executor_pool import ExecutorPool
 from cortex.ids import new_job_id
 from cortex.input_door import InputDoor
 from cortex.job.bundle import NO_BUNDLE, folders_of
+from cortex.job_logs import KeptLogs, headed, joined
 from cortex.limits import (
     CLIENT_BYTES,
     HEARTBEAT_S,
+    JOB_LOG_BYTES,
     MEMORY_SAMPLE_S,
     PART_READERS,
     PROGRESS_S,
@@ -70,11 +73,13 @@ from cortex.wire.messages import (
     Lease,
     MapLocations,
     NodeHello,
+    NodeLog,
     OpenJob,
     PartCredit,
     ReduceTask,
     Revoke,
     RunTask,
+    SendLogs,
     SendPart,
     ShutDown,
     StartJob,
@@ -187,6 +192,7 @@ class Node:
         self._readers = ThreadPool(0, PART_READERS, name="read-parts")
         self._parts = PartStreams(name, send, self._readers.callInThread, reactor.callFromThread)
         self._shuffle = None if shuffle is None else shuffle(self._inputs_here, self._inputs_lost)
+        self._logs = KeptLogs()
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
@@ -269,6 +275,8 @@ class Node:
             self._revoke(message)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, SendLogs):
+            self._send_logs(message)
         elif isinstance(message, SendPart):
             self._send_part(message)
         elif isinstance(message, PartCredit):
@@ -418,6 +426,12 @@ class Node:
             self._pool.revoke(attempt)
         self.room()
 
+    def _send_logs(self, message: SendLogs) -> None:
+        assert self._pool is not None
+        living = [headed(executor, text) for executor, text in self._pool.written(message.job)]
+        text = joined([self._logs.of(message.job), *living])[-JOB_LOG_BYTES:]
+        self._send(NodeLog(self._name, message.request, text))
+
     def _send_part(self, message: SendPart) -> None:
         job = self._jobs.get(message.job)
         self._parts.begin(message, None if job is None else job.staging_dir)
@@ -513,6 +527,9 @@ class Node:
             self._progress.pop(run.attempt, None)
             self._queue.appendleft((job, run))
 
+    def executor_wrote(self, job: str, executor: int, text: str) -> None:
+        self._logs.add(job, executor, text)
+
     def pool_lost(self, error: CortexError) -> None:
         if not self._stopping:
             self._stopping = True
@@ -543,9 +560,22 @@ class Node:
         self._reported_peak = self.memory.peak_bytes
         running = tuple(self._progress.values())
         beat = Heartbeat(
-            self._name, self._incarnation, running, self.memory.now_bytes, self.memory.peak_bytes
+            self._name,
+            self._incarnation,
+            running,
+            self.memory.now_bytes,
+            self.memory.peak_bytes,
+            self._disk_free_bytes(),
         )
         self._send(beat)
+
+    def _disk_free_bytes(self) -> int:
+        """Of the devices that the spill folders are on, each counted once; -1 when none can be asked."""
+        free: dict[int, int] = {}
+        for folder in self._spill_dirs:
+            with contextlib.suppress(OSError):
+                free[os.stat(folder).st_dev] = shutil.disk_usage(folder).free
+        return sum(free.values()) if free else -1
 
     def _guard_memory(self, executors: list[Executor]) -> None:
         assert self._pool is not None

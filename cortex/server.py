@@ -22,7 +22,8 @@ from cortex.ids import Role, new_job_id
 from cortex.input_relay import InputRelay
 from cortex.job.bundle import Bundle
 from cortex.job_ledger import JobLedger
-from cortex.limits import PROGRESS_S
+from cortex.job_logs import LogDesk
+from cortex.limits import LOGS_S_MAX, PROGRESS_S
 from cortex.part_relay import PartRelay, results_lost
 from cortex.scheduling.events import (
     CancelRequested,
@@ -48,6 +49,7 @@ from cortex.wire.messages import (
     FetchPart,
     FromNode,
     FromServer,
+    GetLogs,
     GetStatus,
     InputBytes,
     InputUnread,
@@ -57,6 +59,7 @@ from cortex.wire.messages import (
     JobProgress,
     JobReport,
     NodeHello,
+    NodeLog,
     NodeReads,
     OfferBlobs,
     PartChunk,
@@ -154,6 +157,7 @@ class Server:
             lambda client, message: client.link.send(message),
             lambda client, error: client.link.close(Refused(error.report())),
         )
+        self._logs = LogDesk(self._to_node, lambda client, message: client.link.send(message))
         self._input = InputRelay(self._to_node, lambda client, message: client.link.send(message))
         self._client_of: dict[str, _Client] = {}
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
@@ -186,6 +190,7 @@ class Server:
             self._relay.node_lost(node_name)
             self._blobs.node_lost(node_name)
             self._input.node_lost(node_name)
+            self._logs.node_lost(node_name)
             self._handle(NodeLost(node_name))
 
     def _from_node(self, link: NodeLink, message: FromNode) -> None:
@@ -208,6 +213,8 @@ class Server:
             self._blobs.taken(message)
         elif isinstance(message, NodeReads):
             self._input.read(message)
+        elif isinstance(message, NodeLog):
+            self._logs.answered(message)
         else:
             self._handle(message)
 
@@ -251,6 +258,8 @@ class Server:
             link.send(self._status())
         elif isinstance(message, CancelJob):
             self._cancel(client, message.job)
+        elif isinstance(message, GetLogs):
+            self._send_logs(client, message.job)
         elif message.job not in client.jobs:
             raise ProtocolError(f"{type(message).__name__} names a job that is not this client's")
         elif isinstance(message, FetchPart):
@@ -291,16 +300,26 @@ class Server:
 
     def _cancel(self, client: _Client, job: str) -> None:
         """A client ends its own jobs, over whichever link; an admin ends all."""
-        if job not in client.jobs:
-            owner = self._ledger.owner(job)
-            mine = client.peer is not None and (client.peer.role is Role.ADMIN or owner == client.peer.id)
-            if owner is None or not mine:
-                error = NotAllowed(f"{job} is no job of yours", cure="list them: cortex jobs")
-                client.link.send(Refused(error.report()))
-                return
+        if job not in client.jobs and not self._owns(client, job):
+            return
         self._handle(CancelRequested(job))
         if job not in client.jobs:
             client.link.send(self._status())
+
+    def _owns(self, client: _Client, job: str) -> bool:
+        """Is it the client's job, over whichever link? If not it is refused."""
+        owner = self._ledger.owner(job)
+        peer = client.peer
+        if owner is not None and (peer is None or peer.role is Role.ADMIN or owner == peer.id):
+            return True
+        error = NotAllowed(f"{job} is no job of yours", cure="list them: cortex jobs")
+        client.link.send(Refused(error.report()))
+        return False
+
+    def _send_logs(self, client: _Client, job: str) -> None:
+        if self._owns(client, job):
+            number = self._logs.ask(client, job, self._nodes)
+            self._reactor.callLater(LOGS_S_MAX, self._logs.give_up, number)
 
     def _status(self) -> ClusterStatus:
         now = self._clock()
@@ -317,6 +336,7 @@ class Server:
         self._relay.client_lost(client)
         self._blobs.client_lost(client)
         self._input.client_lost(client)
+        self._logs.client_lost(client)
         for job in sorted(client.jobs):
             self._forget(client, job)
             self._handle(CancelRequested(job, "the client's connection ended"))

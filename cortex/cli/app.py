@@ -71,6 +71,7 @@ for _command in (
     cluster.jobs,
     cluster.job,
     cluster.cancel,
+    cluster.logs,
 ):
     cortex.add_command(_command)
 for _command in (cluster.token, cluster.kill_cluster):

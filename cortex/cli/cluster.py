@@ -219,7 +219,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
 def status_lines(found: ClusterStatus) -> list[str]:
     slots = sum(node.slots for node in found.nodes)
     running = sum(min(node.running, node.slots) for node in found.nodes)
-    head = ["node", "address", "slots", "tasks", "memory", "cap", "heard"]
+    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard"]
     rows = [
         [
             node.node,
@@ -228,6 +228,7 @@ def status_lines(found: ClusterStatus) -> list[str]:
             str(node.running),
             format_bytes(node.memory_bytes),
             format_bytes(node.memory_cap_bytes),
+            format_bytes(node.disk_free_bytes) if node.disk_free_bytes >= 0 else "?",
             f"{node.heard_s:.0f} s ago" + (", silent" if node.silent else ""),
         ]
         for node in found.nodes
@@ -235,7 +236,7 @@ def status_lines(found: ClusterStatus) -> list[str]:
     lines = [
         f"cluster {found.cluster}: {counted(len(rows), 'node')}, {running} of {counted(slots, 'slot')} busy"
     ]
-    lines += aligned(head, rows, {2, 3, 4, 5}) if rows else []
+    lines += aligned(head, rows, {2, 3, 4, 5, 6}) if rows else []
     return lines + job_lines([job for job in found.jobs if not _ended(job)])
 
 
@@ -316,11 +317,36 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
         from cortex.wire.messages import CancelJob, ClusterStatus
 
         with _connect(home, server) as connection:
-            connection.ask(CancelJob(job_id), ClusterStatus)
-        print(f"{job_id} is cancelled")
+            known = connection.ask(CancelJob(job_id), ClusterStatus).jobs
+        state = next((each.state for each in known if each.job == job_id), "cancelled")
+        print(f"{job_id} is {state}" + ("" if state == "cancelled" else ": it had ended before"))
         return EXIT_DONE
 
     return guarded(command)
+
+
+@click.command(name="logs", context_settings=HELP)
+@click.argument("job_id", metavar="ID")
+@_of_cluster
+@as_json
+def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> int:
+    """Show what the code of a job of yours wrote on its nodes: the last lines of each."""
+
+    def command() -> int:
+        from cortex.wire.messages import GetLogs, JobLogs
+
+        with _connect(home, server) as connection:
+            found = connection.ask(GetLogs(job_id), JobLogs)
+        if as_json:
+            print_json(plain(found))
+        else:
+            for log in found.logs:
+                print(f"=== node {log.node}\n{log.text}")
+        if not found.logs:
+            say(f"{job_id} wrote nothing that is still kept")
+        return EXIT_DONE
+
+    return guarded(command, as_json)
 
 
 @click.group(name="token", context_settings=HELP)

@@ -65,8 +65,8 @@ class Node:
     """A node as the scheduler sees it. Silent: its lease has expired, but its link is still there."""
 
     __slots__ = (
-        "held", "hello", "memory_bytes", "memory_peak_bytes", "offer", "output_node", "renewed_at", "serial",
-        "silent", "told",
+        "disk_free_bytes", "held", "hello", "memory_bytes", "memory_peak_bytes", "offer", "output_node",
+        "renewed_at", "serial", "silent", "told",
     )  # fmt: skip
 
     def __init__(self, hello: NodeHello, serial: int, now: float) -> None:
@@ -83,6 +83,7 @@ class Node:
         """Jobs it was told of (StartJob) and not told to end."""
         self.memory_bytes = 0
         self.memory_peak_bytes = 0
+        self.disk_free_bytes = -1
 
     @property
     def name(self) -> str:

@@ -168,6 +168,7 @@ class Scheduler:
             return
         peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
         self.leases.measured(node, event.memory_bytes, peak_bytes)
+        node.disk_free_bytes = event.disk_free_bytes
         not_ours = []
         for progress in event.running:
             running = node.held.get(progress.attempt)  # type: ignore[call-overload]

@@ -17,6 +17,7 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
             len(node.held),
             node.memory_bytes,
             node.hello.memory_bytes,
+            node.disk_free_bytes,
             max(0.0, now - node.renewed_at),
             node.silent,
         )

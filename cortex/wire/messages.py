@@ -350,6 +350,8 @@ class Heartbeat(Message, frozen=True):
     running: tuple[TaskProgress, ...]
     memory_bytes: int
     memory_peak_bytes: int
+    disk_free_bytes: int = -1
+    """Of the folders for spilled data together; -1 unknown."""
 
 
 class SendPart(Message, frozen=True):
@@ -440,6 +442,21 @@ class NodeReads(Message, frozen=True):
     asked: ReadInput
 
 
+class SendLogs(Message, frozen=True):
+    """Answer with a `NodeLog` of this request."""
+
+    request: int
+    job: str
+
+
+class NodeLog(Message, frozen=True):
+    """The end of what a job's code wrote at a node; "" for nothing."""
+
+    node: str
+    request: int
+    text: str
+
+
 class ShutDown(Message, frozen=True):
     """An admin ends the cluster: kill what runs, remove what was spilled, end."""
 
@@ -459,6 +476,7 @@ ToNode = Union[  # noqa: UP007
     BlobLost,
     InputBytes,
     InputUnread,
+    SendLogs,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -472,6 +490,7 @@ FromNode = Union[  # noqa: UP007
     FetchBlob,
     BlobTaken,
     NodeReads,
+    NodeLog,
 ]
 
 
@@ -610,6 +629,18 @@ class GetStatus(Message, frozen=True):
     """What the cluster is doing now."""
 
 
+class GetLogs(Message, frozen=True):
+    """What the code of a job of mine wrote (an admin: of any). Answered with `JobLogs`."""
+
+    job: str
+
+
+class JobLogs(Message, frozen=True):
+    job: str
+    logs: tuple[NodeLog, ...]
+    """Of nodes where it wrote something."""
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """A node as the server sees it. `silent`: its leases have expired, but its link is still there."""
 
@@ -619,6 +650,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     running: int
     memory_bytes: int
     memory_cap_bytes: int
+    disk_free_bytes: int
     heard_s: float
     """Seconds since it was last heard."""
     silent: bool
@@ -693,6 +725,7 @@ ToServer = Union[  # noqa: UP007
     PutBlob,
     SubmitJob,
     CancelJob,
+    GetLogs,
     JobReceived,
     FetchPart,
     PartTaken,
@@ -708,6 +741,7 @@ FromServer = Union[  # noqa: UP007
     JobProgress,
     JobDone,
     JobFailed,
+    JobLogs,
     PartBytes,
     PartLost,
     ClusterStatus,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -152,6 +153,8 @@ def test_commands_tell_of_nodes_and_jobs(cluster: cortex.LocalCluster, folder: P
     status = json.loads(command(folder, "status", "--json", *where(cluster)).stdout)
     assert len(status["nodes"]) == 2
     assert all(node["slots"] == 1 and node["data_address"] for node in status["nodes"])
+    free = shutil.disk_usage(cluster.folder).free
+    assert all(0 < node["disk_free_bytes"] < 2 * free for node in status["nodes"])
     job = status["jobs"][-1]
     assert (job["name"], job["state"]) == ("totals", "done")
     shown = command(folder, "status", *where(cluster)).stdout
@@ -174,6 +177,7 @@ class Slow(cortex.MapReduceJob):
     def map(self, line: str) -> Iterator[tuple[str, int]]:
         with open(os.path.join(self.marks, f"{line}-{os.getpid()}-{time.monotonic_ns()}"), "x"):
             pass
+        print(line, "is here", flush=True)
         while not os.path.exists(os.path.join(self.marks, "gate")):
             time.sleep(0.01)
         yield line, 1
@@ -225,10 +229,33 @@ def test_a_node_that_comes_while_a_job_runs_works_for_it(tmp_path: Path) -> None
         assert dict(running.result()) == {f"line{i:02}": 1 for i in range(8)}
 
 
+def test_what_a_jobs_code_wrote_is_shown_while_it_runs_and_after(
+    cluster: cortex.LocalCluster, tmp_path: Path, folder: Path
+) -> None:
+    running = Running(slow(tmp_path, 4), cluster)
+    wait_for(lambda: len(list((tmp_path / "marks").glob("line*"))) == 2)
+    job = next(job.job for job in cluster.client.status().jobs if job.state == "mapping")
+    shown = command(folder, "logs", job, *where(cluster)).stdout
+    assert shown.count("=== node n") == 2
+    assert "line00 is here" in shown
+    (tmp_path / "marks" / "gate").touch()
+    running.result()
+
+    def after() -> bool:
+        text = command(folder, "logs", job, *where(cluster)).stdout
+        return all(f"line{i:02} is here" in text for i in range(4))
+
+    wait_for(after)
+    unknown = command(folder, "logs", "j000000000000", *where(cluster))
+    assert unknown.returncode == 1
+    assert "no job of yours" in unknown.stderr
+    assert "is done: it had ended before" in command(folder, "cancel", job, *where(cluster)).stdout
+
+
 def test_a_job_is_cancelled_by_its_id(cluster: cortex.LocalCluster, tmp_path: Path, folder: Path) -> None:
     running = Running(slow(tmp_path, 4), cluster)
     wait_for(lambda: list((tmp_path / "marks").glob("line*")))
-    job = next(job.job for job in cluster.client.status().jobs if job.name == "Slow")
+    job = next(job.job for job in cluster.client.status().jobs if job.state == "mapping")
     ran = command(folder, "cancel", job, *where(cluster))
     assert ran.stdout == f"{job} is cancelled\n", ran.stderr
     assert running.result().code == "cancelled"
