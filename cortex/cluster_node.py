@@ -1,8 +1,9 @@
 """A node of a cluster: a `Node` with its data port, its part in the shuffle, and its link to the server.
 
 The link is dialed again, with growing rests, for as long as the node lives. A server that has lost the
-link counts the node as lost, and so does the node: it drops its jobs and comes back as a new one. Without
-its server for UNTRUSTED_S it serves no other node: somebody may have been put out meanwhile.
+link counts the node as lost, and so does the node: it drops its jobs and comes back as a new one. Before its
+server has welcomed it, and UNTRUSTED_S after it has lost it, it serves no other node: somebody may have
+been put out meanwhile.
 
 The certificate is renewed over the link when two thirds of its life are over.
 """
@@ -77,6 +78,7 @@ class ClusterNode:
         self._addresses = Addresses()
         self._settings = tls.Renewable(tls.data_port(identity))
         self._data = DataPort(reactor, wall_clock, self._members, lambda: self._identity, self._addresses.of)
+        self._data.trust(False)
         serving = SegmentServer(reactor, clock, LocalFilesystem(), self._data.identify)
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))

@@ -120,6 +120,10 @@ LOGS_S_MAX: Final = 5.0  # nodes have this long to send what a job's code wrote
 JOBS_REMEMBERED: Final = 1000  # ended jobs that `cortex jobs` still shows: a line each
 REDIAL_FIRST_S: Final = 0.5  # before a node dials its server again; twice as long after each failure
 REDIAL_S_MAX: Final = 15.0  # a server that comes back has all its nodes within twice this
+LINK_SILENCE_S_MAX: Final = (
+    30.0  # nothing sent arrives: TCP alone would try for a quarter of an hour, and the
+)
+# node not know that its server has given its work to others
 UNTRUSTED_S: Final = 30.0  # without its server a node serves others no longer: one may have been revoked
 CLUSTER_START_S_MAX: Final = 60.0  # of a LocalCluster: until its server and nodes answer
 NODE_EXIT_S_MAX: Final = 10.0  # to remove what it spilled; then it ends all the same

@@ -15,7 +15,7 @@ from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, counted, guarded, plain, print_json, say
 from cortex.config import Config, load_config
 from cortex.errors import EXIT_DONE, EXIT_FAILED, UsageError
-from cortex.ids import Role
+from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
 from cortex.limits import TOKEN_S, TOKEN_USES
 from cortex.units import format_bytes, format_seconds, parse_bytes
@@ -416,13 +416,25 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
 @click.argument("token_id", metavar="ID")
 @_of_cluster
 def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
-    """End a join token. Who has joined with it stays."""
+    """End a join token, or put out the member of this id.
+
+    Who has joined with a token stays. A node, client or admin that is put out is cut off at once, everywhere,
+    and its certificates count for nothing. Ids are in `cortex status` (nodes) and `cortex jobs` (owners).
+
+    \b
+    Examples:
+      cortex token revoke t0123456789ab
+      cortex token revoke n0123456789ab
+    """
 
     def command() -> int:
-        from cortex.wire.messages import AdminDone, RevokeToken
+        from cortex.wire.messages import AdminDone, RevokePeer, RevokeToken
 
         with _connect(home, server) as connection:
-            connection.ask(RevokeToken(token_id), AdminDone)
+            if token_id == connection.identity.id:
+                raise UsageError(f"{token_id} is you", cure="another admin may put you out")
+            revoke = RevokeToken(token_id) if is_token_id(token_id) else RevokePeer(token_id)
+            connection.ask(revoke, AdminDone)
         print(f"{token_id} is revoked")
         return EXIT_DONE
 

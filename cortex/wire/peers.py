@@ -12,6 +12,7 @@ was opened with.
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from zope.interface.declarations import implementer
 
 from cortex.errors import CortexError, NotAllowed, NotTrusted, ProtocolError, Unreachable, UsageError
 from cortex.ids import peer_name
-from cortex.limits import DIAL_S_MAX, HELLO_BYTES_MAX, HELLO_S_MAX
+from cortex.limits import DIAL_S_MAX, HELLO_BYTES_MAX, HELLO_S_MAX, LINK_SILENCE_S_MAX
 from cortex.wire.authority import Peer
 from cortex.wire.framing import FrameDecoder
 from cortex.wire.gate import Strangers
@@ -159,7 +160,8 @@ class DialedProtocol(_SecureProtocol[M]):
     `opened(protocol)` is called when the peer has proven who it is: say hello there. In TLS 1.3 it may
     still refuse us: its first answer is what counts, and `accept` is called for it.
     `lost(protocol, error)` is called once, whether the link ended, never came about (Unreachable) or was
-    not to be trusted (NotTrusted).
+    not to be trusted (NotTrusted). It has ended as well when nothing that was sent has arrived for
+    LINK_SILENCE_S_MAX (Linux; elsewhere when the system gives up).
     """
 
     def __init__(
@@ -176,6 +178,12 @@ class DialedProtocol(_SecureProtocol[M]):
         self._union = union
         self._opened = opened
         self._endpoint: Endpoint | None = None
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        sock = getattr(self.transport.transport, "socket", None)
+        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * LINK_SILENCE_S_MAX))
 
     def handshakeCompleted(self) -> None:
         if self._closing:

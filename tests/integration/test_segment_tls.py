@@ -141,6 +141,24 @@ def test_a_node_that_is_put_out_is_cut_off_and_not_served_again(served: Served, 
     again.close()
 
 
+def test_a_node_without_its_server_serves_nobody_until_it_is_back(served: Served, tmp_path: Path) -> None:
+    node = identity_of(Role.NODE)
+    fetching = fetch(served, tmp_path, node)
+    fetching.wait(6)
+    assert served.server.of_peer[node.id] == 1
+    served.loop.call(lambda: served.data_port.trust(False))
+    wait_for(lambda: not served.server.connections)
+    without = fetch(served, tmp_path, node)
+    without.wait(6)
+    assert without.landed == []
+    served.loop.call(lambda: served.data_port.trust(True))
+    after = fetch(served, tmp_path, node)
+    after.wait(6)
+    assert after.failed == []
+    for each in (fetching, without, after):
+        each.close()
+
+
 def test_a_connection_does_not_outlive_its_certificate(served: Served, tmp_path: Path) -> None:
     node = identity_of(Role.NODE)
     served.wall_clock = node.expires_at - 2.0
