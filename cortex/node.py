@@ -344,10 +344,16 @@ class Node:
             if not message.staging_dir:
                 os.mkdir(staging_dir, 0o700)
         except OSError as error:
-            raise SpillFull(
+            failed = SpillFull(
                 f"cannot make a folder for spilled data, {work_dir}: {error.strerror}",
                 cure="check that the folder is there and its disk is not full, or name another",
-            ) from error
+                details={"node": self._name},
+            )
+            if self._shuffle is None:
+                raise failed from error
+            self._jobs[message.job] = _Job(message, work_dir, staging_dir)
+            self._cannot_serve(message.job, failed)
+            return
         self._jobs[message.job] = _Job(message, work_dir, staging_dir)
         self._progress_s = message.progress_s
         if message.staging_dir:

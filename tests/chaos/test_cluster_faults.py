@@ -204,6 +204,20 @@ def test_a_damaged_segment_runs_its_map_alone_again(
     assert sum(count - 1 for count in again.values()) == 1
 
 
+def test_a_node_whose_spill_folder_is_gone_leaves_the_job_to_others(
+    cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    (own,) = (cluster.folder / "node1" / "spill").glob("cortex-*")
+    for path in own.iterdir():
+        path.unlink()
+    own.rmdir()
+    run = Run(tmp_path, cluster, "map", "reduce")
+    assert run.bytes() == expected
+    assert {node for _, node, *_ in run.begun("map")} == {"node2"}
+    assert any("cannot make a folder for spilled data" in note for note in run.result().report.notes)
+    assert cluster.nodes["node1"].poll() is None
+
+
 def test_a_template_that_is_killed_ends_its_node_with_the_cause(
     cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
