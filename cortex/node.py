@@ -4,11 +4,9 @@ It owns the executors (through `cortex.executor_pool`), each job's folder of run
 of memory. It decides nothing about jobs: what is leased waits in a queue until an executor takes it,
 every attempt is answered once (unless revoked), and heartbeats keep the leases.
 
-Memory has three guards. Each executor has its share of the cap as a limit of its own, in which it
-plans its buffers and at which its allocations fail with a named error. The tree is measured every
-MEMORY_SAMPLE_S; over the cap, the node starts no further attempt while any runs, until it is below
-again. An executor that is over its own share by a tenth while the tree is over the cap (shared
-memory, its own child processes, or a system without RLIMIT_DATA) is killed with UserMemoryError.
+Memory has two guards. Each executor has its share of the cap as a limit of its own, in which it plans its
+buffers and at which its allocations fail with a named error. And every MEMORY_SAMPLE_S the whole tree is
+measured (`cortex.memory_guard`).
 
 Of a cluster, it also has a part in the shuffle (`cortex.transfer.shuffle_agent`): a reduce joins the queue
 when its inputs from other nodes are here. And it sends parts of the output, where the client cannot see
@@ -19,9 +17,7 @@ Everything runs on the reactor's thread; reading parts and removing files do not
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,15 +27,13 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, SpillFull, UserMemoryError
-from cortex.executor_deaths import Executor
+from cortex.errors import CortexError, SpillFull
 from cortex.executor_pool import ExecutorPool
 from cortex.ids import new_job_id
 from cortex.input_door import InputDoor
 from cortex.job.bundle import NO_BUNDLE, folders_of
 from cortex.job_logs import KeptLogs, headed, joined
 from cortex.limits import (
-    CLIENT_BYTES,
     HEARTBEAT_S,
     JOB_LOG_BYTES,
     MEMORY_SAMPLE_S,
@@ -47,14 +41,13 @@ from cortex.limits import (
     PROGRESS_S,
     TASK_SILENCE_S_MAX,
 )
+from cortex.memory_guard import MemoryGuard
 from cortex.memory_plan import MemoryPlan
-from cortex.process_memory import descendant_pids, own_anonymous_bytes, proportional_bytes
-from cortex.tasks.words import describe_task
+from cortex.spill_folders import SpillFolders
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.part_streams import PartStreams
 from cortex.transfer.shuffle_agent import ShuffleAgent
 from cortex.transfer.work_thread import WorkThread
-from cortex.units import format_bytes
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
     AttemptFailed,
@@ -91,10 +84,6 @@ from cortex.wire.messages import (
 )
 
 _log = Logger()
-_OVER_SHARE = 1.1  # of its share an executor is left alone: what is shared counts in full in its own figure
-_BELOW_CAP = 0.95  # of the cap at which a paused node goes on
-_OUTPUT = "output"  # of a job's folder: parts of the result that the client will fetch
-_DISCARDERS = 2  # threads that remove run files: unlinking large files blocks, more would not be faster
 
 
 @dataclass
@@ -112,28 +101,6 @@ class _Job:
     @property
     def bundle_dir(self) -> str:
         return os.path.join(self.work_dir, "bundle")
-
-
-@dataclass
-class MemoryWatch:
-    """The tree's memory, sampled. `client_pid` 0: there is no client process to count."""
-
-    client_pid: int
-    now_bytes: int = 0
-    peak_bytes: int = 0
-    own_bytes: dict[int, int] = field(default_factory=dict)
-    """Executor's pid -> its anonymous bytes with those of its child processes, shared pages in full."""
-
-    def sample(self, executor_pids: list[int]) -> None:
-        """A user's own process is charged no more than cortex itself needs in it."""
-        total = sum(proportional_bytes(pid) for pid in descendant_pids(os.getpid()))
-        if self.client_pid:
-            total += min(CLIENT_BYTES, proportional_bytes(self.client_pid))
-        self.now_bytes = total
-        self.peak_bytes = max(self.peak_bytes, total)
-        self.own_bytes = {
-            pid: sum(own_anonymous_bytes(each) for each in descendant_pids(pid)) for pid in executor_pids
-        }
 
 
 class Node:
@@ -168,7 +135,7 @@ class Node:
         self._name = name
         self._incarnation = new_job_id()
         self._plan = plan
-        self._spill_dirs = tuple(spill_dirs)
+        self._folders = SpillFolders(spill_dirs)
         self._data_address = data_address
         self._versions = versions
         self._failed = failed
@@ -179,16 +146,14 @@ class Node:
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
-        self._paused = False
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
         self._progress_s = PROGRESS_S
         self._reported_peak = 0
         self._timer: Any = None
-        self.memory = MemoryWatch(client_pid)
+        self.memory = MemoryGuard(plan, client_pid)
         self.staging_dirs: set[str] = set()
-        self._discarders = ThreadPool(0, _DISCARDERS, name="discard-runs")
         self._readers = ThreadPool(0, PART_READERS, name="read-parts")
         self._parts = PartStreams(name, send, self._readers.callInThread, reactor.callFromThread)
         self._shuffle = None if shuffle is None else shuffle(self._inputs_here, self._inputs_lost)
@@ -218,10 +183,10 @@ class Node:
             template,
             size=self._plan.slots,
             socket_path=socket_path,
-            log_dir=self._spill_dirs[0],
+            log_dir=self._folders.logs,
             task_silence_s_max=task_silence_s_max,
         )
-        self._discarders.start()
+        self._folders.start()
         self._readers.start()
         self._tick()
 
@@ -316,18 +281,18 @@ class Node:
             folders = [job.work_dir for job in self._jobs.values()]
             self._jobs.clear()
             for folder in folders:
-                self._discarders.callInThread(_discard, folder)
+                self._folders.discard(folder)
             # stop() waits for the threads: it must not run on the reactor's thread
-            threading.Thread(target=self._stop_discarders, args=(gone,), name="stop-discarders").start()
+            threading.Thread(target=self._stop_threads, args=(gone,), name="stop-threads").start()
 
         if self._pool is None:
             gone()
         else:
             self._pool.stop(executors_gone)
 
-    def _stop_discarders(self, gone: Callable[[], None]) -> None:
+    def _stop_threads(self, gone: Callable[[], None]) -> None:
         self._readers.stop()
-        self._discarders.stop()
+        self._folders.stop()
         self._reactor.callFromThread(gone)
 
     # --- messages ---
@@ -336,23 +301,15 @@ class Node:
         assert self._pool is not None
         if not self._jobs:
             self.memory.peak_bytes = 0  # the peak is that of the jobs that run together
-        self._measure()
-        work_dir = os.path.join(_roomiest(self._spill_dirs), message.job)
-        staging_dir = message.staging_dir or os.path.join(work_dir, _OUTPUT)
+        self.memory.sample(self._pool.executors())
         try:
-            os.mkdir(work_dir, 0o700)
-            if not message.staging_dir:
-                os.mkdir(staging_dir, 0o700)
-        except OSError as error:
-            failed = SpillFull(
-                f"cannot make a folder for spilled data, {work_dir}: {error.strerror}",
-                cure="check that the folder is there and its disk is not full, or name another",
-                details={"node": self._name},
-            )
+            work_dir, staging_dir = self._folders.make(message.job, message.staging_dir)
+        except SpillFull as error:
             if self._shuffle is None:
-                raise failed from error
-            self._jobs[message.job] = _Job(message, work_dir, staging_dir)
-            self._cannot_serve(message.job, failed)
+                raise
+            error.details["node"] = self._name
+            self._jobs[message.job] = _Job(message, "", "")
+            self._cannot_serve(message.job, error)
             return
         self._jobs[message.job] = _Job(message, work_dir, staging_dir)
         self._progress_s = message.progress_s
@@ -468,7 +425,7 @@ class Node:
         def folder_unused() -> None:
             # only now: an executor being killed may still have been writing here
             if self._jobs.pop(message.job, None) is not None:
-                self._discarders.callInThread(_discard, _set_aside(job.work_dir))
+                self._folders.discard(job.work_dir)
             self.room()
             self._check_ended()
 
@@ -498,7 +455,7 @@ class Node:
             waiting: deque[tuple[str, RunTask]] = deque()
             refused: set[str] = set()
             running = len(self._pool.running())
-            while self._queue and running < self._plan.slots and not (self._paused and running):
+            while self._queue and running < self._plan.slots and not (self.memory.paused and running):
                 job, run = self._queue.popleft()
                 if job not in refused and self._pool.run(job, run):
                     running += 1
@@ -547,19 +504,25 @@ class Node:
         """Every MEMORY_SAMPLE_S: measure, watch, and beat when it is time."""
         assert self._pool is not None
         self._timer = self._reactor.callLater(MEMORY_SAMPLE_S, self._tick)
-        self._guard_memory(self._measure())
+        self._guard_memory()
         self._pool.check()
         if self._clock() >= self._heartbeat_due:
             self._beat()
 
-    def _measure(self) -> list[Executor]:
+    def _guard_memory(self) -> None:
         assert self._pool is not None
-        executors = self._pool.executors()
-        self.memory.sample([executor.pid for executor in executors])
-        for executor in executors:
-            own = self.memory.own_bytes.get(executor.pid, 0)
-            executor.peak_bytes = max(executor.peak_bytes, own)
-        return executors
+        executors, was_paused = self._pool.executors(), self.memory.paused
+        self.memory.sample(executors)
+        found = self.memory.decide(executors)
+        if self.memory.paused and not was_paused:
+            _log.warn(
+                "memory is over the cap: {said}; no further task starts until it is below",
+                said=self.memory.said(),
+            )
+        if was_paused and not self.memory.paused:
+            self.room()
+        if found is not None:
+            self._pool.kill(*found)
 
     def _beat(self) -> None:
         self._heartbeat_due = self._clock() + (self._progress_s if self._progress else HEARTBEAT_S) - 0.01
@@ -571,88 +534,12 @@ class Node:
             running,
             self.memory.now_bytes,
             self.memory.peak_bytes,
-            self._disk_free_bytes(),
+            self._folders.free_bytes(),
         )
         self._send(beat)
-
-    def _disk_free_bytes(self) -> int:
-        """Of the devices that the spill folders are on, each counted once; -1 when none can be asked."""
-        free: dict[int, int] = {}
-        for folder in self._spill_dirs:
-            with contextlib.suppress(OSError):
-                free[os.stat(folder).st_dev] = shutil.disk_usage(folder).free
-        return sum(free.values()) if free else -1
-
-    def _guard_memory(self, executors: list[Executor]) -> None:
-        assert self._pool is not None
-        if self.memory.now_bytes <= self._plan.cap_bytes:
-            if self._paused and self.memory.now_bytes < self._plan.cap_bytes * _BELOW_CAP:
-                self._paused = False
-                self.room()
-            return
-        if not self._paused:
-            self._paused = True
-            _log.warn(
-                "memory is over the cap: {now} of {cap}; no further task starts until it is below",
-                now=format_bytes(self.memory.now_bytes),
-                cap=format_bytes(self._plan.cap_bytes),
-            )
-        working = [executor for executor in executors if executor.run is not None]
-        if not working:
-            return
-        largest = max(working, key=lambda executor: self.memory.own_bytes.get(executor.pid, 0))
-        own = self.memory.own_bytes.get(largest.pid, 0)
-        if own > self._plan.executor_bytes * _OVER_SHARE and largest.run is not None:
-            self._pool.kill(largest, self._over_share(largest, largest.run, own))
-
-    def _over_share(self, executor: Executor, run: RunTask, own_bytes: int) -> UserMemoryError:
-        return UserMemoryError(
-            f"the task and its child processes hold {format_bytes(own_bytes)}; its slot has"
-            f" {format_bytes(self._plan.executor_bytes)} and the cap of"
-            f" {format_bytes(self._plan.cap_bytes)} is exceeded",
-            cure="raise --memory, lower --slots, or lower --split-size; or hold less in the job's own code",
-            signature=f"UserMemoryError watchdog {type(run.task).__name__}",
-            details={
-                "task": describe_task(run.task),
-                "attempt": run.attempt,
-                "memory of the whole tree": format_bytes(self.memory.now_bytes),
-                "cap": format_bytes(self._plan.cap_bytes),
-            },
-        )
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)
         self._progress.pop(attempt, None)
         if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
             self._shuffle.forget(attempt)
-
-
-def _roomiest(folders: Sequence[str]) -> str:
-    """The folder with most free space; one that cannot be asked has none."""
-    if len(folders) == 1:
-        return folders[0]
-
-    def free_bytes(folder: str) -> int:
-        try:
-            return shutil.disk_usage(folder).free
-        except OSError:
-            return -1
-
-    return max(folders, key=free_bytes)
-
-
-def _set_aside(folder: str) -> str:
-    """Give a job's folder another name, so that the job may come again; removing it takes longer."""
-    aside = f"{folder}.{new_job_id()}"
-    try:
-        os.rename(folder, aside)
-    except OSError:  # gone: the disk, or somebody, has removed it
-        return folder
-    return aside
-
-
-def _discard(folder: str) -> None:
-    """Remove a job's files, in a thread. That something is left is said in the log."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.path.exists(folder):
-        _log.warn("cannot remove all of {folder}", folder=folder)
