@@ -10,12 +10,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cortex.errors import InputError, NotAllowed
 from cortex.formats.input_bytes import LocalBytes
 from cortex.formats.input_files import files_at, look_at
 from cortex.job.plan import ClientFile, ClientFiles, InputFile
-from cortex.limits import INPUT_OPEN_FILES_MAX
+from cortex.limits import INPUT_OPEN_FILES_MAX, KIB
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class FoundFiles:
         return [file for found in self.listed if found is not None for file in found]
 
 
+_FIND_BYTES: Final = 1024 * KIB  # read and looked through at once
+
+
 class FileReads:
     """Reads of `files`, by one thread. Keeps some of them open; close it."""
 
@@ -75,6 +79,17 @@ class FileReads:
             ) from error
         data.check()
         return read
+
+    def without(self, number: int, offset: int, length: int, byte: bytes) -> int:
+        """How many of `length` bytes from `offset` on stand before the first `byte`. Raises as `read`."""
+        done = 0
+        while done < length:
+            data = self.read(number, offset + done, min(_FIND_BYTES, length - done))
+            place = data.find(byte)
+            if place >= 0 or not data:
+                return done + max(0, place)
+            done += len(data)
+        return done
 
     def close(self) -> None:
         while self._open:

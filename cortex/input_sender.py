@@ -61,7 +61,9 @@ class InputSender:
         try:
             if read.job != self._job:
                 raise NotAllowed(f"a file of job {read.job} was asked for on the connection of {self._job}")
-            return InputBytes(read.read, files.read(read.file, read.offset, read.length))
+            data = files.read(read.file, read.offset, read.length)
+            clear = files.without(read.file, read.offset, read.find_bytes, read.find) if read.find else 0
+            return InputBytes(read.read, data, clear)
         except CortexError as error:
             return InputUnread(read.read, error.report())
         except Exception as error:  # whoever asked would wait for ever

@@ -103,6 +103,7 @@ BLOB_CREDIT_BYTES: Final = 2 * MIB  # of files in flight to the server or to a n
 BLOB_REQUESTS_MAX: Final = 64  # files that a node may have asked for at once: no round trip for each
 BLOB_STREAMS_MAX: Final = 64  # of all nodes, sent at once: 16 MB of chunks; others wait their turn
 INPUT_READ_BYTES: Final = 512 * KIB  # of a client's file, in one frame: beats wait 50 ms behind it at 10 MB/s
+INPUT_FIND_BYTES: Final = 16 * MIB  # looked through by a client for one read: 10 ms, or 100 on a cold disk
 INPUT_AHEAD_BYTES: Final = 4 * MIB  # asked for by an executor before it needs them: 40 ms at 100 MB/s
 INPUT_STREAMS_MAX: Final = 64  # places of one file read by turns, such as columns: each keeps its last bytes
 INPUT_KEPT_BYTES: Final = (

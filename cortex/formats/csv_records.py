@@ -367,7 +367,8 @@ def scan_states(
     """`ends[i][s]`: the state before byte ``boundaries[i + 1]`` if it is s before ``boundaries[i]``.
 
     Exact for all three start states, which fall together after the first quoted field or so: mostly only
-    a little before each boundary is read. Where there are no quotes everything is.
+    a little before each boundary is read. Where there are no quotes everything is, unless whoever has the
+    bytes says that there are none.
     """
     dialect = file.dialect or CsvDialect()
     grammar = Grammar(dialect)
@@ -383,20 +384,24 @@ def scan_states(
 
 
 def _scan(source: Source, grammar: Grammar, low: int, high: int) -> tuple[int, int, int]:
-    for back in _BACK_BYTES:
-        if back < high - low:
-            data, count, _ = source.window(high - back - 1, back + 1)
-            certain = grammar.settled_states(data, 1, count)
-            if len(certain) == 1:
-                state = certain.pop()
-                return state, state, state
-    before = NO_BYTE
-    if low > source.file.data_start:
-        before = source.window(low - 1, 1)[0][0]
+    clear = source.without(grammar.quote, low, high)
+    if clear < high:
+        for back in _BACK_BYTES:
+            if back < high - low:
+                data, count, _ = source.window(high - back - 1, back + 1)
+                certain = grammar.settled_states(data, 1, count)
+                if len(certain) == 1:
+                    state = certain.pop()
+                    return state, state, state
     states = [OUT, IN, CLOSED]
     position = low
-    source.expect(low, high)
     while position < high:
+        if clear > position:
+            states = [IN if state == IN else OUT for state in states]
+            position = clear
+            continue
+        before = source.window(position - 1, 1)[0][0] if position > source.file.data_start else NO_BYTE
+        source.expect(position, min(position + _SCAN_READ_BYTES, high))
         buffer, count, _ = source.window(position, min(_SCAN_READ_BYTES, high - position))
         for at in range(0, count, _SCAN_BYTES):
             stop = min(at + _SCAN_BYTES, count)
@@ -407,4 +412,5 @@ def _scan(source: Source, grammar: Grammar, low: int, high: int) -> tuple[int, i
                 states[i] = known[state]
             before = buffer[stop - 1]
         position += count
+        clear = source.without(grammar.quote, position, high)
     return states[0], states[1], states[2]

@@ -39,6 +39,10 @@ class InputBytes(abc.ABC):
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:  # noqa: B027 (a hint: nothing must be done)
         """These [low, high) will be read, each from its beginning on: they may be brought beforehand."""
 
+    def without(self, byte: bytes, low: int, high: int) -> int:
+        """How far it is known that `byte` does not occur in [low, high): `low` where only reading tells."""
+        return low
+
     @abc.abstractmethod
     def native(self) -> pa.NativeFile:
         """The same bytes for Arrow's readers, at a position of its own. The caller closes it, before this."""

@@ -51,6 +51,10 @@ class Source(abc.ABC):
         """Windows from `low` on will be asked for, one after the other, about as far as `high`."""
         self._bytes.expect([(low, min(high, self.file.size_bytes))])
 
+    def without(self, byte: bytes, low: int, high: int) -> int:
+        """How far it is known that `byte` does not occur in [low, high): `low` where only reading tells."""
+        return self._bytes.without(byte, low, high)
+
     def finish(self) -> None:
         """Called when the last record was read: the file must still be the one that was planned."""
         self._bytes.check()

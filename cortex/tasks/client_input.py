@@ -25,6 +25,7 @@ from cortex.formats.input_bytes import InputBytes, LocalBytes, changed
 from cortex.job.plan import InputFile
 from cortex.limits import (
     INPUT_AHEAD_BYTES,
+    INPUT_FIND_BYTES,
     INPUT_KEPT_BYTES,
     INPUT_READ_BYTES,
     INPUT_STREAMS_MAX,
@@ -47,7 +48,7 @@ class _Answer:
     __slots__ = ("found",)
 
     def __init__(self) -> None:
-        self.found: bytes | InputUnread | None = None
+        self.found: messages.InputBytes | InputUnread | None = None
 
 
 class ClientInput:
@@ -73,19 +74,25 @@ class ClientInput:
             return LocalBytes(file)
         return _in_place(file) or ClientBytes(file, self)
 
-    def ask(self, file: InputFile, offset: int, length: int) -> _Answer:
-        """Begin a read, of INPUT_READ_BYTES at most."""
+    def ask(
+        self, file: InputFile, offset: int, length: int, find: bytes = b"", find_bytes: int = 0
+    ) -> _Answer:
+        """Begin a read, of INPUT_READ_BYTES at most (see `ReadInput`)."""
         connection, answer, number = self._connected(), _Answer(), next(self._numbers)
         with self._changed:
             self._answers[number] = answer
         try:
-            connection.send(ReadInput(number, self._job, file.client_file, offset, length))
+            connection.send(ReadInput(number, self._job, file.client_file, offset, length, find, find_bytes))
         except OSError as error:
             raise self._gone(error) from error
         return answer
 
     def wait(self, answer: _Answer) -> bytes:
-        """Its bytes. Raises the typed error of what kept the client from reading them."""
+        """Its bytes."""
+        return self.answered(answer).data
+
+    def answered(self, answer: _Answer) -> messages.InputBytes:
+        """Raises the typed error of what kept the client from reading them."""
         with self._changed:
             while answer.found is None:
                 if self._ended is not None:
@@ -133,7 +140,7 @@ class ClientInput:
                 with self._changed:
                     answer = self._answers.pop(message.read, None)
                     if answer is not None:
-                        answer.found = message.data if isinstance(message, messages.InputBytes) else message
+                        answer.found = message
                         self._changed.notify_all()
         except BaseException as error:  # raised in the task's thread, where somebody waits
             ended = error
@@ -225,6 +232,16 @@ class ClientBytes(InputBytes):
             self._streams.remove(stream)
             self._forget(stream.pieces)
         return end - offset
+
+    def without(self, byte: bytes, low: int, high: int) -> int:
+        position = low
+        while position < high:
+            size = min(INPUT_FIND_BYTES, high - position)
+            clear = self._client.answered(self._client.ask(self.file, position, 0, byte, size)).without
+            position += clear
+            if clear < size:
+                break
+        return position
 
     def native(self) -> pa.NativeFile:
         import pyarrow as pa

@@ -17,7 +17,7 @@ from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.output_types import OutputTypes
 from cortex.job.plan import ClientFiles, InputPlan, Split
 from cortex.job.spec import JobSpec
-from cortex.limits import INPUT_READ_BYTES, PROGRESS_S
+from cortex.limits import INPUT_FIND_BYTES, INPUT_READ_BYTES, PROGRESS_S
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -219,7 +219,8 @@ FromExecutor = Union[ExecutorHello, Retiring, TaskProgress, TaskFinished, TaskFa
 
 class ReadInput(Message, frozen=True):
     """`length` bytes of a client's file from `offset` on. Answered with `InputBytes` (fewer only where the
-    file ends) or `InputUnread`. None: only see that it is still the file that the job began with.
+    file ends) or `InputUnread`. None: only see that it is still the file that the job began with, and, with
+    `find`, how far from `offset` on that byte does not occur, within `find_bytes`.
 
     A read stands for itself: whoever passes it on numbers it anew, and asks again where the way was cut.
     """
@@ -231,11 +232,15 @@ class ReadInput(Message, frozen=True):
     """The id of a `ClientFile`: nobody is sent a path to open."""
     offset: Annotated[int, msgspec.Meta(ge=0)]
     length: Annotated[int, msgspec.Meta(ge=0, le=INPUT_READ_BYTES)]
+    find: Annotated[bytes, msgspec.Meta(max_length=1)] = b""
+    find_bytes: Annotated[int, msgspec.Meta(ge=0, le=INPUT_FIND_BYTES)] = 0
 
 
 class InputBytes(Message, frozen=True):
     read: int
     data: bytes
+    without: int = 0
+    """Of a read that was to `find` a byte: there is none in so many."""
 
 
 class InputUnread(Message, frozen=True):

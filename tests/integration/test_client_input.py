@@ -321,6 +321,23 @@ def test_a_client_that_ends_while_it_is_read_from_leaves_the_cluster_idle(
     assert sorted(Words(input=path, split_size=0).run(cluster))[:1]
 
 
+def test_a_node_killed_while_it_reads_costs_its_work_alone(hidden: Path, tmp_path: Path) -> None:
+    path = hidden / "read.txt"
+    _lines(path, 100_000)
+    here = dict(SlowLines(input=path).run())
+    with HiddenCluster(2, [hidden]) as own:
+        killed = []
+
+        def kill() -> None:
+            own.nodes["node1"].kill()
+            killed.append(own.nodes["node1"].wait())
+
+        there = SlowLines(input=path).run(own, on_progress=_when(_maps_done, kill))
+        assert killed == [-signal.SIGKILL]
+        assert dict(there) == here
+        assert there.report.failed_attempts == 0
+
+
 def test_files_that_nodes_alone_see_are_found_by_them(
     hidden: Path, cluster: HiddenCluster, tmp_path: Path
 ) -> None:

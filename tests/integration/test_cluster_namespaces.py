@@ -10,6 +10,7 @@ import csv
 import filecmp
 import json
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -171,6 +172,24 @@ def test_segments_go_from_node_to_node_and_not_through_the_server(network: Netwo
     for node in ("node1", "node2"):
         assert received[node] > shuffled / 10
     assert sent["laptop"] + received["laptop"] < server
+
+
+def test_a_file_that_only_the_client_has_is_sent_to_the_nodes(network: Network, alone: str) -> None:
+    """Through the server, which passes on what comes."""
+    laptop = network["laptop"]
+    own = laptop.folder / "own.csv"
+    shutil.copyfile(network.shared / "notes.csv", own)  # with its time, and another path
+    before = {name: machine.carried() for name, machine in network.machines.items()}
+    words = [str(own) if word.endswith("notes.csv") else word for word in _job(network, "Digest", "own")]
+    laptop.run(*words, *_on_cluster(network))
+    after = {name: machine.carried() for name, machine in network.machines.items()}
+    assert _same(laptop, alone, "own")
+    size = own.stat().st_size
+    sent, passed_on = (after[name].sent - before[name].sent for name in ("laptop", "head"))
+    # Once for the maps and once for the scan, which these notes leave in doubt; a megabyte for the plan; and
+    # of each small split a third more than itself.
+    assert 2 * size < sent < 3.2 * size
+    assert sent - size / 4 < passed_on < sent + size / 2
 
 
 @pytest.mark.parametrize("stage", ["map", "reduce"])

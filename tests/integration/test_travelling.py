@@ -16,6 +16,7 @@ import pytest
 
 import cortex
 from cortex.embedded_start import child_environment
+from tests.integration.hidden_cluster import HiddenCluster, can_hide
 
 JOB = """
 import os
@@ -103,8 +104,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[cortex.LocalCluster]:
-    with cortex.LocalCluster(nodes=2) as made:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cortex.LocalCluster]:
+    """Where this machine allows it, the client's folders are empty for its nodes."""
+    hidden = [tmp_path_factory.getbasetemp()] if can_hide() else []
+    with HiddenCluster(2, hidden) if hidden else cortex.LocalCluster(nodes=2) as made:
         yield made
 
 

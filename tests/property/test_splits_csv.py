@@ -18,6 +18,7 @@ from cortex.errors import InputError
 from cortex.formats import csv_records
 from cortex.formats.csv_reader import CsvReader
 from cortex.formats.csv_records import NO_BYTE, Grammar, Stretch, scan_states, states_after
+from cortex.formats.input_bytes import LocalBytes, open_local
 from cortex.formats.planning import plan_inputs
 from cortex.formats.readers import open_reader
 from cortex.job.plan import CLOSED, IN, OUT, InputFile, Split
@@ -212,22 +213,36 @@ _quoty = st.lists(
 ).map(b"".join)
 
 
+class _Finding(LocalBytes):
+    """Tells where quotes are, at most `reach` bytes at once."""
+
+    reach = 0
+
+    def without(self, byte: bytes, low: int, high: int) -> int:
+        place = self.read(min(high - low, self.reach), low).find(byte)
+        return low + place if place >= 0 else min(high, low + self.reach)
+
+
 @_relaxed
 @given(
     _quoty,
     st.sampled_from([NO_BYTE, *b',\n"x']),
     st.sampled_from([1, 7, 64, 100_000]),
     st.sampled_from([(), (1,), (3, 20), (100_000,)]),
+    st.sampled_from([None, 1, 5, 100_000]),
 )
 def test_scanned_states_are_those_of_the_automaton(
-    tmp_path: Path, data: bytes, before: int, scan_bytes: int, back: tuple[int, ...]
+    tmp_path: Path, data: bytes, before: int, scan_bytes: int, back: tuple[int, ...], reach: int | None
 ) -> None:
     lead = b"" if before == NO_BYTE else bytes([before])
     file = _planned(tmp_path / "f.csv", lead + data, ("a",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(csv_records, "_SCAN_BYTES", scan_bytes)
         patch.setattr(csv_records, "_BACK_BYTES", back)
-        (ends,) = scan_states(file, [len(lead), len(lead) + len(data)])
+        patch.setattr(csv_records, "_SCAN_READ_BYTES", 50)
+        patch.setattr(_Finding, "reach", reach or 0)
+        opener = open_local if reach is None else _Finding
+        (ends,) = scan_states(file, [len(lead), len(lead) + len(data)], opener)
     for state in (OUT, IN, CLOSED):
         if state == CLOSED and lead != b'"':
             continue  # there is no such state: it is the one right after a quote

@@ -97,6 +97,7 @@ def test_reads_are_of_listed_files_alone_and_few_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_files, "INPUT_OPEN_FILES_MAX", 3)
+    monkeypatch.setattr(client_files, "_FIND_BYTES", 4)
     _tree(tmp_path, *(f"{i:02d}.txt" for i in range(10)))
     before = len(os.listdir("/proc/self/fd"))
     reads = FileReads(FoundFiles.find((str(tmp_path),)))
@@ -104,6 +105,9 @@ def test_reads_are_of_listed_files_alone_and_few_stay_open(
         assert reads.read(number, 8, 100) == f"{number:02d}.txt\n".encode()
         assert len(os.listdir("/proc/self/fd")) <= before + 3
     assert reads.read(3, 0, 0) == b""
+    assert [reads.without(3, offset, 100, b"t") for offset in (0, 1, 4, 9)] == [0, 2, 7, 2]
+    assert [reads.without(3, 1, length, b"t") for length in (0, 1, 2, 3)] == [0, 1, 2, 2]
+    assert reads.without(3, 2, 100, b"?") == 13
     for number in (-1, 10):
         with pytest.raises(NotAllowed):
             reads.read(number, 0, 1)

@@ -135,6 +135,23 @@ def test_text_is_asked_for_about_once(tmp_path: Path) -> None:
     assert sum(read.length for read in door.reads) >= size
 
 
+def test_csv_without_quotes_is_not_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scan asks the client where quotes are. One near the end is found, and only it is looked at."""
+    monkeypatch.setattr(client_input, "INPUT_FIND_BYTES", 1 << 20)
+    path = tmp_path / "in.csv"
+    rows = b"".join(b"n%d,%d,some text that is not quoted\n" % (i % 10, i) for i in range(400_000))
+    for last in (b"", b'"n\n1",7,x\n'):
+        path.write_bytes(b"name,value,spare\n" + rows + last + rows[:100])
+        spec = _spec(str(path), 4 << 20)
+        far, door = _far(str(path), spec)
+        assert far.files == run_tasks(spec).files
+        size, splits = path.stat().st_size, len(far.plan.splits)
+        assert splits > 3
+        assert sum(read.length for read in door.reads) < size + (1 << 20) + splits * 200_000
+        assert sum(read.find_bytes for read in door.reads) >= size * 3 // 4
+        assert max(read.find_bytes for read in door.reads) == 1 << 20
+
+
 def test_a_file_that_is_here_as_well_is_read_in_place(tmp_path: Path) -> None:
     path = _write(tmp_path, "csv")
     with client_door((path,), JOB) as door:

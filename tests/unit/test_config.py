@@ -10,6 +10,7 @@ import pytest
 
 from cortex.config import VARIABLES, load_config
 from cortex.errors import UsageError
+from cortex.wire.join import Endpoint, parse_endpoint
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -92,3 +93,5 @@ def test_the_example_lists_every_variable_and_is_right(tmp_path: Path) -> None:
     config = load_config({"HOME": "/h"}, str(tmp_path))
     assert config.warnings == ()
     assert config.memory_bytes == 4 * 2**30
+    assert parse_endpoint(config.server) == Endpoint("head.example.org", 8786)
+    assert config.join_line == "HOST:PORT/TOKEN.CAHASH"

@@ -18,7 +18,13 @@ from cortex import input_door
 from cortex.errors import InputChanged, ProtocolError, from_report
 from cortex.input_door import InputDoor
 from cortex.input_relay import InputRelay
-from cortex.limits import INPUT_CLIENT_BYTES, INPUT_NODE_BYTES, INPUT_READ_BYTES, INPUT_READS_MAX
+from cortex.limits import (
+    INPUT_CLIENT_BYTES,
+    INPUT_FIND_BYTES,
+    INPUT_NODE_BYTES,
+    INPUT_READ_BYTES,
+    INPUT_READS_MAX,
+)
 from cortex.transfer.read_queue import ReadQueue
 from cortex.wire import messages as m
 from cortex.wire.framing import FrameDecoder, encode_frame
@@ -266,9 +272,19 @@ def test_reads_of_jobs_that_have_ended_and_of_lost_nodes_end() -> None:
     assert len(cluster.to_nodes) == 2
 
 
+def _find(too_many: int, find: bytes = b"x") -> m.ReadInput:
+    return m.ReadInput(1, JOB, 0, 0, 0, find, INPUT_FIND_BYTES + too_many)
+
+
 def test_a_read_is_bounded_where_it_is_decoded() -> None:
     decoder = msgspec.msgpack.Decoder(m.ReadInput)
-    for read in (_read(1, INPUT_READ_BYTES + 1), _read(1, -1), _read(1, 1, offset=-1)):
+    for read in (
+        _read(1, INPUT_READ_BYTES + 1),
+        _read(1, -1),
+        _read(1, 1, offset=-1),
+        _find(2),
+        _find(0, b"ab"),
+    ):
         with pytest.raises(msgspec.ValidationError):
             decoder.decode(msgspec.msgpack.encode(read))
 
