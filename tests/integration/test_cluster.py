@@ -183,6 +183,16 @@ class Slow(cortex.MapReduceJob):
         yield line, 1
 
 
+class Late(Slow):
+    """Only its last map waits."""
+
+    def map(self, line: str) -> Iterator[tuple[str, int]]:
+        while line == "line11" and not os.path.exists(os.path.join(self.marks, "gate")):
+            time.sleep(0.01)
+        for i in range(50):
+            yield f"key{i}", len(line)
+
+
 class Running(threading.Thread):
     """A job in a thread; `outcome` is its result or its error."""
 
@@ -204,10 +214,10 @@ class Running(threading.Thread):
         return self.outcome
 
 
-def slow(tmp_path: Path, lines: int) -> Slow:
+def slow(tmp_path: Path, lines: int, kind: type[Slow] = Slow) -> Slow:
     (tmp_path / "marks").mkdir()
     (tmp_path / "in.txt").write_text("".join(f"line{i:02}\n" for i in range(lines)))
-    return Slow(input=str(tmp_path / "in.txt"), split_size=7, marks=str(tmp_path / "marks"))
+    return kind(input=str(tmp_path / "in.txt"), split_size=7, marks=str(tmp_path / "marks"))
 
 
 def wait_for(condition: Any) -> Any:
@@ -227,6 +237,23 @@ def test_a_node_that_comes_while_a_job_runs_works_for_it(tmp_path: Path) -> None
         wait_for(lambda: len({path.name.split("-")[1] for path in (tmp_path / "marks").glob("line*")}) == 2)
         (tmp_path / "marks" / "gate").touch()
         assert dict(running.result()) == {f"line{i:02}": 1 for i in range(8)}
+
+
+def test_segments_are_fetched_while_maps_run(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
+    running = Running(slow(tmp_path, 12, Late), cluster)
+
+    def fetched() -> bool:
+        per_node = [
+            list(folder.glob("*.segment")) for name in cluster.nodes for folder in spilled(cluster, name)
+        ]
+        return len(per_node) == 2 and all(per_node)
+
+    wait_for(fetched)
+    assert any(job.state == "mapping" for job in cluster.client.status().jobs)
+    (tmp_path / "marks" / "gate").touch()
+    result = running.result()
+    assert result.to_arrow().num_rows == 12 * 50
+    assert result.report.failed_attempts == 0
 
 
 def test_what_a_jobs_code_wrote_is_shown_while_it_runs_and_after(
