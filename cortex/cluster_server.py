@@ -163,6 +163,8 @@ class ClusterServer:
             raise ProtocolError(f"{link.peer} said hello as node {hello.node!r}")
         if link in self._from_node:
             raise ProtocolError("a second hello came")
+        if hello.slots < 1:
+            raise ProtocolError(f"node {hello.node} has {hello.slots} slots")
         try:
             check_versions(hello.versions, self._versions, f"node {hello.node}")
         except VersionMismatch as error:
