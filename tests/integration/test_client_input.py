@@ -179,8 +179,9 @@ def test_a_bad_row_is_told_as_on_one_machine(hidden: Path, cluster: HiddenCluste
 
 
 def test_input_that_nobody_has_is_named(hidden: Path, cluster: HiddenCluster) -> None:
-    with pytest.raises(InputError, match="input does not exist"):
+    with pytest.raises(InputError, match="input does not exist") as found:
         Totals(input=hidden / "nowhere.csv").run(cluster)
+    assert found.value.details["looked for"] == "on the client's machine, then on a node"
 
 
 def _when(running: Callable[[JobProgress], bool], act: Callable[[], Any]) -> Callable[[JobProgress], None]:
