@@ -10,6 +10,7 @@ locked while a server lives in it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ from cortex.wire.messages import (
     RevokePeer,
     RevokeToken,
     ShutDown,
+    SubmitJob,
 )
 from cortex.wire.peers import listen_tls
 from cortex.wire.server_home import open_server_home
@@ -141,6 +143,10 @@ class ClusterServer:
                 self._answered, self._failed, callbackArgs=(link, message), errbackArgs=(link,)
             )
         else:
+            if isinstance(message, SubmitJob):  # who ran what: code is opaque here, its hash tells it apart
+                code = hashlib.sha256(message.code).hexdigest()
+                name = repr(message.spec.name)
+                _log.info("{peer} submits {name}, code {code}", peer=str(link.peer), name=name, code=code)
             self._server.client_said(link, message, link.peer)
 
     def _node_said(self, link: Link, message: Message) -> None:

@@ -170,7 +170,7 @@ def needed_packages(imports: Iterable[str]) -> tuple[Package, ...]:
     from importlib import metadata  # slow to import, and so is the next line
 
     owners = metadata.packages_distributions()
-    return tuple(Package(module, _requirement(module, owners)) for module in sorted(modules))
+    return tuple(_package(module, owners) for module in sorted(modules))
 
 
 def _package_of(name: str) -> str:
@@ -189,8 +189,14 @@ def _package_of(name: str) -> str:
     return ""
 
 
+def _package(module: str, owners: Mapping[str, Sequence[str]]) -> Package:
+    requirement = _requirement(module, owners)
+    place = None if requirement else find(module, sys.path)
+    return Package(module, requirement, place.path if place else "")
+
+
 def _requirement(module: str, owners: Mapping[str, Sequence[str]]) -> str:
-    """What pip installs the module by: ``name==version``."""
+    """What pip installs the module by: ``name==version``; "" for what is installed from a folder of here."""
     from importlib import metadata
 
     names = dict.fromkeys(owners.get(module.partition(".")[0], ()))
@@ -198,5 +204,6 @@ def _requirement(module: str, owners: Mapping[str, Sequence[str]]) -> str:
         found = metadata.distribution(name)
         path = module.replace(".", "/")
         if len(names) == 1 or any(str(f).startswith((f"{path}/", f"{path}.")) for f in found.files or ()):
-            return f"{name}=={found.version}"
+            here = "file://" in (found.read_text("direct_url.json") or "")
+            return "" if here else f"{name}=={found.version}"
     return ""

@@ -37,13 +37,19 @@ class _Asked:
 
 
 class InputRelay:
-    """`to_node(node, message)` and `to_client(client, message)` send; clients are told apart by identity."""
+    """`to_node(node, message)` and `to_client(client, message)` send; clients are told apart by identity.
+    `is_there(job)`: the job is under way, or done and kept; its reads wait for a client that was not seen yet
+    (by a server that was started again)."""
 
     def __init__(
-        self, to_node: Callable[[str, ToNode], None], to_client: Callable[[Any, FromServer], None]
+        self,
+        to_node: Callable[[str, ToNode], None],
+        to_client: Callable[[Any, FromServer], None],
+        is_there: Callable[[str], bool],
     ) -> None:
         self._to_node = to_node
         self._to_client = to_client
+        self._is_there = is_there
         self._numbers = itertools.count(1)
         self._jobs: dict[str, _Job] = {}
         self._job_of: dict[int, str] = {}
@@ -53,13 +59,8 @@ class InputRelay:
 
     def client_here(self, job: str, client: Any) -> None:
         """The job has begun, or its client is back, over this link: what waits is asked for."""
-        found = self._jobs.get(job)
-        if found is None:
-            queue = ReadQueue[str](
-                self._numbers, partial(self._ask_client, job), INPUT_CLIENT_BYTES, up=False
-            )
-            found = self._jobs[job] = _Job(queue)
-        elif found.client is not None:
+        found = self._jobs.get(job) or self._open(job)
+        if found.client is not None:
             self._away(job, found)
         found.client = client
         found.queue.up()
@@ -85,6 +86,8 @@ class InputRelay:
         """A node asks. It is answered in any case, for an executor waits."""
         read = message.asked
         job = self._jobs.get(read.job)
+        if job is None and self._is_there(read.job):
+            job = self._open(read.job)
         if job is None:
             error: CortexError = NotAllowed(f"{read.job} is no job under way: its input is read no more")
         elif not self._has_room(message.node, read.length):
@@ -123,6 +126,11 @@ class InputRelay:
             held <= INPUT_NODE_BYTES + INPUT_READ_BYTES
             and sum(each.reads for each in asked) < INPUT_READS_MAX
         )
+
+    def _open(self, job: str) -> _Job:
+        ask = partial(self._ask_client, job)
+        found = self._jobs[job] = _Job(ReadQueue(self._numbers, ask, INPUT_CLIENT_BYTES, up=False))
+        return found
 
     def _ask_client(self, job: str, read: ReadInput) -> None:
         self._job_of[read.read] = job

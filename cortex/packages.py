@@ -23,6 +23,8 @@ class Place:
 
     folders: tuple[str, ...]
     """Where what is below it is looked for; () for a module that is no package."""
+    path: str = ""
+    """Of a module's file, or a package's folder; "" where it is neither."""
     shared: bool = False
     """A namespace package, such as ``google``: being there says nothing of what is below it."""
 
@@ -46,8 +48,8 @@ def _find_top(name: str, sys_path: Sequence[str]) -> Place | None:
             path = sys_path if finder is importlib.machinery.PathFinder else None
             spec: importlib.machinery.ModuleSpec | None = find_spec(name, path, None)
             if spec is not None:
-                folders = spec.submodule_search_locations
-                return Place(tuple(folders or ()), spec.origin is None and folders is not None)
+                folders = tuple(spec.submodule_search_locations or ())
+                return Place(folders, _path_of(spec), shared=spec.origin is None and bool(folders))
     return None
 
 
@@ -58,12 +60,18 @@ def _find_below(place: Place, name: str) -> Place | None:
         path = os.path.join(folder, name)
         for suffix in importlib.machinery.all_suffixes():
             if os.path.isfile(os.path.join(path, f"__init__{suffix}")):
-                return Place((path,))
+                return Place((path,), path)
             if os.path.isfile(path + suffix):
-                return Place(())
+                return Place((), path + suffix)
         if os.path.isdir(path):
             shared.append(path)
-    return Place(tuple(shared), shared=True) if shared else None
+    return Place(tuple(shared), shared[0], shared=True) if shared else None
+
+
+def _path_of(spec: importlib.machinery.ModuleSpec) -> str:
+    if not spec.has_location or spec.origin is None:
+        return ""
+    return os.path.dirname(spec.origin) if spec.submodule_search_locations else spec.origin
 
 
 def executors_path() -> list[str]:
@@ -86,13 +94,14 @@ def check_packages(packages: Iterable[Package], sys_path: Sequence[str], node: s
         return
     names = ", ".join(package.module for package in missing)
     wanted = sorted({package.requirement for package in missing if package.requirement})
-    loose = [package.module for package in missing if not package.requirement]
+    loose = [package for package in missing if not package.requirement]
     cures = []
     if wanted:
         pip = " ".join(f"'{each}'" for each in wanted)
         cures.append(f"on {node}: {sys.executable} -m pip install {pip}")
     if loose:
-        cures.append(f"{', '.join(loose)}: list under `modules`, so that it travels with the job")
+        paths = ", ".join(package.source or package.module for package in loose)
+        cures.append(f"modules: [{paths}] in the job, so that it travels along: pip has no such package")
     one = len(missing) == 1
     raise PackageMissing(
         f"node {node} lacks the {'package' if one else 'packages'} {names}, which the job imports",

@@ -158,7 +158,11 @@ class Server:
             lambda client, error: client.link.close(Refused(error.report())),
         )
         self._logs = LogDesk(self._to_node, lambda client, message: client.link.send(message))
-        self._input = InputRelay(self._to_node, lambda client, message: client.link.send(message))
+        self._input = InputRelay(
+            self._to_node,
+            lambda client, message: client.link.send(message),
+            lambda job: job in self._scheduler.jobs or job in self._scheduler.kept,
+        )
         self._client_of: dict[str, _Client] = {}
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
 

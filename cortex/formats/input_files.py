@@ -56,7 +56,7 @@ def find_files(spec: InputSpec, client_files: ClientFiles = ()) -> Iterator[Inpu
                 yield _described(len(seen), file, 0, spec, number)
                 seen.add(file.path)
             number += 1
-        for name in _files_behind(path) if theirs is None else ():
+        for name in _files_behind(path, bool(client_files)) if theirs is None else ():
             real = os.path.realpath(name)
             if real not in seen:
                 yield describe_file(len(seen), name, spec)
@@ -77,20 +77,21 @@ def files_at(path: str) -> list[str]:
     return names
 
 
-def _files_behind(path: str) -> list[str]:
+def _files_behind(path: str, has_client: bool) -> list[str]:
     names = files_at(path)
     if names:
         return names
+    where = "on the client's machine, then on a node" if has_client else ""
     if not os.path.isdir(path) and not glob.has_magic(path):
         raise InputError(
             f"input does not exist: {path}",
-            details={"input": path},
+            details={"input": path, "looked for": where},
             cure="check the path; relative ones start at the current folder",
         )
     kind = "folder has no input files" if os.path.isdir(path) else "pattern matches no input file"
     raise InputError(
         f"{kind}: {path}",
-        details={"input": path},
+        details={"input": path, "looked for": where},
         cure="names that begin with _ or . are skipped below folders and patterns",
     )
 

@@ -98,10 +98,8 @@ class ParquetReader:
         self._data.close()
 
     def _expect_chunks(self) -> None:
-        split, ranges = self._split, []
-        for index in range(split.first_unit, split.first_unit + split.units):
-            ranges += [_chunk_range(chunk) for chunk in self._wanted_chunks(index)]
-        self._data.expect(ranges)
+        groups = range(self._split.first_unit, self._split.first_unit + self._split.units)
+        self._data.expect(_chunk_range(chunk) for group in groups for chunk in self._wanted_chunks(group))
 
     def _wanted_chunks(self, group: int) -> Iterator[pq.ColumnChunkMetaData]:
         """Of the columns that are read."""

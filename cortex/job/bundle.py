@@ -36,7 +36,9 @@ class Package(msgspec.Struct, frozen=True, array_like=True, gc=False):
     module: str
     """As it is looked up: ``yaml``, or ``google.cloud`` where a name above it belongs to many packages."""
     requirement: str
-    """What pip installs it by, such as ``PyYAML==6.0.2``; "" for what is no installed package."""
+    """What pip installs it by, such as ``PyYAML==6.0.2``; "" for what pip could not."""
+    source: str = ""
+    """Then: where the client has it."""
 
 
 class Bundle(msgspec.Struct, frozen=True):

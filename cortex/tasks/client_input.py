@@ -209,9 +209,11 @@ class ClientBytes(InputBytes):
         self._streams: list[_Stream] = []
         """The one read last is the last."""
         self._expected: list[tuple[int, int]] = []
+        self._ends: set[int] = set()
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._expected = sorted((max(0, low), min(high, self.file.size_bytes)) for low, high in ranges)
+        self._ends = {high for _, high in self._expected}
 
     def read_into(self, view: memoryview, offset: int) -> int:
         end = min(offset + len(view), self.file.size_bytes)
@@ -228,7 +230,7 @@ class ClientBytes(InputBytes):
             ]
             stream.position = position = stop
             self._trim(stream, position)
-        if position == wanted and any(high == position for _, high in self._expected):
+        if position == wanted and position in self._ends:
             self._streams.remove(stream)
             self._forget(stream.pieces)
         return end - offset

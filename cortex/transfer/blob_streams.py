@@ -7,7 +7,7 @@ holds a bounded number of bytes. Knows nothing of what is in a blob. All methods
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,15 +41,17 @@ class BlobStreams:
         self._thread = thread
         self._to_node = to_node
         self._streams: dict[Key, _Stream] = {}
+        self._asked: Counter[tuple[str, str]] = Counter()
+        """Node and job -> streams."""
         self._waiting: deque[_Stream] = deque()
         self._going = 0
 
     def begin(self, message: FetchBlob, size_bytes: int) -> None:
         """Send a blob of this size. Raises ProtocolError for one under way, or one too many."""
         key = (message.node, message.job, message.sha256)
-        mine = sum(each[:2] == key[:2] for each in self._streams)
-        if key in self._streams or mine >= BLOB_REQUESTS_MAX:
+        if key in self._streams or self._asked[key[:2]] >= BLOB_REQUESTS_MAX:
             raise ProtocolError("a file of a job was asked for again, or with too many others")
+        self._asked[key[:2]] += 1
         stream = self._streams[key] = _Stream(key, size_bytes, min(message.credit_bytes, BLOB_CREDIT_BYTES))
         self._waiting.append(stream)
         self._start()
@@ -72,6 +74,9 @@ class BlobStreams:
 
     def _end(self, stream: _Stream) -> None:
         del self._streams[stream.key]
+        self._asked[stream.key[:2]] -= 1
+        if not self._asked[stream.key[:2]]:
+            del self._asked[stream.key[:2]]
         stream.dropped = True
         if stream.started:
             self._going -= 1

@@ -40,7 +40,7 @@ def encode_frame(message: Message, max_bytes: int = FRAME_BYTES_MAX) -> bytes:
         raise ProtocolError(
             f"a {type(message).__name__} message of {format_bytes(len(body))} is larger than a frame"
             f" may be ({format_bytes(max_bytes)})",
-            cure="make the job's code smaller (read large data inside the job, do not capture it),"
+            cure="make the job's code smaller (large data in side files: `files` and self.file),"
             " or take larger splits, so that there are fewer tasks",
         )
     return HEADER.pack(len(body)) + body

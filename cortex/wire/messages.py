@@ -93,12 +93,16 @@ class ScanResult(Message, frozen=True):
     ends: tuple[tuple[int, int, int], ...]
 
 
+PartName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
+"""A node says it, and a client makes a file of it: no way out of a folder."""
+
+
 class OutputPart(Message, frozen=True):
     """A finished, fsynced file in the job's staging folder, not yet visible to the user."""
 
-    name: str
+    name: PartName
     """File name as it will be in the output folder, such as ``part-00003.csv``."""
-    staged_as: str
+    staged_as: PartName
     """File name in the staging folder: the attempt's own."""
     rows: int
     size_bytes: int

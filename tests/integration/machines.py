@@ -3,9 +3,9 @@
     with Network(["head", "node1"]) as network:
         network["head"].run("cortex", "status")
 
-They hang on one bridge by a cable each (a veth pair), with addresses 10.111.0.1 and so on. A machine has a
-folder of its own, and sees nothing in those of the others; what lies in `network.shared` all see and none
-may write. The folders are on this machine's disk, at the same paths inside.
+They hang on one bridge by a cable each (a veth pair), with addresses 10.0.0.5, 10.0.0.6 and so on. A machine
+has a folder of its own, and sees nothing in those of the others; what lies in `network.shared` all see and
+none may write. The folders are on this machine's disk, at the same paths inside.
 
 Nothing outlives its network: each namespace is held by one process that reads a pipe from here, and ends
 with it, however the tests end; with its first process the kernel kills all others of a process namespace,
@@ -94,7 +94,7 @@ class Machine:
     def __init__(self, name: str, number: int, network: Network) -> None:
         self.name = name
         self.folder = network.folder / name
-        self.address = f"10.111.0.{number}"
+        self.address = f"10.0.0.{number}"
         others = [network.folder / other for other in network.names if other != name]
         self.space = Space(network.hub, others, network.shared)
         self._network = network
@@ -102,7 +102,8 @@ class Machine:
         cable = self.cable = f"to-{name}"
         network.ip(f"link add {cable} type veth peer name eth0 netns {self.space.pid}")
         network.ip(f"link set {cable} master hub up")
-        for words in (f"addr add {self.address}/24 dev eth0", "link set eth0 up"):
+        address = f"addr add {self.address}/24 dev eth0"
+        for words in (address, "link set eth0 up", "route add default dev eth0"):
             _do([*self.space.enter, "ip", *words.split()])
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -118,9 +119,12 @@ class Machine:
         assert done.returncode == 0 or not check, f"{self.name}: {command}: {done.stderr}"
         return done
 
-    def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a command here. It writes to `folder`/out and `folder`/log, and ends with the network."""
-        with open(self.folder / "out", "wb") as out, open(self.folder / "log", "ab") as log:
+    def start(self, *command: str, called: str = "main", **environment: str) -> subprocess.Popen[bytes]:
+        """Start a command here, which ends with the network. What it writes can be had by its name."""
+        with (
+            open(self.folder / f"{called}.out", "wb") as out,
+            open(self.folder / f"{called}.log", "ab") as log,
+        ):
             process = subprocess.Popen(
                 self._there(command),
                 env=self._environment() | environment,
@@ -131,12 +135,13 @@ class Machine:
         self._processes.append(process)
         return process
 
-    def said(self) -> str:
-        """What the started command has written on its standard output."""
-        return (self.folder / "out").read_text()
+    def said(self, called: str = "main") -> str:
+        """What a started command has written on its standard output."""
+        return (self.folder / f"{called}.out").read_text()
 
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
+    def log(self, called: str = "main") -> str:
+        """... and on its standard error; that of earlier ones of this name comes first."""
+        return (self.folder / f"{called}.log").read_text()
 
     def plug(self, into: bool) -> None:
         """Pull its cable out of the hub, or put it back: no packet says that it is gone."""
@@ -160,9 +165,8 @@ class Machine:
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("CORTEX_", "XDG_"))}
         path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
-        home = str(self.folder / "home")
-        temporary = str(self.folder / "tmp")
-        return kept | {"HOME": home, "TMPDIR": temporary, "CORTEX_HOME": home, "PYTHONPATH": path}
+        own = {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp")}
+        return {**kept, **own, "PYTHONPATH": path}
 
 
 class Network:
@@ -185,7 +189,7 @@ class Network:
             self.hub = Space(None)
             self.ip("link add hub type bridge")
             self.ip("link set hub up")
-            for number, name in enumerate(names, 1):
+            for number, name in enumerate(names, 5):
                 self.machines[name] = Machine(name, number, self)
         except BaseException:
             self.close()

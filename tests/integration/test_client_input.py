@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import signal
@@ -179,8 +180,9 @@ def test_a_bad_row_is_told_as_on_one_machine(hidden: Path, cluster: HiddenCluste
 
 
 def test_input_that_nobody_has_is_named(hidden: Path, cluster: HiddenCluster) -> None:
-    with pytest.raises(InputError, match="input does not exist"):
+    with pytest.raises(InputError, match="input does not exist") as found:
         Totals(input=hidden / "nowhere.csv").run(cluster)
+    assert found.value.details["looked for"] == "on the client's machine, then on a node"
 
 
 def _when(running: Callable[[JobProgress], bool], act: Callable[[], Any]) -> Callable[[JobProgress], None]:
@@ -319,6 +321,26 @@ def test_a_client_that_ends_while_it_is_read_from_leaves_the_cluster_idle(
     assert client.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), (out, err)
     _wait(lambda: _idle(cluster))
     assert sorted(Words(input=path, split_size=0).run(cluster))[:1]
+
+
+def test_reads_wait_for_a_client_that_stands_still(
+    hidden: Path, cluster: HiddenCluster, tmp_path: Path
+) -> None:
+    path = hidden / "waiting.txt"
+    _lines(path, 40_000)
+    (tmp_path / "job.py").write_text(JOB_FILE)
+    client = _command(
+        cluster, [], f"{tmp_path}/job.py:Lines", "--input", path, "--split-size", "100KB", "--quiet", "--json"
+    )
+    _wait(lambda: any(node.running for node in cluster.client.status().nodes))
+    client.send_signal(signal.SIGSTOP)
+    time.sleep(3)  # longer than what was read lasts
+    assert any(node.running for node in cluster.client.status().nodes)
+    client.send_signal(signal.SIGCONT)
+    out, err = client.communicate(timeout=60)
+    assert client.returncode == 0, err
+    report = json.loads(out)["report"]
+    assert (report["rows_in"], report["failed_attempts"]) == (40_000, 0)
 
 
 def test_a_node_killed_while_it_reads_costs_its_work_alone(hidden: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import csv
 import filecmp
 import json
 import random
+import re
 import shutil
 import sys
 import time
@@ -172,6 +173,7 @@ def test_segments_go_from_node_to_node_and_not_through_the_server(network: Netwo
     for node in ("node1", "node2"):
         assert received[node] > shuffled / 10
     assert sent["laptop"] + received["laptop"] < server
+    assert re.search(r"client c\w{12} submits 'Digest', code [0-9a-f]{64}\n", network["head"].log())
 
 
 def test_a_file_that_only_the_client_has_is_sent_to_the_nodes(network: Network, alone: str) -> None:

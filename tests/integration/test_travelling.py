@@ -3,8 +3,10 @@ that see none of the client's folders. And packages that nodes lack."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -111,17 +113,33 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cortex.LocalCl
         yield made
 
 
-def run(folder: Path, job: str, cluster: Any = None, *paths: str) -> tuple[int, dict[str, Any], str]:
-    """A command line in `folder`: exit code, what it printed as JSON, standard error."""
+def start(folder: Path, job: str, cluster: Any = None, *paths: str) -> subprocess.Popen[str]:
     environment = child_environment()
     if cluster is not None:
         environment |= {"CORTEX_SERVER": cluster.address, "CORTEX_HOME": str(cluster.folder / "server")}
     environment["PYTHONPATH"] = os.pathsep.join([*paths, environment["PYTHONPATH"]])
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "cortex", "mapreduce", "--json", job],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120,
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def run(folder: Path, job: str, cluster: Any = None, *paths: str) -> tuple[int, dict[str, Any], str]:
+    """A command line in `folder`: exit code, what it printed as JSON, standard error."""
+    with start(folder, job, cluster, *paths) as process:
+        try:
+            said, errors = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, json.loads(said or "{}"), errors
+
+
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(params=["machine", "cluster"])
@@ -159,23 +177,25 @@ def test_tasks_on_a_cluster_see_the_nodes_folders_only(home: Path, cluster: Any)
         assert not any(folder.startswith(str(home)) for folder in sys_path)
 
 
-def leftovers(cluster: Any) -> list[Path]:
-    nodes = [cluster.folder / name / "spill" for name in cluster.nodes]
-    found = [path for node in nodes for path in node.rglob("*") if path.name == "bundle"]
-    return found + list((cluster.folder / "server" / "blobs").iterdir())
+def folders_named(name: str, folder: Path) -> list[str]:
+    """Below `folder`, from which some may go while we look."""
+    return [os.path.join(above, name) for above, names, _ in os.walk(folder) if name in names]
+
+
+def leftovers(cluster: Any) -> list[str]:
+    found = [path for name in cluster.nodes for path in folders_named("bundle", cluster.folder / name)]
+    return found + os.listdir(cluster.folder / "server" / "blobs")
 
 
 def test_nothing_of_a_job_stays_behind(home: Path, cluster: Any) -> None:
     assert run(home, "job.yaml", cluster)[0] == 0
-    deadline = time.monotonic() + 10
-    while leftovers(cluster) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert leftovers(cluster) == []
+    wait_for(lambda: not leftovers(cluster))
 
 
-def test_a_large_file_is_the_same_on_every_node(home: Path, cluster: Any, tmp_path: Path) -> None:
-    data = os.urandom(1 << 20) * 20 + b"end"
-    (tmp_path / "large.bin").write_bytes(data)
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A job of eight slow maps that all read a file of 20 MB."""
+    (tmp_path / "large.bin").write_bytes(os.urandom(1 << 20) * 20 + b"end")
     (tmp_path / "sums.py").write_text(
         "import hashlib, time, cortex\n"
         "class Sums(cortex.MapReduceJob):\n"
@@ -189,12 +209,39 @@ def test_a_large_file_is_the_same_on_every_node(home: Path, cluster: Any, tmp_pa
     (tmp_path / "job.yaml").write_text(
         "job: sums.py:Sums\ninput: {path: in.txt}\nfiles: [large.bin]\nresources: {split_size: 2B}\n"
     )
-    code, said, errors = run(tmp_path, "job.yaml", cluster)
-    assert code == 0, (said, errors)
-    import hashlib
+    return tmp_path
 
-    assert {row[1] for row in said["rows"]} == {hashlib.md5(data).hexdigest()}
+
+def test_a_large_file_is_the_same_on_every_node(large: Path, cluster: Any) -> None:
+    code, said, errors = run(large, "job.yaml", cluster)
+    assert code == 0, (said, errors)
+    assert {row[1] for row in said["rows"]} == {hashlib.md5((large / "large.bin").read_bytes()).hexdigest()}
     assert len({row[0] for row in said["rows"]}) == 2  # a path of either node
+
+
+def test_a_client_that_is_killed_while_it_sends_leaves_nothing(large: Path, cluster: Any) -> None:
+    blobs = cluster.folder / "server" / "blobs"
+    with open(large / "large.bin", "ab") as file:
+        file.truncate(150 << 20)
+    with start(large, "job.yaml", cluster) as process:
+        wait_for(lambda: any(path.name.endswith(".part") for path in blobs.iterdir()))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    wait_for(lambda: not list(blobs.iterdir()))
+
+
+def test_a_node_that_is_killed_while_it_fetches_costs_nothing(large: Path) -> None:
+    with cortex.LocalCluster(nodes=2) as cluster:
+        spill = cluster.folder / "node1" / "spill"
+        with start(large, "job.yaml", cluster) as process:
+            wait_for(lambda: folders_named("blobs", spill))
+            cluster.nodes["node1"].kill()
+            said = json.loads(process.communicate(timeout=60)[0])
+        assert process.returncode == 0
+        assert {row[1] for row in said["rows"]} == {
+            hashlib.md5((large / "large.bin").read_bytes()).hexdigest()
+        }
+        assert said["report"]["failed_attempts"] == 0
 
 
 def test_a_class_takes_files_along_from_python(home: Path, cluster: Any, monkeypatch: Any) -> None:
@@ -276,7 +323,7 @@ def test_a_module_that_is_no_package_is_to_be_listed(user: Path, cluster: Any, t
     (tmp_path / "wordlib.py").write_text("def clean(word):\n    return word.lower()\n")
     code, said, _ = run(user, "job.yaml", cluster, str(tmp_path))
     assert code == 1
-    assert said["error"]["cure"] == "wordlib: list under `modules`, so that it travels with the job"
+    assert f"modules: [{tmp_path}/wordlib.py] in the job, so that it travels along" in said["error"]["cure"]
     (user / "listed.yaml").write_text(
         f"job: clean.py:Clean\ninput: {{path: in.txt}}\nmodules: [{tmp_path}/wordlib.py]\n"
     )

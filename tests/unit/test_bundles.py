@@ -124,7 +124,7 @@ def test_blobs_are_kept_for_a_job_and_sent_once(source: Path, desk: Desk) -> Non
     settle(desk)
     assert desk.blobs() == sorted(packed.bundle.blobs())
     desk.desk.offer(second, m.OfferBlobs(packed.bundle.blobs()))
-    assert desk.to_clients.popleft() == (second, m.BlobsWanted((), 2 << 20))
+    assert desk.to_clients.popleft() == (second, m.BlobsWanted((), 1 << 20))
     desk.desk.job_ended("j1")
     settle(desk)
     assert desk.blobs() == sorted(packed.bundle.blobs())  # the second client has a hold on them
@@ -163,7 +163,7 @@ def offered(desk: Desk, size: int = 4) -> Any:
     client = object()
     desk.desk.offer(client, m.OfferBlobs({SHA: size}))
     desk.thread.all()
-    assert desk.to_clients.popleft() == (client, m.BlobsWanted((SHA,), 2 << 20))
+    assert desk.to_clients.popleft() == (client, m.BlobsWanted((SHA,), 1 << 20))
     return client
 
 
@@ -200,7 +200,7 @@ def test_credit_and_turns_are_kept(desk: Desk) -> None:
     client = offered(desk, 3 << 20)
     with pytest.raises(ProtocolError, match="offered twice"):
         desk.desk.offer(client, m.OfferBlobs({SHA: 4}))
-    desk.desk.put(client, m.PutBlob(SHA, bytes(2 << 20), False))
+    desk.desk.put(client, m.PutBlob(SHA, bytes(1 << 20), False))
     with pytest.raises(ProtocolError, match="credit"):
         desk.desk.put(client, m.PutBlob(SHA, b"x", False))
     with pytest.raises(ProtocolError, match="not asked for"):
@@ -360,14 +360,14 @@ def test_a_package_that_is_missing_is_named_with_the_pip_line(desk: Desk, tmp_pa
     packages = (
         Package("pyarrow", "pyarrow==21"),
         Package("no_such_pkg", "no-such==1.2"),
-        Package("mylib", ""),
+        Package("mylib", "", "/home/me/mylib.py"),
     )
     node.fetch.prepare("j1", Bundle((), packages), str(tmp_path / "job"), ())
     error = failure(desk, node)
     assert isinstance(error, PackageMissing)
     assert error.message == "node n1 lacks the packages no_such_pkg, mylib, which the job imports"
     assert "-m pip install 'no-such==1.2'" in error.cure
-    assert "mylib: list under `modules`, so that it travels with the job" in error.cure
+    assert "modules: [/home/me/mylib.py] in the job, so that it travels along" in error.cure
     assert not os.path.exists(tmp_path / "job")
 
 

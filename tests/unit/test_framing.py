@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionDone
@@ -52,10 +53,29 @@ def test_bytes_that_are_no_message_are_refused(body: bytes, why: str) -> None:
         list(frames.feed(encode_frame(HELLO)))
 
 
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ".x", "", "_SUCCESS", "x\n", "x\0", "x" * 201])
+def test_a_part_whose_name_is_a_path_is_no_message(name: str) -> None:
+    """Of a node that says it to the server, and of a server that says it to the client."""
+    good = "part-00000.csv", "j000000000000-r000000.0.csv"
+    for names in ((name, good[1]), (good[0], name)):
+        part = messages.OutputPart(*names, 1, 1, ())
+        stats = messages.TaskStats()
+        result = messages.ReduceResult(0, stats, (part,))
+        done = messages.TaskFinished("j000000000000-r000000.0", result, 1.0, 1)
+        said = messages.AttemptFinished("n0123456789ab", "1", done)
+        told = messages.JobDone("j000000000000", messages.JobReport("j000000000000", "x", 1.0), (part,))
+        for message, union in ((said, messages.FromNode), (told, messages.FromServer)):
+            with pytest.raises(ProtocolError, match=r"regex|length"):
+                list(FrameDecoder[Any](union, 1 << 20).feed(encode_frame(message)))
+    part = messages.OutputPart(*good, 1, 1, ())
+    told = messages.JobDone("j000000000000", messages.JobReport("j000000000000", "x", 1.0), (part,))
+    assert list(FrameDecoder[Any](messages.FromServer, 1 << 20).feed(encode_frame(told))) == [told]
+
+
 def test_a_frame_over_the_limit_is_refused_by_its_header_alone() -> None:
     with pytest.raises(ProtocolError, match="at most 1 KB"):
         list(decoder(1024).feed(HEADER.pack(1025)))
-    with pytest.raises(ProtocolError, match="SubmitJob message of 2 KB"):
+    with pytest.raises(ProtocolError, match="SubmitJob message of 2"):
         encode_frame(messages.SubmitJob(None, b"x" * 2000, (), ""), max_bytes=1024)  # type: ignore[arg-type]
 
 

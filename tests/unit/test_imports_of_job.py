@@ -210,12 +210,15 @@ def site(tmp_path: Path) -> Path:
         ("cloud-one", "2.0", ["sharedns/one/__init__.py"]),
         ("cloud-two", "3.0", ["sharedns/two/__init__.py", "sharedns/deep/three.py"]),
         ("single", "0.1", ["singlemod.py"]),
+        ("inwork", "0.1", ["inwork/__init__.py"]),
     ]:
         write(site, dict.fromkeys(files, "raise SystemExit  # it is never imported\n"))
         info = f"{name.replace('-', '_')}-{version}.dist-info"
         record = "\n".join(f"{file},," for file in files)
         metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         write(site, {f"{info}/METADATA": metadata, f"{info}/RECORD": record})
+    url = '{"url": "file:///home/me/inwork", "dir_info": {"editable": true}}'
+    write(site, {"inwork-0.1.dist-info/direct_url.json": url})
     write(tmp_path / "loose", {"loosemod.py": ""})
     sys.path[:] = [*sys.path, str(site), str(tmp_path / "loose")]
     return site
@@ -224,11 +227,12 @@ def site(tmp_path: Path) -> Path:
 def test_packages_are_named_as_pip_installs_them(site: Path) -> None:
     imports = [
         "alpha.sub.f", "alpha", "sharedns.two.x", "sharedns.deep.three", "singlemod.f", "loosemod.x",
-        "json.dumps", "numpy.array", "nowhere.at.all", "__main__", "sharedns", "a-b.c",
+        "json.dumps", "numpy.array", "nowhere.at.all", "__main__", "sharedns", "a-b.c", "inwork",
     ]  # fmt: skip
     assert needed_packages(imports) == (
         Package("alpha", "Alpha-Lib==1.0"),
-        Package("loosemod", ""),
+        Package("inwork", "", str(site / "inwork")),
+        Package("loosemod", "", str(site.parent / "loose" / "loosemod.py")),
         Package("sharedns.deep.three", "cloud-two==3.0"),
         Package("sharedns.two", "cloud-two==3.0"),
         Package("singlemod", "single==0.1"),

@@ -143,11 +143,13 @@ def test_what_was_not_answered_is_asked_again_in_order() -> None:
 
 class _Cluster:
     def __init__(self) -> None:
+        self.there: set[str] = set()
         self.to_nodes: list[tuple[str, Any]] = []
         self.to_clients: list[tuple[Any, Any]] = []
         self.relay = InputRelay(
             lambda node, message: self.to_nodes.append((node, message)),
             lambda client, message: self.to_clients.append((client, message)),
+            lambda job: job in self.there,
         )
 
     def ask(self, node: str, number: int, length: int = 10, job: str = JOB) -> None:
@@ -187,6 +189,17 @@ def test_reads_wait_while_the_client_is_away() -> None:
     for read in again:
         cluster.relay.answer("after", m.InputBytes(read.read, b"x"))
     assert cluster.to_nodes == [("n1", m.InputBytes(1, b"x")), ("n1", m.InputBytes(2, b"x"))]
+
+
+def test_reads_wait_for_the_client_of_a_job_that_was_there_before_the_server() -> None:
+    cluster = _Cluster()
+    cluster.there.add(JOB)
+    cluster.ask("n1", 1)
+    assert cluster.to_nodes == []
+    cluster.relay.client_here(JOB, "client")
+    (read,) = cluster.asked("client")
+    cluster.relay.answer("client", m.InputBytes(read.read, b"x"))
+    assert cluster.to_nodes == [("n1", m.InputBytes(1, b"x"))]
 
 
 def test_a_client_that_comes_over_another_link_is_asked_there() -> None:
