@@ -7,6 +7,7 @@ there is nothing else to give. What a node is told of map outputs meanwhile come
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -23,6 +24,8 @@ class Prefetch:
         self._promised: dict[str, deque[int]] = {}
         self._owner: dict[int, str] = {}
         self._made = False
+        self._free = 0
+        """None before it is promised to nobody and ready, but for those that became free or ready again."""
 
     def due(self, blocks_told: int) -> bool:
         """Is it time for the next portion, now that so many blocks were completed (counting redone ones)?"""
@@ -39,12 +42,14 @@ class Prefetch:
         if self._made:
             return {}
         self._made = True
-        left = dict(nodes)
-        for index in range(min(self._reduces, sum(left.values()))):
-            name = max(left, key=lambda name: left[name])
-            left[name] -= 1
+        left = [(-slots, order, name) for order, (name, slots) in enumerate(nodes)]
+        heapq.heapify(left)
+        for index in range(min(self._reduces, -sum(slots for slots, _, _ in left))):
+            slots, order, name = left[0]
+            heapq.heapreplace(left, (slots + 1, order, name))
             self._promised.setdefault(name, deque()).append(index)
             self._owner[index] = name
+        self._free = len(self._owner)
         return {name: tuple(indices) for name, indices in self._promised.items()}
 
     def choose(self, node: str, first: int, ready: Callable[[int], bool], size: int) -> int:
@@ -55,11 +60,12 @@ class Prefetch:
             index = own.popleft()
             if self._owner.pop(index, None) is not None and ready(index):
                 return index
-        if self._owner:
-            for index in range(first, size):
-                if index not in self._owner and ready(index):
-                    return index
-        self._owner.pop(first, None)
+        if first in self._owner:
+            while self._free < size and not ready(self._free):
+                self._free += 1
+            if self._free < size:
+                return self._free
+            del self._owner[first]
         return first
 
     def forget(self, node: str) -> None:

@@ -66,7 +66,7 @@ class Failures:
 
 
 class TaskTable:
-    """The tasks 0 .. size-1 of one stage. READY ones are exactly those in the heap's ranges."""
+    """The tasks 0 .. size-1 of one stage. READY ones are in the heap's ranges; others may be there, too."""
 
     def __init__(self, size: int, total: int | None = None) -> None:
         self.states = bytearray(size)
@@ -138,30 +138,34 @@ class TaskTable:
 
     def first_ready(self) -> int | None:
         """The READY task with the lowest number: input order, and what was lost first."""
-        return self._ready[0][0] if self._ready else None
+        while self._ready:
+            first = self._ready[0][0]
+            if self.states[first] == TaskState.READY:
+                return first
+            self._advance()  # leased out of turn
+        return None
 
     def lease_first(self) -> tuple[int, int]:
         """Lease the first ready task; gives its index and the number of the new attempt."""
+        index = self.first_ready()
+        assert index is not None
+        self._advance()
+        return self.lease(index)
+
+    def lease(self, index: int) -> tuple[int, int]:
+        """Lease this task, which is READY, out of turn."""
+        self.apply(index, TaskEvent.LEASE)
+        number = self._attempts.get(index, 0)
+        self._attempts[index] = number + 1
+        return index, number
+
+    def _advance(self) -> None:
+        """Done with the first number in the heap."""
         index, end = self._ready[0]
         if index + 1 < end:
             heapq.heapreplace(self._ready, (index + 1, end))
         else:
             heapq.heappop(self._ready)
-        return self._leased(index)
-
-    def lease(self, index: int) -> tuple[int, int]:
-        """Lease this task, which is READY. Unlike `lease_first` it looks at every range of ready ones."""
-        place = next(i for i, (start, end) in enumerate(self._ready) if start <= index < end)
-        start, end = self._ready.pop(place)
-        self._ready += [span for span in ((start, index), (index + 1, end)) if span[0] < span[1]]
-        heapq.heapify(self._ready)
-        return self._leased(index)
-
-    def _leased(self, index: int) -> tuple[int, int]:
-        self.apply(index, TaskEvent.LEASE)
-        number = self._attempts.get(index, 0)
-        self._attempts[index] = number + 1
-        return index, number
 
     def record_failure(self, index: int, error: ErrorReport) -> ErrorReport | None:
         """Count a failure that uses up an attempt. Gives the error to end the job with, or None.

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.scheduler_scale import JOB, Cluster, Simulation, held_bytes, main
 from cortex.job.spec import InputSpec, JobSpec
-from cortex.limits import GRANTS_PER_DECISION_MAX, HEARTBEAT_S, PROGRESS_S
+from cortex.limits import GRANTS_PER_DECISION_MAX, HEARTBEAT_S, PREFETCH_PORTIONS, PROGRESS_S
 from cortex.scheduling import events
 from cortex.scheduling.columns import zeros
 from cortex.scheduling.leases import LeaseBook, Running
@@ -51,7 +51,9 @@ def test_without_faults_every_task_is_leased_once_and_nothing_is_said_twice() ->
     assert simulation.tasks_leased == 1 + cluster.maps + cluster.partitions
     assert simulation.stale_messages == simulation.instructions["Revoke"] == 0
     assert simulation.instructions["StartJob"] == simulation.instructions["EndJob"] == cluster.nodes
-    assert simulation.instructions["MapLocations"] == min(cluster.nodes, cluster.partitions)
+    ahead = simulation.instructions["FetchAhead"]
+    assert ahead == min(cluster.nodes, cluster.partitions)
+    assert simulation.instructions["MapLocations"] <= ahead * (PREFETCH_PORTIONS + 2)
 
 
 def test_the_benchmark_writes_its_figures(tmp_path: Path) -> None:
