@@ -326,18 +326,18 @@ def scheduler(setting: Setting) -> list[Row]:
 def segments(setting: Setting) -> list[Row]:
     """Map outputs between two processes: 0.9 of a bare Twisted pair, over plain TCP and over TLS 1.3."""
     rows = []
-    for wire in ("tls", "plain"):
-        for sink in ("file", "discard"):
-            rows += segment_contest(
-                f"segments {wire} to {sink}",
-                wire,
-                sink,
-                Shape(setting.pick(1, 4, 16), setting.pick(1 * MIB, 8 * MIB, 8 * MIB)),
-                setting.scratch,
-                rounds=setting.rounds,
-                judge=setting.scale == "full" and sink == "file",
-                say=setting.say,
-            )
+    ways = [(f"{wire} to {sink}", wire, sink) for wire in ("tls", "plain") for sink in ("file", "discard")]
+    for name, wire, sink in [*ways, ("in place", "", "")]:
+        rows += segment_contest(
+            f"segments {name}",
+            wire,
+            sink,
+            Shape(setting.pick(1, 4, 16), setting.pick(1 * MIB, 8 * MIB, 8 * MIB)),
+            setting.scratch,
+            rounds=setting.rounds,
+            judge=setting.scale == "full" and sink == "file",
+            say=setting.say,
+        )
     return rows
 
 

@@ -1,4 +1,5 @@
-"""Segments between two processes over loopback, against the barest Twisted pair over the same connection.
+"""Segments between two processes over loopback, against the barest Twisted pair over the same connection;
+and read in place, as on the maps' own node, against a bare loop of reads and that pair.
 
 `benchmarks/peers/segment_pair.py` is one end of either. The time is the receiver's, from its first call
 to the last file in place, so start-up does not count; processor time is of both sides.
@@ -38,6 +39,8 @@ class Transferred(Measured):
 
     def line(self) -> str:
         giga = self.moved_bytes / 1e9
+        if not self.sender_s:
+            return f"{giga / self.seconds:.2f} GB/s; CPU-s per GB: {self.receiver_s / giga:.2f}"
         spent = f"{self.sender_s / giga:.2f} + {self.receiver_s / giga:.2f}"
         return f"{giga / self.seconds:.2f} GB/s; CPU-s per GB, sender + receiver: {spent}"
 
@@ -116,10 +119,30 @@ def transfer(
     )
 
 
+def read_in_place(contender: str, source: Path, shape: Shape) -> Transferred:
+    """Read all of `source` once, in a process of its own."""
+    command = peer("segment_pair", "read", contender, source, MAPS, shape.partitions)
+    done = subprocess.run(command, text=True, capture_output=True, env=environment())
+    if done.returncode:
+        return Transferred(0.0, 0.0, done.returncode, error=done.stderr[-2000:])
+    found = json.loads(done.stdout)
+    wanted = MAPS * shape.partitions * shape.segment_bytes
+    wrong = "" if found["bytes"] >= wanted else f"{found['bytes']} bytes, not {wanted}"
+    return Transferred(
+        seconds=found["seconds"],
+        processor_s=found["processor_s"],
+        exit_code=1 if wrong else 0,
+        error=wrong,
+        moved_bytes=found["bytes"],
+        receiver_s=found["processor_s"],
+    )
+
+
 def contest(
     name: str, wire: str, sink: str, shape: Shape, scratch: Path, *, rounds: int, judge: bool, say: Any
 ) -> list[Row]:
-    """cortex and the bare pair in turn. `judge`: a ratio of 0.9 of the bare pair's speed is promised."""
+    """cortex and the bare pair in turn; without a `wire`, reading in place. `judge`: a ratio of 0.9 of the bare
+    pair's speed is promised."""
     say(name)
     source, certificates = scratch / "segments", scratch / "certificates"
     make_certificates(certificates)
@@ -128,7 +151,10 @@ def contest(
     try:
         for number in range(rounds):
             for who in list(rows) if number % 2 == 0 else reversed(list(rows)):
-                found = transfer(who, wire, sink, source, certificates, shape)
+                if wire:
+                    found = transfer(who, wire, sink, source, certificates, shape)
+                else:
+                    found = read_in_place(who, source, shape)
                 rows[who].runs.append(found)
                 rows[who].problem = rows[who].problem or (found.error if found.exit_code else "")
     finally:

@@ -2,11 +2,15 @@
 
     segment_pair.py send cortex|bare plain|tls FOLDER CERTIFICATES
     segment_pair.py receive cortex|bare plain|tls file|discard FOLDER CERTIFICATES PORT MAPS PARTITIONS
+    segment_pair.py read cortex|bare FOLDER MAPS PARTITIONS
 
 The sender says its port and ends with its standard input; both say what they took, in JSON. The bare
 sender is a push producer that reads the run files whole on the reactor's thread; the bare receiver
 writes what comes to one file, or drops it. What cortex adds to that: an answer to each request, the
 checksum of every block, a file a segment, its footer checked, a rename.
+
+``read`` is what a reduce does where it runs on the maps' own node, no socket between: cortex reads each
+partition of each run file in place, block by block with its checksum; bare, a loop of `os.pread`.
 """
 
 import json
@@ -255,5 +259,31 @@ def receive(
     reactor.run(installSignalHandlers=False)
 
 
+def read(contender: str, folder: str, maps: str, partitions: str) -> None:
+    size_bytes = 0
+    if contender == "cortex":
+        from cortex.storage.filesystem import LocalFilesystem
+        from cortex.storage.map_output_store import MapOutputStore
+
+        store = MapOutputStore(LocalFilesystem(), folder)
+        begun = time.perf_counter(), processor_s()
+        for partition in range(int(partitions)):
+            for index in range(int(maps)):
+                for run in store.open(attempt(index), partition).runs:
+                    for batch in run.batches(partition):
+                        size_bytes += batch.nbytes
+    else:
+        begun = time.perf_counter(), processor_s()
+        for name in sorted(os.listdir(folder)):
+            file, at = os.open(os.path.join(folder, name), os.O_RDONLY), 0
+            while data := os.pread(file, CHUNK_BYTES, at):
+                at += len(data)
+            size_bytes += at
+            os.close(file)
+    spent = {"seconds": time.perf_counter() - begun[0], "processor_s": processor_s() - begun[1]}
+    print(json.dumps({"bytes": size_bytes, **spent}), flush=True)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    {"send": send, "receive": receive}[sys.argv[1]](*sys.argv[2:])
+    {"send": send, "receive": receive, "read": read}[sys.argv[1]](*sys.argv[2:])

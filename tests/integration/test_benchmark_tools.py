@@ -127,14 +127,13 @@ def test_segments_are_measured_against_a_bare_pair(tmp_path: Path) -> None:
     assert main(["segments", "--scale", "tiny", "--data", str(tmp_path / "data"), "--json", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
     assert [(row["contest"], row["name"]) for row in rows] == [
-        (f"segments {wire} to {sink}", who)
-        for wire in ("tls", "plain")
-        for sink in ("file", "discard")
+        (f"segments {way}", who)
+        for way in ("tls to file", "tls to discard", "plain to file", "plain to discard", "in place")
         for who in ("cortex", "bare")
     ]
     for row in rows:
         assert len(row["runs"]) == 3
-        assert all(run["moved_bytes"] > 16 * MIB and run["receiver_s"] > 0 for run in row["runs"])
+        assert all(run["moved_bytes"] >= 16 * MIB and run["receiver_s"] > 0 for run in row["runs"])
 
 
 def test_a_scheduler_that_breaks_its_promise_is_noticed() -> None:
