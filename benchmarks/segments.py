@@ -141,7 +141,7 @@ def read_in_place(contender: str, source: Path, shape: Shape) -> Transferred:
 def contest(
     name: str, wire: str, sink: str, shape: Shape, scratch: Path, *, rounds: int, judge: bool, say: Any
 ) -> list[Row]:
-    """cortex and the bare pair in turn; without a `wire`, reading in place. `judge`: a ratio of 0.9 of the bare
+    """cortex and the bare pair in turn; without a `wire`, read in place. `judge`: 0.9 of the bare
     pair's speed is promised."""
     say(name)
     source, certificates = scratch / "segments", scratch / "certificates"
