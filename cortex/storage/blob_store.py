@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Container
 
 from cortex.errors import BundleFailed
+from cortex.limits import SPILL_RESERVE_BYTES
 from cortex.private_files import make_private_folder
 from cortex.units import format_bytes
 
@@ -22,10 +23,12 @@ _PART = ".part"
 class IncomingBlob:
     """A blob on its way into `folder`: `write` in order, then `finish`, or `abort`. One thread at a time.
 
-    `durable`: it is on the device before `finish` returns.
+    `durable`: it is on the device before `finish` returns. Raises BundleFailed when the disk has no room
+    for it beside the reserve that is never taken.
     """
 
     def __init__(self, folder: str, sha256: str, size_bytes: int, *, durable: bool = False) -> None:
+        _check_room(folder, size_bytes)
         self.path = os.path.join(folder, sha256)
         self._sha256 = sha256
         self._size_bytes = size_bytes
@@ -116,6 +119,23 @@ class BlobStore:
     def remove(self, sha256: str) -> None:
         with contextlib.suppress(OSError):  # tried again when the server starts
             os.unlink(os.path.join(self._folder, sha256))
+
+
+def _check_room(folder: str, size_bytes: int) -> None:
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        raise _disk_failed(folder, error) from error
+    free_bytes = found.f_bavail * found.f_frsize
+    if free_bytes - SPILL_RESERVE_BYTES < size_bytes:
+        raise BundleFailed(
+            f"no space for a file of the job, of {format_bytes(size_bytes)}, in {folder}",
+            cure="free space there",
+            details={
+                "free": format_bytes(free_bytes),
+                "cause": f"{format_bytes(SPILL_RESERVE_BYTES)} are kept free",
+            },
+        )
 
 
 def _disk_failed(folder: str, error: OSError) -> BundleFailed:

@@ -1,26 +1,22 @@
-"""An executor's way to files that the job's client has: their bytes, through the node, some ahead.
+"""Files that the job's client has, as an executor's readers see them: in place where they are here, or far.
 
 A file that this machine has as well (the same path, size and modification time: a shared file system, or the
-client's own machine) is read in place; the others are asked for in pieces. What a reader says it will read is
-asked for before it is needed, INPUT_AHEAD_BYTES of a file at most, so that nobody waits for a round trip.
-
-A read has no time limit: while the client is away it waits, and says so to who watches over the task.
+client's own machine) is read in place; of others the bytes are asked for in pieces. What a reader says it
+will read is asked for before it is needed, INPUT_AHEAD_BYTES of a file at most, so that nobody waits for a
+round trip.
 """
 
 from __future__ import annotations
 
 import bisect
 import io
-import itertools
 import os
-import socket
 import stat
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from cortex.errors import CortexError, InputChanged, InputError, InternalError, from_report
+from cortex.errors import InputChanged, InputError
 from cortex.formats.input_bytes import InputBytes, LocalBytes, changed
 from cortex.job.plan import InputFile
 from cortex.limits import (
@@ -29,133 +25,27 @@ from cortex.limits import (
     INPUT_KEPT_BYTES,
     INPUT_READ_BYTES,
     INPUT_STREAMS_MAX,
-    INPUT_WAIT_S,
-    KIB,
 )
-from cortex.wire import messages
-from cortex.wire.framing import BlockingConnection
-from cortex.wire.messages import FromInputDoor, InputHello, InputUnread, ReadInput
+from cortex.tasks.input_link import Answer, InputLink
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_RECEIVER_STACK_BYTES: Final = 256 * KIB  # it calls little; the default of 8 MB counts against RLIMIT_DATA
-
-
-class _Answer:
-    """What a read brought, once it is there."""
-
-    __slots__ = ("found",)
-
-    def __init__(self) -> None:
-        self.found: messages.InputBytes | InputUnread | None = None
-
 
 class ClientInput:
-    """One for each job of an executor. `waiting()` is called every INPUT_WAIT_S of a read that waits.
-
-    The node is dialed with the first read; what it sends is taken by a thread, so that the node need not hold
-    what an executor has asked for and not come to yet.
-    """
+    """One for each job of an executor; see `InputLink` for its arguments."""
 
     def __init__(self, socket_path: str, job: str, waiting: Callable[[], None]) -> None:
-        self._socket_path = socket_path
-        self._job = job
-        self._still_waiting = waiting
-        self._numbers = itertools.count(1)
-        self._connection: BlockingConnection[FromInputDoor] | None = None
-        self._changed = threading.Condition()
-        self._answers: dict[int, _Answer] = {}
-        self._ended: BaseException | None = None
+        self._link = InputLink(socket_path, job, waiting)
 
     def open(self, file: InputFile) -> InputBytes:
-        """An `Opener`. A file of the client's is first looked at when it is read."""
+        """An `Opener`. A file that only the client has is first looked at when it is read."""
         if file.client_file < 0:
             return LocalBytes(file)
-        return _in_place(file) or ClientBytes(file, self)
-
-    def ask(
-        self, file: InputFile, offset: int, length: int, find: bytes = b"", find_bytes: int = 0
-    ) -> _Answer:
-        """Begin a read, of INPUT_READ_BYTES at most (see `ReadInput`)."""
-        connection, answer, number = self._connected(), _Answer(), next(self._numbers)
-        with self._changed:
-            self._answers[number] = answer
-        try:
-            connection.send(ReadInput(number, self._job, file.client_file, offset, length, find, find_bytes))
-        except OSError as error:
-            raise self._gone(error) from error
-        return answer
-
-    def wait(self, answer: _Answer) -> bytes:
-        """Its bytes."""
-        return self.answered(answer).data
-
-    def answered(self, answer: _Answer) -> messages.InputBytes:
-        """Raises the typed error of what kept the client from reading them."""
-        with self._changed:
-            while answer.found is None:
-                if self._ended is not None:
-                    raise self._gone(self._ended) from self._ended
-                if not self._changed.wait(INPUT_WAIT_S):
-                    self._still_waiting()
-        if isinstance(answer.found, InputUnread):
-            raise from_report(answer.found.error)
-        return answer.found
-
-    def forget(self, answers: Iterable[_Answer]) -> None:
-        """Nobody will wait for these."""
-        unwanted = set(answers)
-        if not unwanted:
-            return
-        with self._changed:
-            for number in [number for number, each in self._answers.items() if each in unwanted]:
-                del self._answers[number]
+        return _in_place(file) or ClientBytes(file, self._link)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-
-    def _connected(self) -> BlockingConnection[FromInputDoor]:
-        if self._connection is None:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection = BlockingConnection[FromInputDoor](sock, FromInputDoor)
-            try:
-                sock.connect(self._socket_path)
-                connection.send(InputHello(self._job))
-            except OSError as error:
-                connection.close()
-                raise self._gone(error) from error
-            self._connection = connection
-            threading.stack_size(_RECEIVER_STACK_BYTES)
-            threading.Thread(target=self._receive, args=(connection,), name="input", daemon=True).start()
-            threading.stack_size(0)
-        return self._connection
-
-    def _receive(self, connection: BlockingConnection[FromInputDoor]) -> None:
-        """In a thread, until the node closes the link or the executor ends."""
-        ended: BaseException = ConnectionResetError("the node closed the link")
-        try:
-            while (message := connection.receive()) is not None:
-                with self._changed:
-                    answer = self._answers.pop(message.read, None)
-                    if answer is not None:
-                        answer.found = message
-                        self._changed.notify_all()
-        except BaseException as error:  # raised in the task's thread, where somebody waits
-            ended = error
-        with self._changed:
-            self._ended = ended
-            self._changed.notify_all()
-
-    def _gone(self, error: BaseException) -> BaseException:
-        if isinstance(error, CortexError | MemoryError):
-            return error
-        return InternalError(
-            f"the way to the client's files is cut off: {error}",
-            cure="the node's log may say why",
-            signature="client-input",
-        )
+        self._link.close()
 
 
 def _in_place(file: InputFile) -> InputBytes | None:
@@ -174,10 +64,11 @@ def _in_place(file: InputFile) -> InputBytes | None:
 class _Piece:
     __slots__ = ("answer", "data", "high", "low")
 
-    def __init__(self, low: int, high: int, answer: _Answer) -> None:
+    def __init__(self, low: int, high: int, answer: Answer) -> None:
         self.low, self.high = low, high
-        self.answer = answer
-        self.data: bytes | None = None
+        self.answer: Answer | None = answer
+        self.data = b""
+        """Once `answer` was taken, which is None then."""
 
 
 class _Stream:
@@ -203,9 +94,9 @@ class _Stream:
 class ClientBytes(InputBytes):
     """Of a file that the client has. It is checked there with every read."""
 
-    def __init__(self, file: InputFile, client: ClientInput) -> None:
+    def __init__(self, file: InputFile, link: InputLink) -> None:
         super().__init__(file)
-        self._client = client
+        self._link = link
         self._streams: list[_Stream] = []
         """The one read last is the last."""
         self._expected: list[tuple[int, int]] = []
@@ -220,26 +111,20 @@ class ClientBytes(InputBytes):
         if offset >= end:
             return 0
         stream, wanted = self._stream_at(offset), self._wanted(offset, end)
-        position = offset
-        while position < end:
-            self._ask(stream, position, end, wanted)
-            piece = next(piece for piece in stream.pieces if piece.high > position)
-            data, stop = self._data(piece), min(piece.high, end)
-            view[position - offset : stop - offset] = memoryview(data)[
-                position - piece.low : stop - piece.low
-            ]
-            stream.position = position = stop
-            self._trim(stream, position)
-        if position == wanted and position in self._ends:
-            self._streams.remove(stream)
-            self._forget(stream.pieces)
+        try:
+            self._fill(view, stream, offset, end, wanted)
+        except BaseException:
+            self._drop(stream)  # a reader may try again, with less memory
+            raise
+        if end == wanted and end in self._ends:
+            self._drop(stream)
         return end - offset
 
     def without(self, byte: bytes, low: int, high: int) -> int:
         position = low
         while position < high:
             size = min(INPUT_FIND_BYTES, high - position)
-            clear = self._client.answered(self._client.ask(self.file, position, 0, byte, size)).without
+            clear = self._link.wait(self._link.ask(self.file.client_file, position, 0, byte, size)).without
             position += clear
             if clear < size:
                 break
@@ -251,18 +136,18 @@ class ClientBytes(InputBytes):
         return pa.PythonFile(_Seekable(self), mode="r")
 
     def check(self) -> None:
-        self._client.wait(self._client.ask(self.file, 0, 0))
+        self._link.wait(self._link.ask(self.file.client_file, 0, 0))
 
     def close(self) -> None:
-        while self._streams:
-            self._forget(self._streams.pop().pieces)
+        for stream in list(self._streams):
+            self._drop(stream)
 
     def _stream_at(self, offset: int) -> _Stream:
         found = next((each for each in reversed(self._streams) if each.goes_on(offset)), None)
         if found is None:
             found = _Stream(offset)
             if len(self._streams) >= INPUT_STREAMS_MAX:
-                self._forget(self._streams.pop(0).pieces)
+                self._drop(self._streams[0])
         else:
             self._streams.remove(found)
         self._streams.append(found)
@@ -283,17 +168,30 @@ class ClientBytes(InputBytes):
         most = position + INPUT_AHEAD_BYTES + INPUT_READ_BYTES  # of a large read, the rest as it comes
         while stream.high < min(wanted, most):
             high = min(stream.high + INPUT_READ_BYTES, wanted)
-            answer = self._client.ask(self.file, stream.high, high - stream.high)
+            answer = self._link.ask(self.file.client_file, stream.high, high - stream.high)
             stream.pieces.append(_Piece(stream.high, high, answer))
             stream.high = high
 
+    def _fill(self, view: memoryview, stream: _Stream, offset: int, end: int, wanted: int) -> None:
+        position = offset
+        while position < end:
+            self._ask(stream, position, end, wanted)
+            piece = next(piece for piece in stream.pieces if piece.high > position)
+            data, stop = memoryview(self._data(piece)), min(piece.high, end)
+            view[position - offset : stop - offset] = data[position - piece.low : stop - piece.low]
+            stream.position = position = stop
+            self._trim(stream, position)
+
     def _data(self, piece: _Piece) -> bytes:
-        if piece.data is None:
-            data = self._client.wait(piece.answer)
-            if len(data) != piece.high - piece.low:
+        if piece.answer is not None:
+            piece.data, piece.answer = self._link.wait(piece.answer).data, None
+            if len(piece.data) != piece.high - piece.low:
                 raise changed(self.file.path, "it has become shorter")
-            piece.data = data
         return piece.data
+
+    def _drop(self, stream: _Stream) -> None:
+        self._streams.remove(stream)
+        self._forget(stream.pieces)
 
     def _trim(self, stream: _Stream, position: int) -> None:
         """Let go of what was read, but for the last: the next block begins with the record that was cut."""
@@ -302,11 +200,11 @@ class ClientBytes(InputBytes):
             self._forget([stream.pieces.popleft()])
         if stream.pieces:
             first = stream.pieces[0]
-            if first.data is not None and low - first.low > INPUT_KEPT_BYTES and first.high <= position:
+            if first.answer is None and low - first.low > INPUT_KEPT_BYTES and first.high <= position:
                 first.data, first.low = first.data[low - first.low :], low
 
     def _forget(self, pieces: Iterable[_Piece]) -> None:
-        self._client.forget([piece.answer for piece in pieces if piece.data is None])
+        self._link.forget([piece.answer for piece in pieces if piece.answer is not None])
 
 
 class _Seekable(io.RawIOBase):

@@ -241,6 +241,19 @@ def test_a_disk_that_takes_nothing_is_named(desk: Desk, tmp_path: Path) -> None:
     assert "blobs" in desk.refused[0][1].message
 
 
+def test_a_disk_is_not_filled_to_its_end(desk: Desk, tmp_path: Path) -> None:
+    free_bytes = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    with mock.patch("cortex.storage.blob_store.SPILL_RESERVE_BYTES", free_bytes + (1 << 30)):
+        client = offered(desk)
+        desk.desk.put(client, m.PutBlob(SHA, b"test", True))
+        desk.thread.all()
+    assert desk.refused[0][0] is client
+    error = desk.refused[0][1]
+    assert error.message == f"no space for a file of the job, of 4 B, in {desk.folder}"
+    assert "are kept free" in error.details["cause"]
+    assert desk.blobs() == []
+
+
 # --- the node ---
 
 

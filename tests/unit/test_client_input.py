@@ -29,7 +29,7 @@ from cortex.formats.input_bytes import LocalBytes
 from cortex.job.plan import ClientFile, InputFile
 from cortex.job.spec import InputSpec, JobSpec, Resources
 from cortex.limits import INPUT_AHEAD_BYTES, INPUT_KEPT_BYTES, INPUT_READ_BYTES, INPUT_STREAMS_MAX
-from cortex.tasks import client_input
+from cortex.tasks import client_input, input_link
 from cortex.tasks.client_input import ClientBytes, ClientInput
 from cortex.wire import messages as m
 from tests.client_door import ELSEWHERE, Door, client_door
@@ -245,14 +245,14 @@ def test_files_of_another_number_or_job_are_refused(tmp_path: Path) -> None:
             way.open(file).read(7, 0)
         mine = way.open(msgspec.structs.replace(file, client_file=0))
         assert mine.read(7, 0) == b"a line\n"
-        way._job = "j000000000000"
+        way._link._job = "j000000000000"
         with pytest.raises(NotAllowed, match="j000000000000"):
             mine.check()
         way.close()
 
 
 def test_a_read_that_waits_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_input, "INPUT_WAIT_S", 0.01)
+    monkeypatch.setattr(input_link, "INPUT_WAIT_S", 0.01)
     path = tmp_path / "in.txt"
     path.write_bytes(b"a line\n")
     waits: list[float] = []
@@ -271,22 +271,32 @@ def test_a_read_that_waits_says_so_and_goes_on(tmp_path: Path, monkeypatch: pyte
     assert len(waits) >= 3
 
 
-def test_when_the_node_is_gone_a_read_ends(tmp_path: Path) -> None:
+def test_when_the_node_is_gone_a_read_ends_and_one_that_is_back_is_dialed(tmp_path: Path) -> None:
     path = tmp_path / "in.txt"
     path.write_bytes(b"a line\n")
     file = InputFile(0, "/nowhere", "text", 7, 0, 0, client_file=0)
     with client_door((str(path),), JOB) as door:
         way = ClientInput(door.socket_path, JOB, lambda: None)
         assert way.open(file).read(7, 0) == b"a line\n"
-        way.close()
+
+        def cut(_read: m.ReadInput) -> None:
+            door.before_answer = lambda read: None
+            raise ConnectionResetError
+
+        door.before_answer = cut
+        far = way.open(file)
         with pytest.raises(CortexError, match="cut off"):
-            way.open(file).read(7, 0)
+            far.read(7, 0)
+        assert far.read(7, 0) == b"a line\n"
+        way.close()
+    with pytest.raises(CortexError, match="cut off"):
+        way.open(file).read(7, 0)
 
 
 # --- reading ahead ---------------------------------------------------------------------------------
 
 
-class _FakeWay:
+class _FakeLink:
     """Answers at once; counts what was asked for and not yet given out."""
 
     def __init__(self, data: bytes) -> None:
@@ -295,7 +305,7 @@ class _FakeWay:
         self.held: dict[int, int] = {}
         self.held_most = 0
 
-    def ask(self, _file: InputFile, offset: int, length: int) -> tuple[int, int]:
+    def ask(self, _file: int, offset: int, length: int) -> tuple[int, int]:
         assert length <= INPUT_READ_BYTES
         assert offset + length <= len(self.data)
         self.asked.append((offset, length))
@@ -303,9 +313,9 @@ class _FakeWay:
         self.held_most = max(self.held_most, sum(self.held.values()))
         return len(self.asked), offset
 
-    def wait(self, answer: tuple[int, int]) -> bytes:
+    def wait(self, answer: tuple[int, int]) -> m.InputBytes:
         number, offset = answer
-        return self.data[offset : offset + self.held.pop(number, 0)]
+        return m.InputBytes(number, self.data[offset : offset + self.held.pop(number, 0)])
 
     def forget(self, answers: Any) -> None:
         for number, _ in answers:
@@ -316,8 +326,8 @@ _SIZE = 40_000_000
 _DATA = random.Random(3).randbytes(_SIZE)
 
 
-def _bytes() -> tuple[ClientBytes, _FakeWay]:
-    way = _FakeWay(_DATA)
+def _bytes() -> tuple[ClientBytes, _FakeLink]:
+    way = _FakeLink(_DATA)
     return ClientBytes(InputFile(0, "/x", "text", _SIZE, 0, 0, client_file=0), way), way  # type: ignore[arg-type]
 
 
@@ -381,7 +391,7 @@ def test_many_columns_read_by_turns_hold_little() -> None:
         for low, _ in columns[:40]:
             assert data.read(20_000, low + step) == _DATA[low + step : low + step + 20_000]
     assert sum(length for _, length in way.asked) == 40 * 400_000
-    kept = sum(len(piece.data or b"") for stream in data._streams for piece in stream.pieces)
+    kept = sum(len(piece.data) for stream in data._streams for piece in stream.pieces)
     assert kept <= INPUT_AHEAD_BYTES + INPUT_STREAMS_MAX * 2 * INPUT_KEPT_BYTES
     assert way.held_most <= INPUT_AHEAD_BYTES + 20_000
 
@@ -394,7 +404,7 @@ def test_arrow_reads_it_like_a_file(tmp_path: Path) -> None:
     listed = InputFile(0, str(tmp_path / "x"), "parquet", status.st_size, status.st_mtime_ns, status.st_ino)
     with client_door((str(tmp_path / "x"),), JOB) as door:
         way = ClientInput(door.socket_path, JOB, lambda: None)
-        far = ClientBytes(msgspec.structs.replace(listed, client_file=0), way)
+        far = way.open(msgspec.structs.replace(listed, client_file=0, path="/nowhere"))
         near = LocalBytes(listed)
         with far.native() as there, near.native() as here:
             assert there.size() == here.size()
