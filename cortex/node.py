@@ -344,6 +344,7 @@ class Node:
                 job.bundle_dir if start.bundle.files else "",
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
+                start.bundle.packages,
             )
         )
         self.room()

@@ -84,6 +84,22 @@ def is_shared_name(spec: importlib.machinery.ModuleSpec) -> bool:
     return spec.origin is None and spec.submodule_search_locations is not None
 
 
+def other_versions(packages: Iterable[Package]) -> dict[str, str]:
+    """Requirement of the client -> the version that is installed here, where that is another."""
+    from importlib import metadata  # slow to import
+
+    found = {}
+    for requirement in {package.requirement for package in packages if package.requirement}:
+        name, _, version = requirement.partition("==")
+        try:
+            here = metadata.version(name)
+        except metadata.PackageNotFoundError:  # the module is there, but by another way
+            continue
+        if here != version:
+            found[requirement] = here
+    return found
+
+
 def check_packages(packages: Iterable[Package], sys_path: Sequence[str], node: str) -> None:
     """Raise PackageMissing, naming all that executors of this node would not find, also on the job's own
     `sys_path`. Looks at the disk."""

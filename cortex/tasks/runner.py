@@ -14,7 +14,7 @@ from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import ClientInput
-from cortex.tasks.job_bundle import enter_bundle
+from cortex.tasks.job_bundle import enter_bundle, versions_told
 from cortex.tasks.map_task import MapAttempt
 from cortex.tasks.program import Program
 from cortex.tasks.reduce_task import ReduceAttempt
@@ -50,14 +50,15 @@ class JobContext:
         if open_job.input_socket:
             self._client_input = ClientInput(open_job.input_socket, open_job.job, self._waiting)
             open_input = self._client_input.open
-        self._program = Program(
-            open_job.spec,
-            open_job.code,
-            self._store,
-            open_job.staging_dir,
-            Budget.of(open_job.memory_bytes),
-            open_input,
-        )
+        with versions_told(open_job.packages):
+            self._program = Program(
+                open_job.spec,
+                open_job.code,
+                self._store,
+                open_job.staging_dir,
+                Budget.of(open_job.memory_bytes),
+                open_input,
+            )
 
     def planned(self, plan: InputPlan) -> None:
         """The input plan; before the first scan, map or reduce."""

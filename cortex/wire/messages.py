@@ -13,7 +13,7 @@ import msgspec
 
 from cortex.errors import ErrorReport
 from cortex.ids import Role
-from cortex.job.bundle import NO_BUNDLE, Bundle
+from cortex.job.bundle import NO_BUNDLE, Bundle, Package
 from cortex.job.output_types import OutputTypes
 from cortex.job.plan import ClientFiles, InputPlan, Split
 from cortex.job.spec import JobSpec
@@ -168,6 +168,8 @@ class OpenJob(Message, frozen=True):
     """Names of side files and of the folders they are in."""
     input_socket: str = ""
     """The node's unix socket for bytes of the client's files; "" on one machine, where all are at hand."""
+    packages: tuple[Package, ...] = ()
+    """What the code imports, in the versions of the client."""
 
 
 class JobPlanned(Message, frozen=True):

@@ -262,17 +262,21 @@ def test_a_class_takes_files_along_from_python(home: Path, cluster: Any, monkeyp
 # --- packages ---
 
 
+def install(folder: Path, version: str, source: str) -> Path:
+    """A folder with an installed package, as pip leaves it."""
+    (folder / "wordlib").mkdir(parents=True)
+    (folder / "wordlib" / "__init__.py").write_text(source)
+    info = folder / f"Word_Lib-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Word-Lib\nVersion: {version}\n")
+    (info / "RECORD").write_text(f"wordlib/__init__.py,,\n{info.name}/METADATA,,\n")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an installed package of two modules, as pip leaves it."""
     folder = tmp_path_factory.mktemp("venv") / "site-packages"
-    (folder / "wordlib").mkdir(parents=True)
-    (folder / "wordlib" / "__init__.py").write_text("def clean(word):\n    return word.lower()\n")
-    info = folder / "Word_Lib-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Word-Lib\nVersion: 1.2\n")
-    (info / "RECORD").write_text("wordlib/__init__.py,,\nWord_Lib-1.2.dist-info/METADATA,,\n")
-    return folder
+    return install(folder, "1.2", "def clean(word):\n    return word.lower()\n")
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +321,31 @@ def test_a_node_that_lacks_a_package_takes_no_part(user: Path, site: Path) -> No
         assert "lacks the package wordlib, which the job imports: it took no part; on n" in note
         assert "pip install 'Word-Lib==1.2'" in note
         assert said["report"]["failed_attempts"] == 0
+
+
+def test_another_version_of_a_package_is_named_when_code_cannot_be_loaded(
+    user: Path, site: Path, tmp_path: Path
+) -> None:
+    old = install(tmp_path / "site-packages", "1.1", "def tidy(word):\n    return word\n")
+    (user / "by_name.py").write_text((user / "clean.py").read_text().replace("import wordlib", FROM_WORDLIB))
+    (user / "by_name.yaml").write_text("job: by_name.py:Clean\ninput: {path: in.txt}\n")
+    with cortex.LocalCluster(nodes=1) as cluster:
+        usual = cluster._environment["PYTHONPATH"]
+        cluster._environment["PYTHONPATH"] = os.pathsep.join([usual, str(old)])
+        cluster.add_node()
+        code, said, _ = run(user, "by_name.yaml", cluster, str(site))
+    assert code == 1
+    error = said["error"]
+    assert error["code"] == "user-code"
+    assert "cannot be loaded in an executor" in error["message"]
+    assert error["details"]["other versions"] == "Word-Lib 1.1 here, 1.2 at the client"
+    assert "pip install 'Word-Lib==1.2'" in error["cure"]
+
+
+FROM_WORDLIB = """from wordlib import clean
+class wordlib:
+    clean = staticmethod(clean)
+"""
 
 
 def test_a_module_that_is_no_package_is_to_be_listed(user: Path, cluster: Any, tmp_path: Path) -> None:
