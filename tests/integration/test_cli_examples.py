@@ -114,3 +114,11 @@ def test_errors_only_is_a_map_only_filter(tmp_path: Path) -> None:
     run(tmp_path, *command, "--input", "logs", "--output", "errors")
     kept = "".join(path.read_text() for path in sorted((tmp_path / "errors").glob("part-*.txt")))
     assert kept == 'ERROR one\nERROR two, with "quotes" and\ttabs\n'
+
+
+def test_keywords_leave_out_what_a_side_file_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The cat and THE dog\nA cat is not for dogs\n")
+    command = ("-m", "cortex", "mapreduce", str(EXAMPLES / "keywords.yaml"))
+    out = run(tmp_path, *command, "--input", "a.txt", "--quiet")
+    rows = {row["key"]: int(row["value"]) for row in csv.DictReader(out.splitlines())}
+    assert rows == {"cat": 2, "dog": 1, "dogs": 1}
