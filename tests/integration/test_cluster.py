@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 
 import cortex
 from cortex.errors import CortexError, NotAllowed, Unreachable, UsageError
-from cortex.process_memory import descendant_pids
+from cortex.limits import MIB
+from cortex.process_memory import descendant_pids, own_anonymous_bytes
 from datasets import Items, Orders, Text
 
 PATIENCE_S = 60.0
@@ -417,3 +419,43 @@ def test_every_listener_is_one_that_was_asked_for(cluster: cortex.LocalCluster) 
     children = [pid for process in cluster.nodes.values() for pid in descendant_pids(process.pid)]
     assert len(children) > len(cluster.nodes)
     assert set().union(*map(listeners, children)) == addresses  # templates and executors have none
+
+
+class Wide(cortex.MapReduceJob):
+    """Shuffles about as many bytes as it reads."""
+
+    reducers = 4
+    split_size = "4MB"
+
+    def map(self, line: str) -> Iterator[tuple[str, str]]:
+        yield line[:12], line
+
+    def reduce(self, key: str, values: Iterator[str]) -> Iterator[tuple[str, int]]:
+        yield key, sum(map(len, values))
+
+
+def spent(pid: int) -> tuple[float, int]:
+    """(processor seconds, anonymous bytes) of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK"), own_anonymous_bytes(pid)
+
+
+def test_the_server_does_not_grow_with_what_is_shuffled(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
+    server = cluster.server
+    assert server is not None
+    noise = random.Random(0).randbytes(4_000_000).hex()  # half of it is left when it is packed
+    costs = []
+    for lines in (1_000, 1_000, 16_000):  # the first warms up
+        data = tmp_path / "wide.txt"
+        starts = (number * 397 % 7_000_000 for number in range(lines))
+        data.write_text("".join(f"{n:012}{noise[at : at + 4000]}\n" for n, at in enumerate(starts)))
+        processor_s, held_bytes = spent(server.pid)
+        result = Wide(input=str(data)).run(cluster)
+        assert len(result) == lines
+        assert result.report.shuffled_bytes > lines * 2000
+        after_s, after_bytes = spent(server.pid)
+        costs.append((after_s - processor_s, after_bytes - held_bytes))
+    (_, (few_s, _), (many_s, grown_bytes)) = costs
+    assert grown_bytes < 8 * MIB
+    assert many_s - few_s < 1.0
