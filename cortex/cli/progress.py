@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cortex.result import Result
 
 LINE_S: Final = 10.0  # a log of an hour's job stays readable
+_NOBODY: Final = "the cluster has no node just now: waiting for one (start it with: cortex node)"
 _RATE_AFTER_S: Final = 0.5  # before it, rate and time left are noise
 
 OnProgress = Callable[[JobProgress], None]
@@ -38,12 +39,13 @@ def progress_display(quiet: bool) -> Iterator[OnProgress | None]:
 
 
 def _lines(write: Callable[[str], None], clock: Callable[[], float]) -> OnProgress:
-    """A line at most every `LINE_S`, the first one that long after the start."""
-    last = clock()
+    """A line at most every `LINE_S`, the first one that long after the start, or when no node is there."""
+    last, alone = clock(), False
 
     def show(progress: JobProgress) -> None:
-        nonlocal last
-        if clock() - last >= LINE_S:
+        nonlocal last, alone
+        alone, was_alone = progress.slots == 0, alone
+        if clock() - last >= LINE_S or (alone and not was_alone):
             last = clock()
             write(progress_line(progress))
 
@@ -58,6 +60,8 @@ def progress_line(progress: JobProgress) -> str:
 
 
 def _job_facts(progress: JobProgress) -> str:
+    if progress.slots == 0:
+        return _NOBODY
     memory = f"memory {format_bytes(progress.memory_bytes)} of {format_bytes(progress.memory_cap_bytes)}"
     return f"spilled {format_bytes(progress.spilled_bytes)} · {memory}"
 

@@ -354,6 +354,7 @@ class Scheduler:
             self.leases.memory_bytes,
             job.memory_peak_bytes,
             self.leases.cap_bytes,
+            self.leases.slots,
         )
 
     def _note_peak(self, job: JobRun) -> None:

@@ -584,6 +584,8 @@ class JobProgress(Message, frozen=True):
     memory_bytes: int
     memory_peak_bytes: int
     memory_cap_bytes: int
+    slots: int = -1
+    """Of all nodes; 0: there is none that could run anything. -1: not said."""
 
 
 class TaskSummary(Message, frozen=True):

@@ -397,6 +397,33 @@ def test_a_node_waits_for_its_server_and_a_second_one_in_its_home_is_refused(tmp
         assert "--join" in ran.stderr
 
 
+def test_a_job_says_when_there_is_no_node(tmp_path: Path, folder: Path) -> None:
+    with cortex.LocalCluster(nodes=1) as cluster:
+        cluster.nodes["node1"].terminate()
+        cluster.nodes["node1"].wait(PATIENCE_S)
+        environment = dict(os.environ, CORTEX_HOME=str(cluster.folder / "server"))
+        arguments = (
+            "words.py:Words",
+            "text.txt",
+            "--server",
+            cluster.address,
+            "--output",
+            str(tmp_path / "out"),
+        )
+        with subprocess.Popen(
+            [sys.executable, "-m", "cortex", "mapreduce", *arguments],
+            cwd=folder,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            assert "the cluster has no node just now" in process.stderr.readline()
+            cluster.start_node("node1")
+            assert process.wait(PATIENCE_S) == 0
+    assert parts(tmp_path / "out")
+
+
 def nodes_of(cluster: cortex.LocalCluster) -> tuple[Any, ...]:
     try:
         return cluster.client.status().nodes

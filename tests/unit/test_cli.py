@@ -213,6 +213,7 @@ def test_progress_line_says_where_the_job_is() -> None:
         "cortex: map 3/12 · 300 MB of 1.17 GB · 3,400,000 rows · 30 MB/s · 30.0 s left"
         " | spilled 12 MB · memory 310 MB of 512 MB"
     )
+    assert progress_line(JobProgress("j0", (), 0, 0, 0, 1, 0)).startswith("cortex: the cluster has no node")
     assert progress_line(JobProgress("j0", (), 0, 0, 0, 1)).startswith("cortex: spilled")
 
 
