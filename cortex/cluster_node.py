@@ -1,9 +1,9 @@
 """A node of a cluster: a `Node` with its data port, its part in the shuffle, and its link to the server.
 
-The link is dialed again, with growing rests, for as long as the node lives. A server that has lost the
-link counts the node as lost, and so does the node: it drops its jobs and comes back as a new one. Before its
-server has welcomed it, and UNTRUSTED_S after it has lost it, it serves no other node: somebody may have
-been put out meanwhile.
+The link is dialed again, with growing rests, for as long as the node lives. Meanwhile the node works on, and
+says what it holds when it is back: to the same server or to a later life of it. After SERVER_SILENCE_S_MAX it
+drops its jobs, and comes back as a new one. Before its server has welcomed it, and UNTRUSTED_S after it has
+lost it, it serves no other node: somebody may have been put out meanwhile.
 
 The certificate is renewed over the link when two thirds of its life are over.
 """
@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 from cortex.errors import CortexError, InternalError, NotAllowed, VersionMismatch, from_report
 from cortex.ids import server_name
-from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, UNTRUSTED_S
+from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
 from cortex.node import Node
 from cortex.storage.filesystem import LocalFilesystem
@@ -100,10 +100,13 @@ class ClusterNode:
             shut_down=ended,
             data_address=str(self.address),
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
+            keep_reports=True,
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None
+        self._open = False
         self._welcome = False
+        self._starting_over = False
         self._rest_s = 0.0
         self._stopping = False
         self._said_lost = False
@@ -149,10 +152,11 @@ class ClusterNode:
         self._dialing = dial(self._reactor, server, identity, server_name(identity.cluster), link)
 
     def _opened(self, _link: Any) -> None:
+        self._open = True
         self._node.hello()
 
     def _send(self, message: FromNode) -> None:
-        if self._link is not None:
+        if self._link is not None and self._open:  # never before the hello
             self._link.send(message)
 
     def _received(self, link: DialedProtocol[Any], message: Message) -> None:
@@ -176,6 +180,7 @@ class ClusterNode:
         self._welcome, self._rest_s, self._said_lost = True, 0.0, False
         link.accept()
         self._cancel("untrusted")
+        self._cancel("silence")
         self._data.trust(True)
         self._look_at_certificate()
         _log.info(
@@ -206,6 +211,7 @@ class ClusterNode:
         if link is not self._link or self._stopping:
             return
         self._link = self._dialing = self._renewing = None
+        self._open = False
         if error is not None and error.code in _FINAL:
             self._fail(error)
             return
@@ -220,12 +226,28 @@ class ClusterNode:
         if self._welcome:
             self._welcome = False
             self._after("untrusted", UNTRUSTED_S, lambda: self._data.trust(False))
-            self._node.start_over(self._redial)
-        else:
+            self._after("silence", SERVER_SILENCE_S_MAX, self._start_over)
+            self._node.server_lost()
+        self._redial()
+
+    def _start_over(self) -> None:
+        """The server does not come back for what this node holds."""
+        _log.warn("no server for {seconds:g} s: its jobs are dropped", seconds=SERVER_SILENCE_S_MAX)
+
+        def ready() -> None:
+            self._starting_over = False
             self._redial()
 
+        self._starting_over = True
+        self._cancel("redial")
+        if self._dialing is not None:
+            self._dialing.cancel()
+        if self._link is not None:
+            self._link.close()
+        self._node.start_over(ready)
+
     def _redial(self) -> None:
-        if self._stopping or self._link is not None:
+        if self._stopping or self._link is not None or self._starting_over:
             return
         self._rest_s = min(REDIAL_S_MAX, max(REDIAL_FIRST_S, 2 * self._rest_s))
         self._after("redial", self._rest_s * (0.5 + self._jitter()), self._dial)

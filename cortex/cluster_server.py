@@ -2,7 +2,8 @@
 
 Everything a member says has passed `cortex.wire.door`: its certificate, its role's messages. Here its
 words are bound to who it is: a node speaks for itself alone, and a client of its own jobs (an admin of
-all). A node whose link ends is lost at once: it comes back as a new one.
+all). A node whose link ends may come back with what it holds, and a client for its job; both may do so in a
+later life of the server, which begins with the journal in its home (`cortex.storage.journal`).
 
 Blocking work (tokens on the disk, signing) runs in one thread of the journal's own pool. A home is
 locked while a server lives in it.
@@ -25,9 +26,11 @@ from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
 from cortex.ids import Role
+from cortex.journal_desk import JournalDesk
 from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
 from cortex.private_files import lock_file, make_private_folder
 from cortex.server import Server
+from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
 from cortex.wire import tls
 from cortex.wire.door import Door, Link
@@ -57,6 +60,7 @@ _log = Logger()
 _LOCK: Final = "server.lock"
 _TOKENS: Final = "tokens"
 _BLOBS: Final = "blobs"
+_JOURNAL: Final = "journal"
 
 
 class ClusterServer:
@@ -95,8 +99,11 @@ class ClusterServer:
         self._pool = ThreadPool(0, 1, name="journal")
         self._pool.start()
         self._run: Callable[..., Deferred[Any]] = partial(deferToThreadPool, reactor, self._pool)
-        self._server = Server(reactor, clock, cluster=self.cluster, blob_folder=os.path.join(home, _BLOBS))
-        self._server.keep_files_of({})
+        journal = Journal(os.path.join(home, _JOURNAL))
+        self._journal = JournalDesk(reactor, journal, self._run, wall_clock)
+        self._server = Server(
+            reactor, clock, self.cluster, self._journal, blob_folder=os.path.join(home, _BLOBS)
+        )
         self._nodes: dict[str, Link] = {}
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}
         desk = JoinDesk(made.authority, store, self._versions)
@@ -119,12 +126,13 @@ class ClusterServer:
         return bool(self._store.tokens())
 
     def stop(self) -> None:
-        """Close every link and the port; jobs under way are lost with their clients' links."""
+        """Close every link and the port; a later life goes on with the jobs under way."""
         if self._renewal.active():
             self._renewal.cancel()
         self._port.stopListening()
         self._server.stop()
         self._door.close()
+        self._journal.stop()
         self._pool.stop()
         os.close(self._lock)
 
@@ -202,7 +210,7 @@ class ClusterServer:
         assert link.peer is not None
         if self._nodes.get(link.peer.id) is link:
             del self._nodes[link.peer.id]
-            self._server.detach_node(link.peer.id)
+            self._server.detach_node(link.peer.id, for_good=link.peer.id in self._members.revoked)
             _log.info("{node} is gone", node=link.peer.id)
 
     # --- admins ---
@@ -220,6 +228,7 @@ class ClusterServer:
 
     def _kill(self, link: Link) -> None:
         _log.warn("{peer} ends the cluster", peer=str(link.peer))
+        self._server.cancel_all("the cluster was ended")
         for node in self._nodes.values():
             node.send(ShutDown())
         link.close(AdminDone())

@@ -1,15 +1,20 @@
 """`ClusterSession`: jobs on a cluster, with the calls of `cortex.client.LocalSession`.
 
-Each `run` has a connection of its own; the server cancels the jobs of a connection that ends. Nodes that have
-not the client's input files themselves read them from here, while the job is followed. When a job
-is done its parts lie on the nodes that made them; they are streamed here, several at once, fsynced in the
-staging folder, and only then does `run` give its JobDone. The caller commits them and calls `received`.
+Each `run` has a connection of its own. When it ends before the job does, be it by the server's death, `run`
+dials again for SERVER_RETURN_S and attaches to its job; a job whose client does not come back is cancelled.
+Nodes that have not the client's input files themselves read them from here, while the job is followed.
+
+When a job is done its parts lie on the nodes that made them; they are streamed here, several at once, fsynced
+in the staging folder, and only then does `run` give its JobDone. The caller commits them and calls
+`received`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,16 +23,27 @@ from typing import BinaryIO
 from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.client_files import FoundFiles
 from cortex.cluster_client import ClusterConnection
-from cortex.errors import CortexError, OutputFailed, ProtocolError, from_report
+from cortex.errors import CortexError, OutputFailed, ProtocolError, Unreachable, from_report
 from cortex.input_sender import InputSender
 from cortex.job.spec import JobSpec
-from cortex.limits import CANCEL_S_MAX, PART_CREDIT_BYTES, PARTS_FETCHED_AT_ONCE
+from cortex.limits import (
+    CANCEL_S_MAX,
+    PART_CREDIT_BYTES,
+    PARTS_FETCHED_AT_ONCE,
+    RECEIVED_S_MAX,
+    REDIAL_FIRST_S,
+    REDIAL_S_MAX,
+    SERVER_RETURN_S,
+)
+from cortex.units import format_seconds
 from cortex.wire.messages import (
+    AttachJob,
     CancelJob,
     FetchPart,
     JobAccepted,
     JobDone,
     JobFailed,
+    JobForgotten,
     JobProgress,
     JobReceived,
     OutputPart,
@@ -40,13 +56,15 @@ from cortex.wire.messages import (
 
 
 class ClusterSession:
-    """`home` holds the identity to show; `server` "" is where it was made. Nothing is dialed before `run`."""
+    """`home` holds the identity to show; `server` "" is where it was made. Nothing is dialed before `run`.
+    `notice` is given a line for the user when the server is gone: standard error, if None."""
 
     shares_files = False
 
-    def __init__(self, home: str, server: str = "") -> None:
+    def __init__(self, home: str, server: str = "", notice: Callable[[str], None] | None = None) -> None:
         self._home = home
         self._server = server
+        self._notice = notice or (lambda line: print(line, file=sys.stderr, flush=True))
         self._open: dict[str, ClusterConnection] = {}
 
     def __enter__(self) -> ClusterSession:
@@ -71,19 +89,27 @@ class ClusterSession:
         """Run one job to its end: every part of the result is then in `staging_dir`.
 
         `packed` is what travels with it; `sys_path` has folders of this machine, and stays here. Raises the
-        job's error (its `job_report` attribute tells what was done until then), Unreachable,
-        or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
+        job's error (its `job_report` attribute tells what was done until then), Unreachable when the server
+        does not come back, or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
         """
         files = FoundFiles.find(spec.input.paths)
         connection = ClusterConnection(self._home, self._server)
+        follower = _Follower(staging_dir, on_progress)
         done: JobDone | None = None
         try:
             upload(packed, connection.send, connection.receive)
             submit = SubmitJob(spec, code, (), "", packed.bundle, files.listed)
             accepted = connection.ask(submit, JobAccepted)
             try:
-                with InputSender(accepted.job, files, connection.send) as sender:
-                    done = _Follower(connection, staging_dir, on_progress, sender).run()
+                while done is None:
+                    try:
+                        with InputSender(accepted.job, files, connection.send) as sender:
+                            done = follower.run(connection, sender)
+                    except Unreachable as error:
+                        if hasattr(error, "job_report"):  # the job's own
+                            raise
+                        connection.close()
+                        connection = self._come_back(accepted.job, error)
             except KeyboardInterrupt:
                 _cancel(connection, accepted.job)
                 raise
@@ -92,14 +118,45 @@ class ClusterSession:
         finally:
             if done is None:
                 connection.close()
+                follower.close()
+
+    def _come_back(self, job: str, cause: CortexError, seconds: float = SERVER_RETURN_S) -> ClusterConnection:
+        """Dial until the server answers, and attach to the job. Raises `cause` after so many seconds, and
+        what the server refuses us with."""
+        self._notice(f"cortex: {cause.message}; trying again for {format_seconds(seconds)}")
+        deadline = time.monotonic() + seconds
+        rest_s = REDIAL_FIRST_S
+        while True:
+            time.sleep(rest_s * (0.5 + random.random()))
+            connection: ClusterConnection | None = None
+            try:
+                connection = ClusterConnection(self._home, self._server)
+                connection.ask(AttachJob(job), JobAccepted)
+                return connection
+            except Unreachable:
+                if connection is not None:
+                    connection.close()
+                if time.monotonic() >= deadline:
+                    raise cause from None
+            except BaseException:
+                if connection is not None:
+                    connection.close()
+                raise
+            rest_s = min(REDIAL_S_MAX, 2 * rest_s)
 
     def received(self, job: str) -> None:
-        """The result is committed (or given up): the nodes forget the job."""
+        """The result is committed (or given up): the nodes forget the job. A server that does not hear of it
+        does so by itself, but counts the job as cancelled."""
         connection = self._open.pop(job, None)
         if connection is None:
             return
-        with contextlib.suppress(CortexError):  # the server's end has the same effect
-            connection.send(JobReceived(job))
+        with contextlib.suppress(CortexError):
+            try:
+                connection.ask(JobReceived(job), JobForgotten)
+            except Unreachable as error:
+                connection.close()
+                connection = self._come_back(job, error, RECEIVED_S_MAX)
+                connection.send(JobReceived(job))
         connection.close()
 
     def finish(self) -> None:
@@ -112,9 +169,9 @@ class ClusterSession:
 
 
 def _cancel(connection: ClusterConnection, job: str) -> None:
-    """Have the job stopped, and wait a moment for it; the end of the connection cancels as well."""
+    """Have the job stopped, and wait a moment for it; without us, it is cancelled later as well."""
     deadline = time.monotonic() + CANCEL_S_MAX
-    with contextlib.suppress(CortexError, TimeoutError):
+    with contextlib.suppress(CortexError, OSError):
         connection.send(CancelJob(job))
         while time.monotonic() < deadline:
             if isinstance(connection.receive(max(0.0, deadline - time.monotonic())), JobFailed | JobDone):
@@ -124,19 +181,13 @@ def _cancel(connection: ClusterConnection, job: str) -> None:
 class _Follower:
     """One job from its acceptance to its output in `staging_dir`: follows it, and brings its parts from their
     nodes, under their staged names. A part that is lost with its node is made anew: the job says so when
-    it is done again, and what is here already is kept."""
+    it is done again, and what is here already is kept. `close` it when it is not wanted any more."""
 
-    def __init__(
-        self,
-        connection: ClusterConnection,
-        staging_dir: str,
-        on_progress: Callable[[JobProgress], None] | None,
-        sender: InputSender,
-    ) -> None:
-        self._connection = connection
+    def __init__(self, staging_dir: str, on_progress: Callable[[JobProgress], None] | None) -> None:
+        self._connection: ClusterConnection
+        self._sender: InputSender
         self._staging_dir = staging_dir
         self._on_progress = on_progress
-        self._sender = sender
         self._done: JobDone | None = None
         self._waiting: deque[OutputPart] = deque()
         self._coming: dict[str, tuple[OutputPart, BinaryIO]] = {}
@@ -144,9 +195,13 @@ class _Follower:
         self._lost = False
         """A part was, and no JobDone has come since."""
 
-    def run(self) -> JobDone:
-        """Raises the error that the job failed with, or OutputFailed."""
+    def run(self, connection: ClusterConnection, sender: InputSender) -> JobDone:
+        """Over this connection; when it ends (Unreachable), again over another one that is attached to the
+        job. Raises the error that the job failed with, or OutputFailed."""
+        self._connection, self._sender = connection, sender
         try:
+            for part, file in self._coming.values():
+                self._fetch(part, file)
             while self._done is None or self._waiting or self._coming or self._lost:
                 self._take(self._connection.receive())
             return self._done
@@ -155,9 +210,10 @@ class _Follower:
                 f"the result cannot be written to {self._staging_dir}: {error.strerror or error}",
                 cure="check that the disk has room for it",
             ) from error
-        finally:
-            for _, file in self._coming.values():
-                file.close()
+
+    def close(self) -> None:
+        for _, file in self._coming.values():
+            file.close()
 
     def _take(self, message: object) -> None:
         if isinstance(message, JobProgress):
@@ -191,8 +247,14 @@ class _Follower:
         while self._waiting and len(self._coming) < PARTS_FETCHED_AT_ONCE:
             part = self._waiting.popleft()
             path = self._path(part.staged_as)
-            self._coming[part.staged_as] = part, open(path, "xb", buffering=0)  # noqa: SIM115 (closed below)
-            self._connection.send(FetchPart(self._done.job, part.staged_as, PART_CREDIT_BYTES))
+            file = open(path, "xb", buffering=0)  # noqa: SIM115 (closed when all is here, or in `close`)
+            self._coming[part.staged_as] = part, file
+            self._fetch(part, file)
+
+    def _fetch(self, part: OutputPart, file: BinaryIO) -> None:
+        assert self._done is not None
+        request = FetchPart(self._done.job, part.staged_as, PART_CREDIT_BYTES, file.tell())
+        self._connection.send(request)
 
     def _bytes(self, message: PartBytes) -> None:
         if message.staged_as not in self._coming:

@@ -30,6 +30,7 @@ def role_named(text: str) -> Role | None:
 
 _JOB = re.compile(r"j[0-9a-f]{12}")
 _ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
+_KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
 _MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")
 _CLUSTER = re.compile(r"k[0-9a-f]{12}")
 _PEER = re.compile(r"[snca][0-9a-f]{12}")
@@ -65,6 +66,14 @@ def task_of(attempt: AttemptId) -> TaskId:
 
 def job_of(attempt: AttemptId) -> JobId:
     return JobId(attempt.partition("-")[0])
+
+
+def parse_attempt(text: str) -> tuple[JobId, str, int, int] | None:
+    """Job, kind (as in `task_id`), index (0 for a plan) and number of an attempt; None if it is none."""
+    found = _KINDS.fullmatch(text)
+    if found is None or (found[2] == "plan") != (found[3] is None):
+        return None
+    return JobId(found[1]), found[2], int(found[3] or 0), int(found[4])
 
 
 def map_attempt(text: str) -> tuple[JobId, int, int] | None:

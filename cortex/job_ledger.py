@@ -1,11 +1,12 @@
 """Whose job is whose, and what became of those that ended, for as long as a list may show them.
 
-Not durable: a restarted server has forgotten the jobs that had ended.
+Not durable by itself: on a cluster the journal keeps the same, and a later life of the server begins with it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cortex.errors import Cancelled
@@ -17,7 +18,6 @@ from cortex.wire.messages import JobDone, JobFailed, JobStatus
 class _Entry:
     name: str
     owner: str
-    began_at: float
 
 
 class JobLedger:
@@ -25,31 +25,46 @@ class JobLedger:
         self._under_way: dict[str, _Entry] = {}
         self._ended: OrderedDict[str, JobStatus] = OrderedDict()
 
-    def accepted(self, job: str, name: str, owner: str, now: float) -> None:
-        self._under_way[job] = _Entry(name, owner, now)
+    def restore(self, ended: Iterable[JobStatus]) -> None:
+        """Jobs that had ended in an earlier life of the server, the oldest first."""
+        self._ended.update((status.job, status) for status in ended)
 
-    def ended_with(self, job: str, message: JobDone | JobFailed, now: float) -> None:
-        """Again for a job that was done, went on because its result was lost, and has ended again."""
+    def accepted(self, job: str, name: str, owner: str) -> None:
+        self._under_way[job] = _Entry(name, owner)
+
+    def ended_with(self, job: str, message: JobDone | JobFailed) -> JobStatus | None:
+        """Again for a job that was done, went on because its result was lost, and has ended again. Gives what
+        is shown of it from now on; None if it is not known."""
         entry = self._under_way.pop(job, None)
         before = self._ended.pop(job, None)
         if entry is None and before is not None:
-            entry = _Entry(before.name, before.owner, now - before.seconds)
+            entry = _Entry(before.name, before.owner)
         if entry is None:
-            return
+            return None
         state, error = "done", ""
         if isinstance(message, JobFailed):
             state = "cancelled" if message.error.code == Cancelled.code else "failed"
             error = message.error.message
-        self._ended[job] = JobStatus(
-            job, entry.name, state, entry.owner, now - entry.began_at, message.report.stages, error
+        status = self._ended[job] = JobStatus(
+            job, entry.name, state, entry.owner, message.report.seconds, message.report.stages, error
         )
         if len(self._ended) > JOBS_REMEMBERED:
             self._ended.popitem(last=False)
+        return status
 
     def owner(self, job: str) -> str | None:
         """The id of the client that submitted a job; None if there is none that is still remembered."""
         entry = self._under_way.get(job) or self._ended.get(job)
         return None if entry is None else entry.owner
+
+    def submitter(self, job: str) -> str | None:
+        """The id of the client that submitted it, also when it has ended; None if it is not known."""
+        ended = self._ended.get(job)
+        return self.owner(job) if ended is None else ended.owner
+
+    def status(self, job: str) -> JobStatus | None:
+        """What is shown of a job that has ended."""
+        return self._ended.get(job)
 
     @property
     def owners(self) -> dict[str, str]:

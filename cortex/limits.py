@@ -85,6 +85,7 @@ FETCH_IDLE_S: Final = 30.0  # a connection with nothing to ask is kept: maps end
 # Control plane
 FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: a plan of 1 M splits has 40
 HELLO_BYTES_MAX: Final = 4 * KIB  # first frame of a connection, before it is known who sends it
+NODE_HELLO_BYTES_MAX: Final = 1 * MIB  # of a peer with a node's certificate: it says what it holds
 HELLO_S_MAX: Final = 10.0
 UNSENT_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX  # kept for a peer that does not read: a frame and its successor
 ANSWER_S_MAX: Final = 30.0  # for the answer to one question; a server under load takes a second or two
@@ -120,16 +121,29 @@ LOGS_BYTES_MAX: Final = 4 * MIB  # of all jobs that have ended, in a node's memo
 LOGS_S_MAX: Final = 5.0  # nodes have this long to send what a job's code wrote
 JOBS_REMEMBERED: Final = 1000  # ended jobs that `cortex jobs` still shows: a line each
 REDIAL_FIRST_S: Final = 0.5  # before a node dials its server again; twice as long after each failure
-REDIAL_S_MAX: Final = 15.0  # a server that comes back has all its nodes within twice this
 LINK_SILENCE_S_MAX: Final = (
     30.0  # nothing sent arrives: TCP alone would try for a quarter of an hour, and the
 )
 # node not know that its server has given its work to others
+REDIAL_S_MAX: Final = 5.0  # a server that comes back has all its nodes within twice this; a thousand TLS
+# handshakes in as long take a fifth of a core
+SERVER_SILENCE_S_MAX: Final = 600.0  # a node that hears nothing of its server for this long drops its work
+RECEIVED_S_MAX: Final = 10.0  # to say that the result is committed: it is, whether the server hears it or not
+SERVER_RETURN_S: Final = 300.0  # a client dials a server that is gone for this long, then gives its job up
 UNTRUSTED_S: Final = 30.0  # without its server a node serves others no longer: one may have been revoked
 CLUSTER_START_S_MAX: Final = 60.0  # of a LocalCluster: until its server and nodes answer
 NODE_EXIT_S_MAX: Final = 10.0  # to remove what it spilled; then it ends all the same
 CLOSE_S_MAX: Final = 2.0  # to take the last message of a connection being closed; then it is aborted
 UNIX_PATH_BYTES_MAX: Final = 103  # macOS: sun_path holds 104 with its closing zero (Linux 108)
+NODE_AWAY_S: Final = 5.0  # from the end of a node's link to its loss: one that lives is back in one or two
+NODE_RETURN_S: Final = 4 * REDIAL_S_MAX  # after the server's start, for the nodes of its life before
+CLIENT_RETURN_S: Final = 30.0  # from the end of a client's link to the end of its jobs: it dials every few s
+JOURNAL_S: Final = 0.1  # finished attempts are written down together, this late at most
+JOURNAL_RETRY_S: Final = 2.0  # after the journal could not be written: a full disk is given room by people
+JOURNAL_WAITING_MAX: Final = 100_000  # records kept while it cannot be: then its jobs go on without one
+JOURNAL_WAL_BYTES: Final = 16 * MIB  # what its write-ahead log is cut to when it was larger
+ATTEMPTS_PER_LIFE: Final = 64  # of a server, at one task: the next life numbers its attempts from there on
+LIVES_MAX: Final = 1000  # of a server, under one job: attempts are numbered in 16 bits
 TASK_ATTEMPTS_MAX: Final = 4  # Hadoop's and Spark's number
 SAME_ERROR_ATTEMPTS_MAX: Final = 2  # the same exception at the same line twice: it is the code, stop
 LOST_REDOS_MAX: Final = 8  # times one map may be redone because its output was lost

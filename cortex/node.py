@@ -10,7 +10,8 @@ measured (`cortex.memory_guard`).
 
 Of a cluster, it also has a part in the shuffle (`cortex.transfer.shuffle_agent`): a reduce joins the queue
 when its inputs from other nodes are here. And it sends parts of the output, where the client cannot see
-them (`cortex.transfer.part_streams`).
+them (`cortex.transfer.part_streams`). When its link to the server ends it works on: the next hello says
+what it holds, and ends of attempts that the server has not acknowledged are told again.
 
 Everything runs on the reactor's thread; reading parts and removing files do not (pools of their own).
 """
@@ -70,6 +71,7 @@ from cortex.wire.messages import (
     OpenJob,
     PartCredit,
     ReduceTask,
+    ReportsKept,
     Revoke,
     RunTask,
     SendLogs,
@@ -96,6 +98,7 @@ class _Job:
     """Partitions whose segments are fetched while maps run."""
     unfit: CortexError | None = None
     """Why it cannot run here."""
+    planned: bool = False
     ended: bool = False
 
     @property
@@ -109,7 +112,8 @@ class Node:
     `failed(error)` is called once when the node can run nothing any more, `shut_down()` when the server
     ends the cluster. `spill_dirs` are the node's own folders (mode 0700, made by the caller, who also
     removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
-    the agent of a node that others fetch from; None: this node is the only one.
+    the agent of a node that others fetch from; None: this node is the only one. `keep_reports`: until the
+    server says ReportsKept, which one with a journal does.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Node:
         data_address: str = "",
         shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
         | None = None,
+        keep_reports: bool = False,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -143,6 +148,12 @@ class Node:
         self._jobs: dict[str, _Job] = {}
         self._queue: deque[tuple[str, RunTask]] = deque()
         self._job_of: dict[str, str] = {}
+        """Attempts that were leased and have not ended -> their jobs."""
+        self._versions_read: dict[str, int] = {}
+        """Reduces among them -> their task's `version`."""
+        self._keep_reports = keep_reports
+        self._reports: dict[str, tuple[AttemptFinished | AttemptFailed, int]] = {}
+        """Ends that were not acknowledged, in order, each with what was in `_versions_read`."""
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
@@ -191,9 +202,11 @@ class Node:
         self._tick()
 
     def hello(self) -> None:
-        """The way to the server is open: say who this is."""
-        if self._input is not None:
-            self._input.server_back()
+        """The way to the server is open (again): say who this is, what it holds, and what the server may
+        not have heard. A heartbeat follows it."""
+        self.server_lost()
+        attempts = {attempt: version for attempt, (_, version) in self._reports.items()}
+        attempts |= {attempt: self._versions_read.get(attempt, 0) for attempt in self._job_of}
         self._send(
             NodeHello(
                 self._name,
@@ -202,16 +215,31 @@ class Node:
                 self._plan.cap_bytes,
                 dict(self._versions),
                 self._data_address,
+                tuple(sorted(job for job, each in self._jobs.items() if not each.ended)),
+                attempts,
             )
         )
+        for report, _ in self._reports.values():
+            self._send(report)
+        if self._pool is not None:
+            self._beat()
+        self._bundles.server_back()
+        if self._input is not None:
+            self._input.server_back()
+
+    def server_lost(self) -> None:
+        """The link to the server has ended. What it asks for now is not known any more; all else goes on."""
+        self._parts.drop_all()
+        if self._input is not None:
+            self._input.server_gone()
+        for job in self._jobs.values():
+            job.outputs = LocationTable()  # it is told anew; tasks that are here have what they need of it
 
     def start_over(self, ready: Callable[[], None]) -> None:
         """The server counts this node as lost: drop every job. `ready()` when a `hello` may be said, of a
         new incarnation: nothing that the server may lease it again is in the way."""
         self._incarnation = new_job_id()
-        self._parts.drop_all()
-        if self._input is not None:
-            self._input.server_gone()
+        self.server_lost()
         self._all_ended = ready
         for job in list(self._jobs):
             self._end_job(EndJob(job))
@@ -228,7 +256,7 @@ class Node:
         if isinstance(message, StartJob):
             self._start_job(message)
         elif isinstance(message, JobPlanned):
-            self._pool.planned(message)
+            self._planned(message)
         elif isinstance(message, MapLocations):
             self._jobs[message.job].outputs.update(message)
             self._fetch_ahead(message)
@@ -238,6 +266,9 @@ class Node:
             self._lease(message)
         elif isinstance(message, Revoke):
             self._revoke(message)
+        elif isinstance(message, ReportsKept):
+            for attempt in message.attempts:
+                self._reports.pop(attempt, None)
         elif isinstance(message, EndJob):
             self._end_job(message)
         elif isinstance(message, SendLogs):
@@ -359,6 +390,12 @@ class Node:
         self._queue = deque(item for item in self._queue if item[0] != name)
         self._send(CannotServe(self._name, self._incarnation, name, error.report()))
 
+    def _planned(self, message: JobPlanned) -> None:
+        assert self._pool is not None
+        if not self._jobs[message.job].planned:  # else it is told again after a lost link
+            self._jobs[message.job].planned = True
+            self._pool.planned(message)
+
     def _lease(self, message: Lease) -> None:
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
@@ -369,6 +406,7 @@ class Node:
             self._job_of[run.attempt] = job
             if isinstance(run.task, ReduceTask):
                 outputs = self._jobs[job].outputs
+                self._versions_read[run.attempt] = run.task.version
                 run = RunTask(run.attempt, outputs.fill(run.task))
                 if self._shuffle is not None and not self._shuffle.bring(job, run, self._name, outputs.nodes):
                     self._bringing[run.attempt] = job, run
@@ -387,6 +425,7 @@ class Node:
         self._queue = deque(item for item in self._queue if item[1].attempt not in revoked)
         for attempt in message.attempts:
             self._forget(attempt)
+            self._reports.pop(attempt, None)
             self._pool.revoke(attempt)
         self.room()
 
@@ -413,6 +452,8 @@ class Node:
         self._queue = deque(item for item in self._queue if item[0] != message.job)
         for attempt in [attempt for attempt, of in self._job_of.items() if of == message.job]:
             self._forget(attempt)
+        for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
+            del self._reports[attempt]
 
         def executors_gone() -> None:
             if self._shuffle is None:
@@ -476,15 +517,20 @@ class Node:
     def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None:
         if ended.attempt not in self._job_of:
             return
+        version = self._versions_read.get(ended.attempt, 0)
         self._forget(ended.attempt)
         if self._shuffle is not None and isinstance(ended, TaskFinished):
             self._shuffle.used(job, ended.result)
         if self.memory.peak_bytes != self._reported_peak:
             self._beat()  # a short job's only one: the server's last word on memory
+        report: AttemptFinished | AttemptFailed
         if isinstance(ended, TaskFinished):
-            self._send(AttemptFinished(self._name, self._incarnation, ended))
+            report = AttemptFinished(self._name, self._incarnation, ended)
         else:
-            self._send(AttemptFailed(self._name, self._incarnation, ended))
+            report = AttemptFailed(self._name, self._incarnation, ended)
+        if self._keep_reports:
+            self._reports[ended.attempt] = report, version
+        self._send(report)
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
         if run.attempt in self._job_of:
@@ -541,6 +587,7 @@ class Node:
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)
+        self._versions_read.pop(attempt, None)
         self._progress.pop(attempt, None)
         if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
             self._shuffle.forget(attempt)

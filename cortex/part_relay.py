@@ -1,7 +1,8 @@
 """The server's side of the output's way to the client: which stream of which node is whose part.
 
 Opaque bytes with credit from end to end: the client grants, the node sends no more than that, and the
-server holds nothing. Pure bookkeeping: `PartRelay` says what to send to whom.
+server holds nothing. A node that is back after a lost link goes on where its bytes had ended. Pure
+bookkeeping: `PartRelay` says what to send to whom.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from cortex.wire.messages import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Stream:
     number: int
     client: Any
     node: str
     job: str
     staged_as: str
+    credit_bytes: int
+    offset: int
 
 
 class PartRelay:
@@ -55,19 +58,32 @@ class PartRelay:
         if key in self._of_client or mine >= PART_STREAMS_MAX:
             raise ProtocolError(f"part {message.staged_as} was asked for again, or with too many others")
         self._next += 1
-        stream = _Stream(self._next, client, node, message.job, message.staged_as)
-        self._streams[stream.number] = self._of_client[key] = stream
-        self._to_node(node, SendPart(stream.number, message.job, message.staged_as, message.credit_bytes))
+        stream = self._streams[self._next] = self._of_client[key] = _Stream(
+            self._next, client, node, message.job, message.staged_as, message.credit_bytes, message.offset
+        )
+        self._ask(stream)
+
+    def node_back(self, node: str) -> None:
+        """It has dropped its streams, or never heard of them: they go on."""
+        for stream in [each for each in self._streams.values() if each.node == node]:
+            self._ask(stream)
+
+    def _ask(self, stream: _Stream) -> None:
+        message = SendPart(stream.number, stream.job, stream.staged_as, stream.credit_bytes, stream.offset)
+        self._to_node(stream.node, message)
 
     def taken(self, client: Any, message: PartTaken) -> None:
         stream = self._of_client.get((client, message.job, message.staged_as))
         if stream is not None:  # else it has ended
+            stream.credit_bytes += message.credit_bytes
             self._to_node(stream.node, PartCredit(stream.number, message.credit_bytes))
 
     def chunk(self, message: PartChunk) -> None:
         stream = self._streams.get(message.stream)
         if stream is None or stream.node != message.node:
             return  # its client is gone
+        stream.offset += len(message.data)
+        stream.credit_bytes -= len(message.data)
         if message.last:
             self._forget(stream)
         self._to_client(stream.client, PartBytes(stream.job, stream.staged_as, message.data, message.last))

@@ -1,9 +1,11 @@
 """The server: takes jobs from clients, lets the scheduler decide, and passes its decisions on.
 
 It never unpickles anything: a job's code is opaque bytes on its way to the nodes. It holds no
-reactor of its own and blocks nowhere. Clients connect through `client_factory`; a client whose
-connection ends takes its jobs with it. A node attaches through a `NodeLink`; today that is one node
-in the same process, joined by a `LocalLink`.
+reactor of its own and blocks nowhere. Clients connect through `client_factory`; a node attaches through a
+`NodeLink`: on one machine it is in the same process, joined by a `LocalLink`.
+
+On one machine a client whose connection ends takes its jobs with it. With a journal, a client may come back
+for its job (AttachJob) and a node with what it holds, for a while, and a later life of the server goes on.
 """
 
 from __future__ import annotations
@@ -23,23 +25,30 @@ from cortex.input_relay import InputRelay
 from cortex.job.bundle import Bundle
 from cortex.job_ledger import JobLedger
 from cortex.job_logs import LogDesk
-from cortex.limits import LOGS_S_MAX, PROGRESS_S
+from cortex.journal_desk import JournalDesk
+from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
 from cortex.part_relay import PartRelay, results_lost
 from cortex.scheduling.events import (
     CancelRequested,
     Event,
+    GiveUpNode,
     JobSubmitted,
+    NodeAway,
     NodeJoined,
     NodeLost,
     PartUnreadable,
+    SendToClient,
     SendToNode,
     Tick,
+    WriteDown,
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import job_statuses, node_statuses
 from cortex.storage.blob_store import BlobStore
 from cortex.transfer.work_thread import WorkThread
+from cortex.units import format_seconds
 from cortex.wire.messages import (
+    AttachJob,
     BlobTaken,
     CancelJob,
     ClientHello,
@@ -56,6 +65,7 @@ from cortex.wire.messages import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobForgotten,
     JobProgress,
     JobReport,
     NodeHello,
@@ -68,6 +78,7 @@ from cortex.wire.messages import (
     PartUnread,
     PutBlob,
     Refused,
+    ReportsKept,
     ServerHello,
     SubmitJob,
     ToNode,
@@ -129,7 +140,9 @@ class _Client:
 
 class Server:
     """`clock` is monotonic seconds; `reactor` needs `callLater` (and should time it by the same clock).
-    `cluster` "": the server of one machine, which answers no hello before its node is there.
+    `cluster` "": the server of one machine, which answers no hello before its node is there. It begins with
+    what an earlier life left in `journal`, which the caller stops after it. Raises StateFailed for a journal
+    that makes no sense.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any.
 
@@ -137,12 +150,19 @@ class Server:
     """
 
     def __init__(
-        self, reactor: Any, clock: Callable[[], float], cluster: str = "", *, blob_folder: str = ""
+        self,
+        reactor: Any,
+        clock: Callable[[], float],
+        cluster: str = "",
+        journal: JournalDesk | None = None,
+        *,
+        blob_folder: str = "",
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._cluster = cluster
-        self._scheduler = Scheduler()
+        self._journal = journal
+        self._scheduler = Scheduler(journalled=journal is not None)
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
         self._clients: dict[MessageProtocol[Any], _Client] = {}
@@ -164,7 +184,17 @@ class Server:
             lambda job: job in self._scheduler.jobs or job in self._scheduler.kept,
         )
         self._client_of: dict[str, _Client] = {}
+        self._answers: dict[str, JobDone | JobFailed] = {}
+        """Ends that are in the journal, until their clients have them."""
+        self._told_before: dict[str, JobDone] = {}
+        self._ending: set[str] = set()
+        """Jobs whose end is being written."""
+        self._deserted: dict[str, float] = {}
+        """Jobs whose client is not connected -> when it is not waited for any more."""
         self._timer = reactor.callLater(PROGRESS_S, self._tick)
+        if journal is not None:
+            journal.reports_kept = lambda node, attempts: self._to_node(node, ReportsKept(attempts))
+            self._restore(journal)
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -179,6 +209,15 @@ class Server:
         for client in list(self._clients.values()):
             client.link.close()
 
+    def cancel_all(self, reason: str) -> None:
+        """Every job ends here and now: no later life goes on with it."""
+        for job in list(self._scheduler.jobs):
+            self._handle(CancelRequested(job, reason))
+        for job in list(self._scheduler.kept):
+            self._parts.pop(job, None)
+            self._take_answer(job)
+            self._handle(CancelRequested(job, reason))
+
     # --- nodes ---
 
     def attach_node(self, link: NodeLink) -> Callable[[FromNode], None]:
@@ -188,14 +227,21 @@ class Server:
         """
         return LocalLink[FromNode](self._reactor, lambda message: self._from_node(link, message)).send
 
-    def detach_node(self, node_name: str) -> None:
-        """The node is gone: its attempts run elsewhere, and what it held is lost."""
-        if self._nodes.pop(node_name, None) is not None:
-            self._relay.node_lost(node_name)
-            self._blobs.node_lost(node_name)
-            self._input.node_lost(node_name)
-            self._logs.node_lost(node_name)
-            self._handle(NodeLost(node_name))
+    def detach_node(self, node_name: str, for_good: bool = False) -> None:
+        """The node is gone: its attempts run elsewhere, and what it held is lost. With a journal, it may
+        come back for a moment, unless it is gone for good."""
+        if self._nodes.pop(node_name, None) is None:
+            return
+        self._blobs.node_lost(node_name)  # it asks again
+        self._input.node_lost(node_name)
+        self._logs.node_lost(node_name)
+        if self._journal is not None and not for_good:
+            self._handle(NodeAway(node_name))
+            return
+        self._relay.node_lost(node_name)
+        self._handle(NodeLost(node_name))
+        if self._journal is not None:
+            self._journal.node_dropped(node_name)
 
     def _from_node(self, link: NodeLink, message: FromNode) -> None:
         if isinstance(message, NodeHello):
@@ -203,6 +249,9 @@ class Server:
                 raise ProtocolError(f"node {message.node!r} has {message.slots} slots")
             self._nodes[message.node] = message, link
             self._handle(NodeJoined(message))
+            if self._journal is not None:  # after what its earlier life has lost
+                self._journal.node_known(message.node, message.incarnation)
+            self._relay.node_back(message.node)
             for client in list(self._clients.values()):
                 self._welcome(client)
         elif isinstance(message, PartChunk):
@@ -248,14 +297,9 @@ class Server:
         elif isinstance(message, PutBlob):
             self._blobs.put(client, message)
         elif isinstance(message, SubmitJob):
-            job = new_job_id()
-            self._blobs.submitted(client, job, message.bundle)
-            client.jobs.add(job)
-            self._client_of[job] = client
-            self._input.client_here(job, client)
-            self._ledger.accepted(job, message.spec.name, peer.id if peer else "", self._clock())
-            link.send(JobAccepted(job))
-            self._handle(JobSubmitted(job, message))
+            self._submit(client, message)
+        elif isinstance(message, AttachJob):
+            self._attach(client, message.job)
         elif isinstance(message, InputBytes | InputUnread):
             self._input.answer(client, message)
         elif isinstance(message, GetStatus):
@@ -273,6 +317,7 @@ class Server:
         else:
             self._handle(message)
             self._forget(client, message.job)
+            self._take_answer(message.job, lambda: link.send(JobForgotten(message.job)))
 
     def _greet(self, client: _Client, hello: ClientHello) -> None:
         if client.greeted:
@@ -294,9 +339,58 @@ class Server:
             slots, memory_bytes = sum(h.slots for h in hellos), sum(h.memory_bytes for h in hellos)
             client.link.send(ServerHello(self._versions, slots, memory_bytes))
 
+    def _submit(self, client: _Client, request: SubmitJob) -> None:
+        job = new_job_id()
+        owner = client.peer.id if client.peer is not None else ""
+        self._blobs.submitted(client, job, request.bundle)
+
+        def refuse(error: CortexError) -> None:
+            self._blobs.job_ended(job)
+            client.link.send(Refused(error.report()))
+
+        def accept() -> None:
+            self._ledger.accepted(job, request.spec.name, owner)
+            self._give(job, client)
+            client.link.send(JobAccepted(job))
+            self._handle(JobSubmitted(job, request))
+
+        if self._journal is None:
+            accept()
+        else:
+            self._journal.accepted(job, owner, request, accept, refuse)
+
+    def _attach(self, client: _Client, job: str) -> None:
+        """The client goes on with a job that another connection had, in this life or an earlier one."""
+        under_way = job in self._scheduler.jobs
+        known = under_way or job in self._answers or job in self._ending
+        owner = self._ledger.submitter(job) if known else None
+        if client.peer is None or owner is None or owner != client.peer.id:
+            error = NotAllowed(f"{job} is no job of yours, or has ended", cure="list them: cortex jobs")
+            client.link.send(Refused(error.report()))
+            return
+        before = self._client_of.get(job)
+        if before is not None:  # its end has not reached us yet
+            before.jobs.discard(job)
+        self._give(job, client)
+        client.link.send(JobAccepted(job))
+        answer = self._answers.get(job)
+        if answer is not None and not under_way:
+            self._send_answer(client, answer)
+
+    def _give(self, job: str, client: _Client) -> None:
+        """The job is this client's, if that is still here."""
+        if self._clients.get(client.link) is client:
+            client.jobs.add(job)
+            self._client_of[job] = client
+            if not isinstance(self._answers.get(job), JobFailed):
+                self._input.client_here(job, client)
+            self._deserted.pop(job, None)
+        else:
+            self._deserted[job] = self._clock() + CLIENT_RETURN_S
+
     def _fetch_part(self, client: _Client, message: FetchPart) -> None:
         node = self._parts.get(message.job, {}).get(message.staged_as)
-        if node is not None and node in self._nodes:
+        if node is not None and (node in self._nodes or self._scheduler.may_return(node)):
             self._relay.fetch(client, message, node)
         else:  # lost meanwhile: the job goes on, and says so when it is done again
             error = results_lost(node or "", message.staged_as)
@@ -342,8 +436,12 @@ class Server:
         self._input.client_lost(client)
         self._logs.client_lost(client)
         for job in sorted(client.jobs):
-            self._forget(client, job)
-            self._handle(CancelRequested(job, "the client's connection ended"))
+            if self._journal is not None:
+                self._client_of.pop(job, None)
+                self._deserted[job] = self._clock() + CLIENT_RETURN_S
+            else:
+                self._forget(client, job)
+                self._handle(CancelRequested(job, "the client's connection ended"))
 
     def _forget(self, client: _Client, job: str) -> None:
         client.jobs.discard(job)
@@ -352,11 +450,52 @@ class Server:
         self._parts.pop(job, None)
         self._blobs.job_ended(job)
 
+    def _take_answer(self, job: str, then: Callable[[], None] = lambda: None) -> None:
+        """The client has the job's end, with the result if there is one: it is history. `then()` when that is
+        in the journal; not without one."""
+        answer, status = self._answers.pop(job, None), self._ledger.status(job)
+        if self._journal is None:
+            return
+        if isinstance(answer, JobDone) and status is not None:
+            self._journal.ended(status, None, then)
+        else:
+            if answer is not None:
+                self._journal.answer_taken(job)
+            then()
+
+    def _give_up_clients(self) -> None:
+        """Jobs whose client has not come back are cancelled, and their results not kept any longer."""
+        now = self._clock()
+        for job in [job for job, until in self._deserted.items() if now >= until]:
+            del self._deserted[job]
+            if job in self._scheduler.jobs or job in self._scheduler.kept:
+                reason = f"its client did not come back within {format_seconds(CLIENT_RETURN_S)}"
+                self._parts.pop(job, None)
+                self._handle(CancelRequested(job, reason))
+            else:
+                self._take_answer(job)
+
     # --- the scheduler ---
 
     def _tick(self) -> None:
         self._timer = self._reactor.callLater(PROGRESS_S, self._tick)
         self._handle(Tick())
+        if self._deserted:
+            self._give_up_clients()
+
+    def _restore(self, journal: JournalDesk) -> None:
+        """Go on where an earlier life of the server ended."""
+        kept, now = journal.read(), self._clock()
+        self._ledger.restore(kept.ended)
+        self._answers.update(kept.answers)
+        for each in kept.restored.jobs:
+            self._ledger.accepted(each.job, each.request.spec.name, kept.owners[each.job])
+        self.keep_files_of({each.job: each.request.bundle for each in kept.restored.jobs})
+        for job in (*kept.answers, *kept.owners):
+            self._deserted[job] = now + CLIENT_RETURN_S
+        self._told_before = kept.done
+        self._handle(kept.restored)
+        self._told_before = {}
 
     def _handle(self, event: Event) -> None:
         try:
@@ -367,8 +506,19 @@ class Server:
         for instruction in instructions:
             if isinstance(instruction, SendToNode):
                 self._to_node(instruction.node, instruction.message)
-            else:
+            elif isinstance(instruction, SendToClient):
                 self._to_client(instruction.job, instruction.message)
+            elif isinstance(instruction, WriteDown):
+                assert self._journal is not None
+                self._journal.record(instruction.job, instruction.record)
+            else:
+                self._give_up_node(instruction)
+
+    def _give_up_node(self, instruction: GiveUpNode) -> None:
+        _log.info("{node} did not come back", node=instruction.node)
+        self._relay.node_lost(instruction.node)
+        if self._journal is not None:
+            self._journal.node_dropped(instruction.node)
 
     def _to_node(self, name: str, message: ToNode) -> None:
         node = self._nodes.get(name)
@@ -377,19 +527,50 @@ class Server:
 
     def _to_client(self, job: str, message: FromServer) -> None:
         if isinstance(message, JobDone):
+            before = self._told_before.get(job)
+            if before is not None and before.parts == message.parts:
+                message = before  # the report of the life that has seen all of it
             self._parts[job] = {part.staged_as: part.node for part in message.parts if part.node}
-        if isinstance(message, JobDone | JobFailed):
-            self._ledger.ended_with(job, message, self._clock())
         if isinstance(message, JobFailed):  # one that is done may need its files to make lost parts anew
             self._blobs.job_ended(job)
             self._input.close_job(job)
+        if isinstance(message, JobDone | JobFailed):
+            self._ended(job, message)
+            return
         client = self._client_of.get(job)
         if client is None or (client.link.congested and isinstance(message, JobProgress)):
             return  # it is gone; or it reads slowly, and the next progress says the same and more
+        self._send_answer(client, message)
+
+    def _ended(self, job: str, message: JobDone | JobFailed) -> None:
+        status = self._ledger.ended_with(job, message)
+        if self._journal is None or status is None:
+            client = self._client_of.get(job)
+            if client is not None:
+                self._send_answer(client, message)
+            return
+        self._ending.add(job)
+        if isinstance(message, JobDone):
+            self._journal.done(message, lambda: self._answer_kept(message))
+        else:
+            self._journal.ended(status, message, lambda: self._answer_kept(message))
+
+    def _answer_kept(self, message: JobDone | JobFailed) -> None:
+        """A job's end is in the journal: now its client may know."""
+        self._ending.discard(message.job)
+        self._answers[message.job] = message
+        client = self._client_of.get(message.job)
+        if client is not None:
+            self._send_answer(client, message)
+        elif message.job not in self._deserted:
+            self._deserted[message.job] = self._clock() + CLIENT_RETURN_S
+
+    def _send_answer(self, client: _Client, message: FromServer) -> None:
         try:
             client.link.send(message)
         except ProtocolError as error:  # too large for a frame
-            report = message.report if isinstance(message, JobDone | JobFailed) else JobReport(job, "", 0.0)
+            assert isinstance(message, JobDone | JobFailed)
+            job, report = message.job, message.report
             client.link.send(JobFailed(job, error.report(), JobReport(job, report.name, report.seconds)))
 
     def _start_over(self, cause: str) -> None:
@@ -397,7 +578,7 @@ class Server:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(journalled=self._journal is not None)
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))

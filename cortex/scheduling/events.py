@@ -6,8 +6,10 @@ client's (`JobReceived`) are events as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cortex.scheduling.records import JobRecord
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
@@ -28,8 +30,43 @@ class JobSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class JobKept:
+    """A job under way in an earlier life of the server: all that was written down of it."""
+
+    job: str
+    request: SubmitJob
+    age_s: float
+    """Since it was accepted."""
+    lives: int
+    """Of the server, that have worked at it before this one."""
+    records: Iterable[JobRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """Before any other event: what an earlier life of the server knew.
+
+    `nodes`, name -> incarnation, are expected back for NODE_RETURN_S; until they are, or are given up,
+    nothing of these jobs is leased. Jobs that were done are among them, until their client has the result.
+    """
+
+    jobs: tuple[JobKept, ...]
+    nodes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeJoined:
+    """A node says hello. One that is the same as before (its incarnation), and still expected, keeps its
+    leases and outputs: what it says that it holds is compared with them."""
+
     hello: NodeHello
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAway:
+    """Its link has ended: it may come back within NODE_AWAY_S."""
+
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +95,9 @@ class Tick:
 
 Event = (
     JobSubmitted
+    | Restored
     | NodeJoined
+    | NodeAway
     | NodeLost
     | PartUnreadable
     | AttemptFinished
@@ -85,4 +124,19 @@ class SendToClient:
     message: FromServer
 
 
-Instruction = SendToNode | SendToClient
+@dataclass(frozen=True, slots=True)
+class WriteDown:
+    """Keep this for a later life of the server, after what was to be kept before it."""
+
+    job: str
+    record: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpNode:
+    """The node was away, and is lost now."""
+
+    node: str
+
+
+Instruction = SendToNode | SendToClient | WriteDown | GiveUpNode

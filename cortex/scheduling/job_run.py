@@ -15,15 +15,22 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from cortex.errors import CortexError, ErrorReport, Fault, InternalError, MapChanged, ProtocolError, RowsLost
-from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, task_id
+from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import InputPlan, Split, SplitGroups
-from cortex.limits import LEASE_S, LOST_REDOS_MAX, SCAN_AHEAD_PER_SLOT, SCAN_SPLITS_PER_TASK
+from cortex.job.plan import UNKNOWN, InputPlan, Split, SplitGroups
+from cortex.limits import (
+    ATTEMPTS_PER_LIFE,
+    LEASE_S,
+    LOST_REDOS_MAX,
+    SCAN_AHEAD_PER_SLOT,
+    SCAN_SPLITS_PER_TASK,
+)
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.prefetch import Prefetch
 from cortex.scheduling.progress import BYTES_OUT, AddedStats, Progress, stats_tuple
+from cortex.scheduling.records import JobRecord, NodeGone, PartGone
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
@@ -34,6 +41,7 @@ from cortex.wire.messages import (
     MapLocations,
     MapResult,
     MapTask,
+    OutputNode,
     OutputPart,
     PlanResult,
     PlanTask,
@@ -52,12 +60,16 @@ from cortex.wire.messages import (
 
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
+_STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
 
 class JobRun:
-    """`state` tells how far it is; once FAILED or CANCELLED, `error` says why."""
+    """`state` tells how far it is; once FAILED or CANCELLED, `error` says why.
 
-    def __init__(self, job: JobId, request: SubmitJob, now: float) -> None:
+    `lives`: those of the server that have worked at the job before this one; `replay` what they wrote down.
+    """
+
+    def __init__(self, job: JobId, request: SubmitJob, now: float, lives: int = 0) -> None:
         self.job = job
         self.request = request
         self.began_at = now
@@ -72,6 +84,8 @@ class JobRun:
         """One object for all nodes, as `start_message` is: it may be large, and need be encoded only once."""
         self._start_message: StartJob | None = None
         self.map_only = request.spec.reduce_form == "none"
+        self.held_back = False
+        """Nothing is leased: what nodes hold of it is not known yet."""
         self.running: dict[AttemptId, Running] = {}
         self._tables: dict[str, TaskTable] = {}
         self._parts: dict[int, tuple[OutputPart, ...]] = {}
@@ -87,7 +101,9 @@ class JobRun:
         self._ahead: dict[str, FetchAhead] = {}
         """Node -> the reduces that it fetches the inputs of while maps run."""
         self._scan_ahead = 0
-        self._open_stage(PLAN, TaskTable(1))
+        self._maps_begun = bytearray()
+        self._first_number = lives * ATTEMPTS_PER_LIFE
+        self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._tables[PLAN].needs_met(0, 1)
 
     def start_message(self, progress_s: float) -> StartJob:
@@ -109,7 +125,7 @@ class JobRun:
 
     def next_task(self, node: Node, slots: int, now: float) -> Running | None:
         """Lease the next task to `node`, if one can run now; `slots` is how many all nodes have."""
-        stage = None if node.name in self.unfit else self._next_stage(slots)
+        stage = None if self.held_back or node.name in self.unfit else self._next_stage(slots)
         if stage is None:
             return None
         table = self._tables[stage]
@@ -123,12 +139,60 @@ class JobRun:
         else:
             index, number = table.lease_first()
         attempt = attempt_id(task_id(self.job, _LETTERS[stage], None if stage == PLAN else index), number)
-        task = self._task(stage, index, number)
-        running = Running(attempt, self.job, stage, index, number, node.output_node, task)
+        task = self._task(stage, index)
+        return self._leased(Running(attempt, self.job, stage, index, number, node.output_node, task), now)
+
+    def resume(
+        self, attempt: str, node: OutputNode, version: int | None, now: float, scan: ScanTask | None = None
+    ) -> Running | None:
+        """An earlier life of the server has leased this attempt to `node`: it is leased still.
+
+        None if its task is not ready, or it is a reduce of other map outputs than there are now (`version`):
+        it may have read what nobody wrote down. `scan`: its task, if what it was told is known.
+        """
+        parsed = parse_attempt(attempt)
+        if parsed is None or parsed[0] != self.job:
+            return None
+        stage, index, number = _STAGES[parsed[1]], parsed[2], parsed[3]
+        table = self._tables.get(stage)
+        if table is None or index >= len(table.states):
+            return None
+        if stage == SCAN:
+            self._begin_scans(index)
+        if table.state(index) is not TaskState.READY:
+            return None
+        if stage == REDUCE and version not in (None, self._outputs.version):
+            return None
+        table.resume(index, number)
+        task = scan or self._task(stage, index)
+        if isinstance(task, ScanTask) and scan is None:
+            task = msgspec.structs.replace(task, start_state=UNKNOWN)  # it may not have been told its start
+        return self._leased(Running(AttemptId(attempt), self.job, stage, index, number, node, task), now)
+
+    def replay(self, record: JobRecord) -> None:
+        """What an earlier life wrote down, in its order. Raises InternalError for what does not follow."""
+        if isinstance(record, NodeGone):
+            self.node_lost(record.node)
+            return
+        if isinstance(record, PartGone):
+            self.part_lost(record.staged_as)
+            return
+        end, now = record.end, self.began_at + record.at_s
+        running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan)
+        if running is None:
+            raise InternalError(f"attempt {end.attempt} ended in the journal, and could not have been leased")
+        running.outputs_version = record.outputs_version
+        if isinstance(end, TaskFinished):
+            self.finished(running, end, now)
+        else:
+            self.failed(running, end, now)
+
+    def _leased(self, running: Running, now: float) -> Running:
+        stage, index = running.stage, running.index
         if stage == REDUCE:
             running.expected_rows = self._outputs.expected_rows(index)
             running.outputs_version = self._outputs.version
-        self.running[attempt] = running
+        self.running[running.attempt] = running
         totals = self.progress.stages[stage]
         if totals.began_at is None:
             totals.began_at = now
@@ -136,6 +200,8 @@ class JobRun:
 
     def ready_tasks(self, slots: int) -> int:
         """About how many tasks could be leased now."""
+        if self.held_back:
+            return 0
         if self.state is JobState.PLANNING:
             return self._tables[PLAN].ready
         if self.state is JobState.REDUCING:
@@ -152,7 +218,7 @@ class JobRun:
     def prefetch(self, nodes: Sequence[Node]) -> list[tuple[Node, FetchAhead, MapLocations]]:
         """While maps run: the nodes that are to fetch the inputs of reduces they will likely run, and what
         they must be told. Nothing where one node has everything."""
-        if self.state is not JobState.MAPPING or self.map_only or len(nodes) < 2:
+        if self.state is not JobState.MAPPING or self.map_only or self.held_back or len(nodes) < 2:
             return []
         if not self._prefetch.due(self._outputs.version):
             return []
@@ -190,21 +256,34 @@ class JobRun:
             return SCAN
         return MAP if maps_wait else None
 
-    def _task(self, stage: str, index: int, number: int) -> Task:
+    def _task(self, stage: str, index: int) -> Task:
         if stage == PLAN:
             return PlanTask(self.request.client_files)
         if stage == SCAN:
-            chunk = self._scans.chunks[index]
-            if chunk.fresh:
-                self._scan_ahead += chunk.count
-                self._cut_scan()
+            if self._scans.chunks[index].fresh:
+                self._begin_scan(index)
             return self._scans.issue(index)
         if stage == MAP:
             splits = self._splits_of(index)
-            if number == 0:
+            if not self._maps_begun[index]:
+                self._maps_begun[index] = 1
                 self._scan_ahead -= sum(map(self._scans.is_scanned, splits))
             return MapTask(index, tuple(self._scans.fill(s) for s in splits))
-        return ReduceTask(index, self._outputs.spans(index))
+        return ReduceTask(index, self._outputs.spans(index), version=self._outputs.version)
+
+    def _begin_scan(self, index: int) -> None:
+        chunk = self._scans.chunks[index]
+        chunk.fresh = False
+        self._scan_ahead += chunk.count
+        self._cut_scan()
+
+    def _begin_scans(self, index: int) -> None:
+        """Scans are cut and begun in order: those before this one have been as well."""
+        while (cut := self._scans.last_cut) is not None and cut <= index:
+            chunk = self._scans.chunks.get(cut)
+            if chunk is None or not chunk.fresh:
+                return
+            self._begin_scan(cut)
 
     def _cut_scan(self) -> None:
         """The next scan is there to be leased."""
@@ -270,19 +349,21 @@ class JobRun:
         self._map_stats = AddedStats(count)
         self._reduce_stats = AddedStats(0 if self.map_only else plan.reducers)
         self._prefetch = Prefetch(plan.reducers, self._outputs.blocks)
+        self._maps_begun = bytearray(count)
+        first = self._first_number
         scanned = self._scans.tasks > 0
-        scans = self._tables[SCAN] = TaskTable(len(plan.splits) if scanned else 0, self._scans.tasks)
+        scans = self._tables[SCAN] = TaskTable(len(plan.splits) if scanned else 0, self._scans.tasks, first)
         if scanned:
             self._open_stage(SCAN, scans, self._scans.bytes_total)
             self._cut_scan()
-        self._open_stage(MAP, TaskTable(count), plan.total_bytes)
+        self._open_stage(MAP, TaskTable(count, None, first), plan.total_bytes)
         if scanned:
             for splits in self._scans.unscanned:
                 self._splits_known(splits)
         else:
             self._tables[MAP].needs_met(0, count)
         if not self.map_only:
-            self._open_stage(REDUCE, TaskTable(plan.reducers))
+            self._open_stage(REDUCE, TaskTable(plan.reducers, None, first))
         self._step(JobEvent.PLANNED)
 
     def _scanned(self, running: Running, result: ScanResult) -> None:

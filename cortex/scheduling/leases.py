@@ -17,6 +17,7 @@ from cortex.limits import (
     HEARTBEAT_S,
     LEASE_S,
     LEASES_AHEAD_PER_SLOT,
+    NODE_AWAY_S,
     PROGRESS_BEATS_PER_S_MAX,
     PROGRESS_S,
 )
@@ -62,10 +63,12 @@ class Told:
 
 
 class Node:
-    """A node as the scheduler sees it. Silent: its lease has expired, but its link is still there."""
+    """A node as the scheduler sees it. Silent: its lease has expired, but its link is still there.
+    Away: its link has ended, a moment ago."""
 
     __slots__ = (
-        "disk_free_bytes", "held", "hello", "memory_bytes", "memory_peak_bytes", "offer", "output_node",
+        "away", "away_at", "disk_free_bytes", "held", "hello", "memory_bytes", "memory_peak_bytes", "offer",
+        "output_node",
         "renewed_at", "serial", "silent", "told",
     )  # fmt: skip
 
@@ -76,6 +79,8 @@ class Node:
         """Which joined first: who is as good is served in this order."""
         self.renewed_at = now
         self.silent = False
+        self.away = False
+        self.away_at = 0.0
         self.held: dict[AttemptId, Running] = {}
         self.offer = 0.0
         """The part of its slots that it has room for, as `LeaseBook.roomiest` knows it."""
@@ -90,9 +95,13 @@ class Node:
         return self.hello.node
 
     @property
+    def is_here(self) -> bool:
+        return not self.silent and not self.away
+
+    @property
     def room(self) -> int:
         """Attempts it may still be given: its slots and a short queue, so that no slot waits for us."""
-        if self.silent:
+        if not self.is_here:
             return 0
         return self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
 
@@ -108,7 +117,7 @@ class LeaseBook:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.slots = 0
-        """Of all nodes that are not silent."""
+        """Of all nodes that are neither silent nor away."""
         self.cap_bytes = 0
         self.memory_bytes = 0
         self.memory_peak_bytes = 0
@@ -128,6 +137,14 @@ class LeaseBook:
         self._room_changed(node)
         return node
 
+    def rejoin(self, node: Node, hello: NodeHello, now: float) -> None:
+        """It is back, the same as before: it keeps its leases."""
+        self.silence(node)
+        self.cap_bytes += hello.memory_bytes - node.hello.memory_bytes
+        node.hello, node.output_node = hello, OutputNode(hello.node, hello.data_address)
+        node.renewed_at, node.away = now, False
+        self.revive(node)
+
     def leave(self, name: str) -> Node | None:
         node = self.nodes.pop(name, None)
         if node is not None:
@@ -138,10 +155,17 @@ class LeaseBook:
 
     def silence(self, node: Node) -> None:
         """Its leases have expired: nothing is leased to it until it is heard again."""
-        if not node.silent:
-            node.silent = True
+        if node.is_here:
             self.slots -= node.hello.slots
-            self._room_changed(node)
+        node.silent = True
+        self._room_changed(node)
+
+    def send_away(self, node: Node, now: float) -> None:
+        """Its link has ended: nothing is leased to it until it is back."""
+        if node.is_here:
+            self.slots -= node.hello.slots
+        node.away, node.away_at = True, now
+        self._room_changed(node)
 
     def revive(self, node: Node) -> None:
         node.silent = False
@@ -165,10 +189,15 @@ class LeaseBook:
         """Nodes silent for longer than LEASE_S that are not yet marked so."""
         return [n for n in self.nodes.values() if not n.silent and now - n.renewed_at > LEASE_S]
 
+    def not_back(self, now: float) -> list[Node]:
+        """Nodes away for longer than NODE_AWAY_S."""
+        return [n for n in self.nodes.values() if n.away and now - n.away_at > NODE_AWAY_S]
+
     def forgive(self, seconds: float) -> None:
         """The server itself stood still for `seconds`: it heard nobody, which says nothing of them."""
         for node in self.nodes.values():
             node.renewed_at += seconds
+            node.away_at += seconds
 
     @property
     def progress_s(self) -> float:

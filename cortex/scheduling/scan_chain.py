@@ -77,6 +77,7 @@ class ScanPlan:
         """Those that were cut and that their chain has not passed."""
         self.unscanned: list[range] = []
         """The splits whose states the plan knows."""
+        self.last_cut: int | None = None
         self.tasks = 0
         """Scan tasks there are to do, unless one cannot tell."""
         self.bytes_total = 0
@@ -107,7 +108,10 @@ class ScanPlan:
 
     def cut_next(self) -> int | None:
         """The next scan task, in the order of the splits; None when all are cut."""
-        return next(self._cutting, None)
+        index = next(self._cutting, None)
+        if index is not None:
+            self.last_cut = index
+        return index
 
     def is_known(self, index: int) -> bool:
         """Are both states of this split known, as far as they matter?"""

@@ -17,25 +17,31 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cortex.errors import Cancelled, InternalError
-from cortex.ids import JobId
-from cortex.limits import GRANTS_PER_DECISION_MAX, PROGRESS_S, SERVER_STALL_S
+from cortex.errors import Cancelled, CortexError, InternalError
+from cortex.ids import AttemptId, JobId, job_of
+from cortex.limits import GRANTS_PER_DECISION_MAX, LIVES_MAX, NODE_RETURN_S, PROGRESS_S, SERVER_STALL_S
 from cortex.scheduling.events import (
     CancelRequested,
     Event,
+    GiveUpNode,
     Instruction,
+    JobKept,
     JobSubmitted,
+    NodeAway,
     NodeJoined,
     NodeLost,
     PartUnreadable,
+    Restored,
     SendToClient,
     SendToNode,
     Tick,
+    WriteDown,
 )
 from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
+from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
@@ -48,15 +54,41 @@ from cortex.wire.messages import (
     JobReceived,
     JobReport,
     Lease,
+    NodeHello,
+    ReportsKept,
     Revoke,
     RunTask,
+    ScanTask,
+    TaskFailed,
+    TaskFinished,
 )
 
 
-class Scheduler:
-    """Feed it events in the order they happened; carry out its instructions in order."""
+class _Claim:
+    """An attempt of the server's earlier life that a node says it holds, and whose task is not ready yet."""
 
-    def __init__(self) -> None:
+    __slots__ = ("node", "report", "version")
+
+    def __init__(self, node: str, version: int) -> None:
+        self.node = node
+        self.version = version
+        self.report: AttemptFinished | AttemptFailed | None = None
+
+
+class Scheduler:
+    """Feed it events in the order they happened; carry out its instructions in order.
+
+    `journalled`: say what is to be written down (`WriteDown`).
+    """
+
+    def __init__(self, journalled: bool = False) -> None:
+        self._journalled = journalled
+        self._expected: dict[str, str] = {}
+        """Nodes of an earlier life that are not back yet: name -> incarnation."""
+        self._expected_until = 0.0
+        self._returning: set[str] = set()
+        """Those that are back, but have not told again what was not acknowledged: a heartbeat follows it."""
+        self._claims: dict[str, _Claim] = {}
         self.leases = LeaseBook()
         self.jobs: dict[str, JobRun] = {}
         """Jobs under way; one that has ended is forgotten once its client is told."""
@@ -69,7 +101,9 @@ class Scheduler:
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             JobSubmitted: self._job_submitted,
+            Restored: self._restored,
             NodeJoined: self._node_joined,
+            NodeAway: self._node_away,
             NodeLost: self._node_lost,
             AttemptFinished: self._attempt_finished,
             AttemptFailed: self._attempt_failed,
@@ -88,6 +122,11 @@ class Scheduler:
         self._dispatch(now)
         return self._out
 
+    def may_return(self, name: str) -> bool:
+        """Is the node one that is away, and not given up?"""
+        node = self.leases.nodes.get(name)
+        return name in self._expected or (node is not None and node.away)
+
     # --- events ---
 
     def _job_submitted(self, event: JobSubmitted, now: float) -> None:
@@ -96,14 +135,116 @@ class Scheduler:
         self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
         self._turns.append(event.job)
 
+    def _restored(self, event: Restored, now: float) -> None:
+        self._expected = dict(event.nodes)
+        self._expected_until = now + NODE_RETURN_S
+        for kept in event.jobs:
+            self._restore(kept, now)
+        self._settle(now)
+
+    def _restore(self, kept: JobKept, now: float) -> None:
+        job = self.jobs[kept.job] = JobRun(JobId(kept.job), kept.request, now - kept.age_s, kept.lives)
+        self._turns.append(kept.job)
+        job.held_back = True
+        nodes: set[str] = set()
+        at = now
+        try:
+            if kept.lives > LIVES_MAX:
+                raise InternalError(f"the server has started {LIVES_MAX} times since the job began")
+            for record in kept.records:
+                if isinstance(record, AttemptEnded):
+                    nodes.add(record.node.node)
+                    at = job.began_at + record.at_s
+                job.replay(record)
+        except CortexError as error:
+            if not job.ended:
+                job.fail(error.report())
+        for name in sorted(nodes - self._expected.keys()):
+            self._lose(job, name)
+        self._after(job, at)  # if it had ended, then with its last record
+
     def _node_joined(self, event: NodeJoined, now: float) -> None:
-        self._drop_node(event.hello.node, now)  # its earlier life, if we still believed in it
-        self.leases.join(event.hello, now)
+        hello = event.hello
+        node = self.leases.nodes.get(hello.node)
+        expected = self._expected.pop(hello.node, None)
+        if node is not None and node.hello.incarnation == hello.incarnation:
+            self.leases.rejoin(node, hello, now)
+        else:
+            self._drop_node(hello.node, now)  # its earlier life, if we still believed in it
+            if expected not in (None, hello.incarnation):
+                self._lose_results(hello.node)
+            node = self.leases.join(hello, now)
+        self._compare(node, hello, expected == hello.incarnation, now)
+        self._settle(now)
+
+    def _compare(self, node: Node, hello: NodeHello, expected: bool, now: float) -> None:
+        """What the node says it holds with what we know: the two are the same afterwards."""
+        node.told.clear()  # but for StartJob, it is told everything anew
+        for job in hello.jobs:
+            if self._is_known(job):
+                node.told[job] = Told()
+            else:
+                self._out.append(SendToNode(node.name, EndJob(job)))
+        for running in [each for each in node.held.values() if each.attempt not in hello.attempts]:
+            self.leases.take(node, running.attempt)  # the lease has not reached it
+            self.jobs[running.job].abandoned(running)
+        ours = node.held.keys() | self._claims.keys()
+        others = [attempt for attempt in hello.attempts if attempt not in ours]
+        if expected:
+            self._returning.add(node.name)
+            self._claims.update((a, _Claim(node.name, hello.attempts[a])) for a in others)
+            self._take_up_claims(now)
+        elif others:
+            self._out.append(SendToNode(node.name, Revoke(tuple(others))))
+
+    def _take_up_claims(self, now: float) -> bool:
+        """Lease anew what nodes hold of ready tasks; False if there was nothing."""
+        taken_up = False
+        for attempt, claim in list(self._claims.items()):
+            job = self.jobs.get(job_of(AttemptId(attempt)))
+            node = self.leases.nodes.get(claim.node)
+            if job is None or node is None:
+                continue
+            running = job.resume(attempt, node.output_node, claim.version, now)
+            if running is None:
+                continue
+            taken_up = True
+            del self._claims[attempt]
+            self.leases.hold(node, [running])
+            if claim.report is not None:
+                self._handlers[type(claim.report)](claim.report, now)
+        return taken_up
+
+    def _settle(self, now: float) -> None:
+        """Every node of the earlier life is back or given up: its jobs go on."""
+        if self._expected or self._returning:
+            return
+        while self._take_up_claims(now):
+            pass  # a report that waited may have made others ready
+        for attempt, claim in self._claims.items():
+            self._out.append(SendToNode(claim.node, Revoke((attempt,))))
+        self._claims.clear()
+        for job in (*self.jobs.values(), *self.kept.values()):
+            job.held_back = False
+
+    def _node_away(self, event: NodeAway, now: float) -> None:
+        node = self.leases.nodes.get(event.node)
+        if node is not None and node.silent:
+            self._give_up(node.name, now)  # it had nothing any more
+        elif node is not None:
+            self.leases.send_away(node, now)
+
+    def _give_up(self, name: str, now: float) -> None:
+        self._drop_node(name, now)
+        self._out.append(GiveUpNode(name))
 
     def _node_lost(self, event: NodeLost, now: float) -> None:
         self._drop_node(event.node, now)
 
     def _drop_node(self, name: str, now: float) -> None:
+        self._returning.discard(name)
+        if self._claims:
+            self._claims = {a: claim for a, claim in self._claims.items() if claim.node != name}
         node = self.leases.leave(name)
         if node is not None:
             self._lose_work(node, now)
@@ -112,14 +253,22 @@ class Scheduler:
         """The node's attempts are abandoned and what it kept of map output is gone."""
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
+        self._lose_results(node.name)
+
+    def _lose_results(self, name: str) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
-            job.node_lost(node.name)
+            self._lose(job, name)
         self._reopen()
+
+    def _lose(self, job: JobRun, name: str) -> None:
+        job.node_lost(name)
+        self._write_down(job, NodeGone(name))
 
     def _part_lost(self, event: PartUnreadable, now: float) -> None:
         job = self.jobs.get(event.job) or self.kept.get(event.job)
         if job is not None:
             job.part_lost(event.staged_as)
+            self._write_down(job, PartGone(event.staged_as))
             self._reopen()
 
     def _reopen(self) -> None:
@@ -129,19 +278,44 @@ class Scheduler:
             self.jobs[job.job] = job
             self._turns.append(job.job)
 
+    def _write_down(self, job: JobRun, record: JobRecord) -> None:
+        if self._journalled:
+            self._out.append(WriteDown(job.job, record))
+
+    def _write_end(self, job: JobRun, running: Running, end: TaskFinished | TaskFailed, now: float) -> None:
+        if self._journalled:
+            scan = running.task if isinstance(running.task, ScanTask) else None
+            at_s = now - job.began_at
+            record = AttemptEnded(running.output_node, end, at_s, scan, running.outputs_version)
+            self._out.append(WriteDown(job.job, record))
+
     def _attempt_finished(self, event: AttemptFinished, now: float) -> None:
+        if self._is_claimed(event, event.done.attempt):
+            return
         running = self._held(event.node, event.incarnation, event.done.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
             job.finished(running, event.done, now)
+            self._write_end(job, running, event.done, now)
             self._after(job, now)
 
     def _attempt_failed(self, event: AttemptFailed, now: float) -> None:
+        if self._is_claimed(event, event.failed.attempt):
+            return
         running = self._held(event.node, event.incarnation, event.failed.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
             job.failed(running, event.failed, now)
+            self._write_end(job, running, event.failed, now)
             self._after(job, now)
+
+    def _is_claimed(self, event: AttemptFinished | AttemptFailed, attempt: str) -> bool:
+        """It is not known yet whether its task is ready: keep the report until then."""
+        claim = self._claims.get(attempt)
+        if claim is None or claim.node != event.node:
+            return False
+        claim.report = event
+        return True
 
     def _held(self, name: str, incarnation: str, attempt: str, now: float) -> Running | None:
         """The attempt, released from its node; None if the message is stale."""
@@ -149,6 +323,8 @@ class Scheduler:
         running = None if node is None else self.leases.take(node, attempt)
         if running is None:
             self.stale_messages += 1
+            if self._journalled:
+                self._out.append(SendToNode(name, ReportsKept((attempt,))))
         return running
 
     def _hear(self, name: str, incarnation: str, now: float) -> Node | None:
@@ -169,12 +345,15 @@ class Scheduler:
         peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
         self.leases.measured(node, event.memory_bytes, peak_bytes)
         node.disk_free_bytes = event.disk_free_bytes
+        if self._returning:
+            self._returning.discard(node.name)
+            self._settle(now)
         not_ours = []
         for progress in event.running:
             running = node.held.get(progress.attempt)  # type: ignore[call-overload]
             if running is not None:
                 self.jobs[running.job].heard(running, progress)
-            elif self._is_known(progress.attempt.partition("-")[0]):
+            elif progress.attempt not in self._claims and self._is_known(progress.attempt.partition("-")[0]):
                 not_ours.append(progress.attempt)
         if not_ours:
             self._out.append(SendToNode(node.name, Revoke(tuple(not_ours))))
@@ -225,9 +404,18 @@ class Scheduler:
         self._ticked_at = now
         if late_s > SERVER_STALL_S:
             self.leases.forgive(late_s)
+        for node in self.leases.not_back(now):
+            self._give_up(node.name, now)
         for node in self.leases.expired(now):
             self.leases.silence(node)
             self._lose_work(node, now)
+        if (self._expected or self._returning) and now >= self._expected_until:
+            lost, self._expected = sorted(self._expected), {}
+            self._returning.clear()
+            for name in lost:
+                self._lose_results(name)
+                self._out.append(GiveUpNode(name))
+            self._settle(now)
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
@@ -317,7 +505,7 @@ class Scheduler:
 
     def _prefetch(self, job: JobRun) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if not n.silent and n.hello.data_address]
+        live = [n for n in self.leases.nodes.values() if n.is_here and n.hello.data_address]
         nodes = [n for n in live if n.name not in job.unfit]
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)

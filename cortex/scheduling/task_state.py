@@ -66,10 +66,15 @@ class Failures:
 
 
 class TaskTable:
-    """The tasks 0 .. size-1 of one stage. READY ones are in the heap's ranges; others may be there, too."""
+    """The tasks 0 .. size-1 of one stage. READY ones are in the heap's ranges; others may be there, too.
 
-    def __init__(self, size: int, total: int | None = None) -> None:
+    `first_number` is that of a task's first attempt: not 0 in a server's later life, whose attempts must not
+    be taken for those that an earlier one leased and nobody wrote down.
+    """
+
+    def __init__(self, size: int, total: int | None = None, first_number: int = 0) -> None:
         self.states = bytearray(size)
+        self.first_number = first_number
         self.total = size if total is None else total
         """Tasks that there are to do: fewer than `size` where numbers have gaps."""
         self.done = 0
@@ -99,23 +104,23 @@ class TaskTable:
         self.leased += (after is TaskState.LEASED) - (before is TaskState.LEASED)
         self.done += (after is TaskState.DONE) - (before is TaskState.DONE)
         self.ready += (after is TaskState.READY) - (before is TaskState.READY)
-        if event is TaskEvent.FINISH and self._attempts.get(index) == 1:
+        if event is TaskEvent.FINISH and self._attempts.get(index) == self.first_number + 1:
             del self._attempts[index]  # done at its first attempt: the common case is not worth an entry
         elif event is TaskEvent.LOSE:
-            self._attempts.setdefault(index, 1)  # its first attempt was forgotten: never use that id again
+            self._used(index)
         if after is TaskState.READY:
             heapq.heappush(self._ready, (index, index + 1))
 
     def lose(self, indices: Sequence[int]) -> None:
         """The accepted results of these tasks, in ascending order, are gone: perhaps all of a node."""
-        states, attempts = self.states, self._attempts
+        states = self.states
         if any(states[index] != TaskState.DONE for index in indices):
             raise InternalError("results that were not there cannot be lost")
         after = next_task_state(TaskState.DONE, TaskEvent.LOSE)
         start = end = -1
         for index in indices:
             states[index] = after
-            attempts.setdefault(index, 1)  # its first attempt was forgotten: never use that id again
+            self._used(index)
             if index != end:
                 if start >= 0:
                     heapq.heappush(self._ready, (start, end))
@@ -138,11 +143,16 @@ class TaskTable:
 
     def first_ready(self) -> int | None:
         """The READY task with the lowest number: input order, and what was lost first."""
-        while self._ready:
-            first = self._ready[0][0]
-            if self.states[first] == TaskState.READY:
-                return first
-            self._advance()  # leased out of turn
+        heap = self._ready
+        while heap:
+            start, end = heap[0]
+            if self.states[start] == TaskState.READY:
+                return start
+            at = self.states.find(TaskState.READY, start, end)  # those before it were leased out of turn
+            if at < 0:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (at, end))
         return None
 
     def lease_first(self) -> tuple[int, int]:
@@ -155,7 +165,7 @@ class TaskTable:
     def lease(self, index: int) -> tuple[int, int]:
         """Lease this task, which is READY, out of turn."""
         self.apply(index, TaskEvent.LEASE)
-        number = self._attempts.get(index, 0)
+        number = self._attempts.get(index, self.first_number)
         self._attempts[index] = number + 1
         return index, number
 
@@ -166,6 +176,16 @@ class TaskTable:
             heapq.heapreplace(self._ready, (index + 1, end))
         else:
             heapq.heappop(self._ready)
+
+    def resume(self, index: int, number: int) -> None:
+        """A READY task is leased already, as this attempt: by an earlier life of the server."""
+        self.apply(index, TaskEvent.LEASE)
+        if number >= self._attempts.get(index, self.first_number):
+            self._attempts[index] = number + 1
+
+    def _used(self, index: int) -> None:
+        """Its first attempt was forgotten: never use that id again."""
+        self._attempts.setdefault(index, self.first_number + 1)
 
     def record_failure(self, index: int, error: ErrorReport) -> ErrorReport | None:
         """Count a failure that uses up an attempt. Gives the error to end the job with, or None.

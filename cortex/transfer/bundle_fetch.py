@@ -92,9 +92,20 @@ class BundleFetch:
         coming = None if fetch is None else fetch.coming.get(message.sha256)
         if fetch is None or coming is None or fetch.over:
             return  # of a job that has ended
-        self._in_thread(
-            fetch, partial(self._write, fetch, coming, message), partial(self._written, fetch, message)
-        )
+        written = partial(self._written, fetch, coming, message)
+        self._in_thread(fetch, partial(self._write, fetch, coming, message), written)
+
+    def server_back(self) -> None:
+        """After a lost link: what was on its way is asked for again, from its start."""
+        for fetch in self._fetches.values():
+            if fetch.over or not fetch.coming:
+                continue
+            for sha256, coming in fetch.coming.items():
+                fetch.waiting.appendleft((sha256, coming.size_bytes))
+                self._abort(fetch, coming)
+            fetch.coming.clear()
+            fetch.in_flight_bytes = 0
+            self._go_on(fetch)
 
     def lost(self, message: BlobLost) -> None:
         fetch = self._fetches.get(message.job)
@@ -167,8 +178,10 @@ class BundleFetch:
             else:
                 self._done(fetch)
 
-    def _written(self, fetch: _Fetch, message: BlobChunk) -> None:
-        coming, size = fetch.coming[message.sha256], len(message.data)
+    def _written(self, fetch: _Fetch, coming: _Coming, message: BlobChunk) -> None:
+        if fetch.coming.get(message.sha256) is not coming:
+            return  # it is asked for again
+        size = len(message.data)
         fetch.in_flight_bytes -= size
         if message.last:
             del fetch.coming[message.sha256]
@@ -192,12 +205,21 @@ class BundleFetch:
 
     def _end(self, fetch: _Fetch) -> None:
         fetch.over = True
-        unfinished = [coming.incoming for coming in fetch.coming.values() if coming.incoming is not None]
+        for coming in fetch.coming.values():
+            self._abort(fetch, coming)
         fetch.coming.clear()
-        for incoming in unfinished:  # its descriptor; the file goes with the folder
-            fetch.working += 1
-            worked = partial(lambda _: self._worked(fetch))
-            self._thread.run(incoming.abort, worked, worked)
+
+    def _abort(self, fetch: _Fetch, coming: _Coming) -> None:
+        """Close its descriptor, after what was written before; the file goes with the folder."""
+
+        def abort() -> None:
+            if coming.incoming is not None:
+                incoming, coming.incoming = coming.incoming, None
+                incoming.abort()
+
+        fetch.working += 1
+        worked = partial(lambda _: self._worked(fetch))
+        self._thread.run(abort, worked, worked)
 
 
 def lay_out(bundle: Bundle, folder: str) -> None:

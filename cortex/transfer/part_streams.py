@@ -47,7 +47,7 @@ class PartStreams:
     def begin(self, message: SendPart, folder: str | None) -> None:
         """Send the part, which lies in `folder` under its own name. None: its job is not here any more."""
         path = os.path.join(folder or "", message.staged_as)
-        stream = _Stream(message.stream, path, message.credit_bytes)
+        stream = _Stream(message.stream, path, message.credit_bytes, message.offset)
         self._streams[stream.number] = stream
         if folder is None:
             self._end(stream, ResultsLost("the node has dropped the result", cure="run the job again"))

@@ -77,6 +77,8 @@ class ReduceTask(Message, frozen=True):
     spans: tuple[int, ...] = ()
     inputs: tuple[MapBlock, ...] = ()
     """Empty from the server; filled in by the node, from the job's MapLocations."""
+    version: int = 0
+    """Of the job's map outputs, as it was leased: a later life of the server asks for it."""
 
 
 Task = Union[PlanTask, ScanTask, MapTask, ReduceTask]  # noqa: UP007 (msgspec reads it at run time)
@@ -270,7 +272,12 @@ FromInputDoor = Union[InputBytes, InputUnread]  # noqa: UP007
 
 
 class NodeHello(Message, frozen=True):
-    """A node's first message. `incarnation` is new at every start: older messages are stale."""
+    """A node's first message on a link. `incarnation` is new at every start: older messages are stale.
+
+    A node whose link to the server has ended, whichever of the two did, dials again and says what it still
+    holds. It is told of every job anew before its next task, but for StartJob; what it should hold no more is
+    ended or revoked.
+    """
 
     node: str
     incarnation: str
@@ -279,6 +286,11 @@ class NodeHello(Message, frozen=True):
     versions: dict[str, str]
     data_address: str = ""
     """Where other nodes fetch map outputs from it, ``host:port``; "" for an embedded node."""
+    jobs: tuple[str, ...] = ()
+    """That it was told of (StartJob) and not told to end."""
+    attempts: dict[str, int] = {}
+    """That it was leased, and that have not ended or whose end was not acknowledged (ReportsKept); each with
+    its ReduceTask's `version`, or 0."""
 
 
 class StartJob(Message, frozen=True):
@@ -335,6 +347,12 @@ class Revoke(Message, frozen=True):
     attempts: tuple[str, ...]
 
 
+class ReportsKept(Message, frozen=True):
+    """The ends of these attempts are in the server's journal, or not wanted: they need not be told again."""
+
+    attempts: tuple[str, ...]
+
+
 class EndJob(Message, frozen=True):
     """The job failed, or its client has the result: drop its executors and its run files."""
 
@@ -366,13 +384,14 @@ class Heartbeat(Message, frozen=True):
 
 
 class SendPart(Message, frozen=True):
-    """Read a staged part of the output and send it as `PartChunk`s under this stream's number, as far
-    as its credit reaches: `credit_bytes` now, and more with each `PartCredit`."""
+    """Read a staged part of the output from `offset` on and send it as `PartChunk`s under this stream's
+    number, as far as its credit reaches: `credit_bytes` now, and more with each `PartCredit`."""
 
     stream: int
     job: str
     staged_as: str
     credit_bytes: int
+    offset: int = 0
 
 
 class PartCredit(Message, frozen=True):
@@ -479,6 +498,7 @@ ToNode = Union[  # noqa: UP007
     FetchAhead,
     Lease,
     Revoke,
+    ReportsKept,
     EndJob,
     SendPart,
     PartCredit,
@@ -634,6 +654,13 @@ class JobFailed(Message, frozen=True):
     report: JobReport
 
 
+class AttachJob(Message, frozen=True):
+    """From another connection than the one that submitted it, after a lost link: this client follows its job
+    from now on. Answered with JobAccepted, and then with the job's end, if it has ended."""
+
+    job: str
+
+
 class CancelJob(Message, frozen=True):
     job: str
 
@@ -689,18 +716,24 @@ class ClusterStatus(Message, frozen=True):
 
 
 class JobReceived(Message, frozen=True):
-    """The client has committed (or given up) the output: server and nodes forget the job."""
+    """The client has committed (or given up) the output: server and nodes forget the job. A cluster's server
+    answers JobForgotten when it has that in its journal."""
 
+    job: str
+
+
+class JobForgotten(Message, frozen=True):
     job: str
 
 
 class FetchPart(Message, frozen=True):
-    """Of a job that is done: send this part, which lies on a node. Answered with `PartBytes` in order,
-    as far as the credit reaches, or with `PartLost`."""
+    """Of a job that is done: send this part, which lies on a node, from `offset` on. Answered with
+    `PartBytes` in order, as far as the credit reaches, or with `PartLost`."""
 
     job: str
     staged_as: str
     credit_bytes: int
+    offset: int = 0
 
 
 class PartTaken(Message, frozen=True):
@@ -737,6 +770,7 @@ ToServer = Union[  # noqa: UP007
     OfferBlobs,
     PutBlob,
     SubmitJob,
+    AttachJob,
     CancelJob,
     GetLogs,
     JobReceived,
@@ -755,6 +789,7 @@ FromServer = Union[  # noqa: UP007
     JobDone,
     JobFailed,
     JobLogs,
+    JobForgotten,
     PartBytes,
     PartLost,
     ClusterStatus,

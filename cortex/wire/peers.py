@@ -29,8 +29,14 @@ from twisted.python.failure import Failure
 from zope.interface.declarations import implementer
 
 from cortex.errors import CortexError, NotAllowed, NotTrusted, ProtocolError, Unreachable, UsageError
-from cortex.ids import peer_name
-from cortex.limits import DIAL_S_MAX, HELLO_BYTES_MAX, HELLO_S_MAX, LINK_SILENCE_S_MAX
+from cortex.ids import Role, peer_name
+from cortex.limits import (
+    DIAL_S_MAX,
+    HELLO_BYTES_MAX,
+    HELLO_S_MAX,
+    LINK_SILENCE_S_MAX,
+    NODE_HELLO_BYTES_MAX,
+)
 from cortex.wire.authority import Peer
 from cortex.wire.framing import FrameDecoder
 from cortex.wire.gate import Strangers
@@ -69,7 +75,9 @@ class _SecureProtocol(MessageProtocol[M]):
 
     def _start(self, union: Any, explain_tag: Callable[[str], ProtocolError | None] | None = None) -> None:
         """Nothing of the peer has been decoded until here; from here on, `union` is."""
-        self._decoder = FrameDecoder(union, HELLO_BYTES_MAX, explain_tag)
+        node = self.peer is not None and self.peer.role is Role.NODE
+        limit = NODE_HELLO_BYTES_MAX if node else HELLO_BYTES_MAX
+        self._decoder = FrameDecoder(union, limit, explain_tag)
         self.transport.registerProducer(self, True)
 
     def _cut(self, error: CortexError) -> None:

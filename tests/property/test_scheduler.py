@@ -126,7 +126,7 @@ def address_of(node: FakeNode) -> str:
 class Simulation:
     def __init__(self, seed: int, jobs: int, nodes: int, faults: int) -> None:
         self.rng = rng = random.Random(seed)
-        self.scheduler = Scheduler()
+        self.scheduler = self.make_scheduler()
         self.now = 100.0
         self.faults = faults
         self.worlds: dict[str, World] = {}
@@ -149,7 +149,13 @@ class Simulation:
             form: Any = "none" if world.map_only else "aggregate"
             spec = JobSpec("sim", InputSpec(("/data/*.csv",)), reduce_form=form)
             staging = rng.choice(["/staging", ""])
-            self.tell(events.JobSubmitted(job, m.SubmitJob(spec, b"", (), staging)))
+            self.submit(job, m.SubmitJob(spec, b"", (), staging))
+
+    def make_scheduler(self) -> Scheduler:
+        return Scheduler()
+
+    def submit(self, job: str, request: m.SubmitJob) -> None:
+        self.tell(events.JobSubmitted(job, request))
 
     def join(self, name: str) -> None:
         self.lives += 1
@@ -302,10 +308,14 @@ class Simulation:
                 task.partition, msgspec.structs.replace(stats, rows_in=total), (part,), {"c": {"reduces": 1}}
             )
         done = m.TaskFinished(run.attempt, result, self.rng.random(), 1)
-        self.tell(m.AttemptFinished(node.name, node.incarnation, done))
+        self.report(node, m.AttemptFinished(node.name, node.incarnation, done))
+
+    def report(self, node: FakeNode, event: m.AttemptFinished | m.AttemptFailed) -> None:
+        self.tell(event)
 
     def failed(self, node: FakeNode, run: m.RunTask, error: ErrorReport) -> None:
-        self.tell(m.AttemptFailed(node.name, node.incarnation, m.TaskFailed(run.attempt, error, 0.1, 1)))
+        failed = m.TaskFailed(run.attempt, error, 0.1, 1)
+        self.report(node, m.AttemptFailed(node.name, node.incarnation, failed))
 
     def fault(self, probability: float) -> bool:
         if self.faults > 0 and self.rng.random() < probability:
