@@ -82,7 +82,7 @@ class Space:
     def close(self) -> None:
         assert self._holder.stdin is not None
         self._holder.stdin.close()
-        self._holder.wait(10)
+        self._holder.wait(60)
         for stream in (self._holder.stdout, self._holder.stderr):
             assert stream is not None
             stream.close()
@@ -155,7 +155,7 @@ class Machine:
     def close(self) -> None:
         self.space.close()
         for process in self._processes:
-            process.wait(10)
+            process.wait(60)
 
     def _there(self, command: tuple[str, ...]) -> list[str]:
         program, *rest = command

@@ -55,27 +55,3 @@ def test_files_and_modes_are_those_of_its_table(cluster: LocalCluster) -> None:
         for path in home.rglob("*"):
             if not path.is_socket():
                 assert not path.stat().st_mode & 0o077, path
-
-
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel's list of sockets is Linux's")
-def test_each_process_listens_where_it_was_told_and_nowhere_else(cluster: LocalCluster) -> None:
-    assert cluster.server is not None
-    said = re.search(r"serves others at 127\.0\.0\.1:(\d+)", cluster.output("node1"))
-    assert said is not None
-    ports = {
-        cluster.server.pid: int(cluster.address.rpartition(":")[2]),
-        cluster.nodes["node1"].pid: int(said[1]),
-    }
-    for pid, port in ports.items():
-        inodes = {
-            link.readlink().name[len("socket:[") : -1]
-            for link in Path(f"/proc/{pid}/fd").iterdir()
-            if link.readlink().name.startswith("socket:[")
-        }
-        listening = set()
-        for table in ("tcp", "tcp6"):
-            for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-                fields = row.split()
-                if fields[3] == "0A" and fields[9] in inodes:
-                    listening.add(fields[1])
-        assert listening == {f"0100007F:{port:04X}"}
