@@ -58,8 +58,6 @@ class ClusterConnection:
         try:
             hello = self.ask(ClientHello(local_versions()), ServerHello)
             check_versions(hello.versions, local_versions(), "the server")
-            self.slots = hello.slots
-            """Of all nodes, when the connection was made."""
         except BaseException:
             self.close()
             raise

@@ -57,7 +57,7 @@ from cortex.wire.messages import (
 
 class ClusterSession:
     """`home` holds the identity to show; `server` "" is where it was made. Nothing is dialed before `run`.
-    `notice` is given a line for the user when the server is gone, or has no node: standard error, if None."""
+    `notice` is given a line for the user when the server is gone: standard error, if None."""
 
     shares_files = False
 
@@ -100,10 +100,6 @@ class ClusterSession:
             upload(packed, connection.send, connection.receive)
             submit = SubmitJob(spec, code, (), "", packed.bundle, files.listed)
             accepted = connection.ask(submit, JobAccepted)
-            if not connection.slots:
-                self._notice(
-                    "cortex: the cluster has no node: the job waits for one (cortex node --join ...)"
-                )
             try:
                 while done is None:
                     try:

@@ -241,26 +241,6 @@ def test_a_node_that_comes_while_a_job_runs_works_for_it(tmp_path: Path) -> None
         assert dict(running.result()) == {f"line{i:02}": 1 for i in range(8)}
 
 
-def test_a_job_that_finds_no_node_says_so_and_waits_for_one(folder: Path, tmp_path: Path) -> None:
-    with cortex.LocalCluster(nodes=1) as cluster:
-        cluster.nodes["node1"].terminate()
-        cluster.nodes["node1"].wait(PATIENCE_S)
-        wait_for(lambda: not cluster.client.status().nodes)
-        said, output = tmp_path / "said", tmp_path / "out"
-        arguments = ["words.py:Words", "--input", "text.txt", "--output", str(output), "--quiet"]
-        with open(said, "wb") as file:
-            job = subprocess.Popen(
-                [sys.executable, "-m", "cortex", "mapreduce", *arguments, *where(cluster)],
-                cwd=folder,
-                stderr=file,
-            )
-        wait_for(lambda: "the cluster has no node: the job waits" in said.read_text())
-        assert job.poll() is None
-        cluster.start_node("node1")
-        assert job.wait(PATIENCE_S) == 0
-        assert parts(output)
-
-
 def test_segments_are_fetched_while_maps_run(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
     running = Running(slow(tmp_path, 12, Late), cluster)
 
