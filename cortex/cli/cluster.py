@@ -262,7 +262,7 @@ def _tasks_done(job: JobStatus) -> str:
 @_of_cluster
 @as_json
 def jobs(home: str | None, server: str | None, as_json: bool) -> int:
-    """List jobs: those under way, and the last that ended since the server started."""
+    """List jobs: those under way, and the last that ended."""
 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -301,6 +302,95 @@ def test_a_link_that_is_cut_while_both_ends_live(tmp_path: Path) -> None:
             run.check(client)
         assert cluster.output("node2").count("trying again") >= 2  # once for each link that was whole
     once(run)
+
+
+NODE = """
+import sys
+import cortex.cluster_node
+cortex.cluster_node.SERVER_SILENCE_S_MAX = 1.0
+from cortex.cli.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_node_that_waited_too_long_has_dropped_its_work(tmp_path: Path) -> None:
+    """And says so when it is back: what it had is made again."""
+    run = Run(tmp_path)
+    with cortex.LocalCluster(nodes=1) as cluster:
+        home = cluster.folder / "other"
+        home.mkdir(mode=0o700)
+        command = [
+            sys.executable,
+            "-c",
+            NODE,
+            "node",
+            "--join",
+            cluster._join_line,
+            "--home",
+            os.fspath(home),
+        ]
+        command += [
+            "--listen",
+            f"127.0.0.1:{free_port()}",
+            "--spill",
+            os.fspath(home / "spill"),
+            "--slots",
+            "1",
+        ]
+        with open(cluster.folder / "other.log", "wb") as log:
+            node = subprocess.Popen([*command, "--memory", "768MB"], stdout=log, stderr=log)
+        try:
+            cluster._wait_for(2)
+            with run.client(cluster) as client:
+                wait_for(cluster, lambda job: tasks_done(job, "map") >= 6)
+                kill_server(cluster)
+                time.sleep(4.0)
+                assert "its jobs are dropped" in (cluster.folder / "other.log").read_text()
+                cluster.start_server()
+                run.check(client)
+        finally:
+            node.terminate()
+            node.wait()
+    counts = run.counts()
+    assert sum(what.startswith("map") for what in counts) == SPLITS
+    assert max(counts.values()) == 2
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process are Linux's")
+def test_a_server_that_cannot_write_refuses_jobs_and_hangs_nobody(
+    cluster: cortex.LocalCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    run, other = Run(tmp_path), Run(tmp_path / "other", map_s=0.05)
+    assert cluster.server is not None
+    with run.client(cluster) as client:
+        wait_for(cluster, lambda job: tasks_done(job, "map") >= 3)
+        wal = cluster.folder / "server" / "journal" / "journal.sqlite-wal"
+        full = wal.stat().st_size
+        resource.prlimit(cluster.server.pid, resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
+        with other.client(cluster) as refused:
+            _, said = refused.communicate(timeout=PATIENCE_S)
+        assert refused.returncode == 1
+        assert "journal.sqlite' cannot be used" in said
+        assert "check that its disk is not full" in said
+        run.check(client)
+    once(run)
+    unlimited = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+    resource.prlimit(cluster.server.pid, resource.RLIMIT_FSIZE, unlimited)
+    with other.client(cluster) as client:
+        other.check(client)
+    restart(cluster)
+    assert {job.state for job in cluster_jobs(cluster, 2)} == {"done"}
+
+
+def cluster_jobs(cluster: cortex.LocalCluster, count: int) -> tuple[JobStatus, ...]:
+    wait_for(cluster, lambda _: len(jobs(cluster)) == count)
+    return jobs(cluster)
 
 
 def test_a_damaged_journal_is_named_with_its_cure(cluster: cortex.LocalCluster) -> None:
