@@ -106,6 +106,9 @@ BLOB_STREAMS_MAX: Final = 32  # of all nodes at once: 32 MB in flight; others wa
 INPUT_READ_BYTES: Final = 512 * KIB  # of a client's file, in one frame: beats wait 50 ms behind it at 10 MB/s
 INPUT_FIND_BYTES: Final = 16 * MIB  # looked through by a client for one read: 10 ms, or 100 on a cold disk
 INPUT_AHEAD_BYTES: Final = 4 * MIB  # asked for by an executor before it needs them: 40 ms at 100 MB/s
+INPUT_FILES_AHEAD: Final = (
+    32  # whose beginnings are asked for before their turn: small files need no round trip each
+)
 INPUT_STREAMS_MAX: Final = 64  # places of one file read by turns, such as columns: each keeps its last bytes
 INPUT_KEPT_BYTES: Final = (
     64 * KIB

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from cortex.errors import InputChanged, InputError
 from cortex.job.plan import InputFile
+from cortex.limits import INPUT_FILES_AHEAD
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+T = TypeVar("T")
 
 
 class InputBytes(abc.ABC):
@@ -58,6 +62,26 @@ class InputBytes(abc.ABC):
 
 Opener = Callable[[InputFile], InputBytes]
 """Raises InputError for a file that cannot be opened, InputChanged for one that is not as planned."""
+
+
+Soon = Callable[[InputFile], None]
+"""Told of files whose beginnings will be read soon, in the order in which they will."""
+
+
+def at_hand(file: InputFile) -> None:
+    """A `Soon` for files of this machine: nothing is done."""
+
+
+def announced(items: Iterable[T], file_of: Callable[[T], InputFile], soon: Soon) -> Iterator[T]:
+    """The items, one by one; `soon` hears of the file of each INPUT_FILES_AHEAD items before its turn."""
+    coming: deque[T] = deque()
+    for item in items:
+        if coming:  # a single one has its turn now
+            soon(file_of(item))
+        coming.append(item)
+        if len(coming) > INPUT_FILES_AHEAD:
+            yield coming.popleft()
+    yield from coming
 
 
 class LocalBytes(InputBytes):

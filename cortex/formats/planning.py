@@ -45,7 +45,7 @@ from cortex.limits import (
 from . import arrow_file, parquet_file
 from .columnar import Unit, plain_type
 from .csv_schema import Sample, check_types, read_head
-from .input_bytes import Opener, open_local
+from .input_bytes import Opener, Soon, announced, at_hand, open_local
 from .input_files import GZIP_REASON, find_files
 from .sources import UTF8_BOM, open_source
 
@@ -77,19 +77,20 @@ def plan_inputs(
     reducers: int = -1,
     client_files: ClientFiles = (),
     open_input: Opener = open_local,
+    soon: Soon = at_hand,
     one_machine: bool = True,
 ) -> InputPlan:
     """The plan of a job's input.
 
     `used_columns` None means all; an empty sequence (a job that only counts) gives one column that is cheap
     to read. `split_bytes` 0 is `default_split_bytes`; `reducers` -1 derives their number from the input.
-    `client_files` are those that the client found, `open_input` opens files. Not `one_machine`: others will
-    read what is found here, so inodes say nothing.
+    `client_files` are those that the client found, `open_input` opens files, `soon` hears of them before.
+    Not `one_machine`: others will read what is found here, so inodes say nothing.
 
     Raises InputError for input that does not exist or cannot be read, ColumnError for a column that a
     file does not have, UsageError for a type or a split size that cannot be.
     """
-    found = _find(spec, client_files, open_input, one_machine)
+    found = _find(spec, list(find_files(spec, client_files)), open_input, soon, one_machine)
     notes = _unsplittable_notes(found)
     names = _used_names(found, spec, used_columns)
     _check_declared(found, spec)
@@ -126,10 +127,12 @@ def default_reducers(total_bytes: int) -> int:
 # --- files and what they say of themselves ---------------------------------------------------------------
 
 
-def _find(spec: InputSpec, client_files: ClientFiles, open_input: Opener, one_machine: bool) -> list[_Found]:
+def _find(
+    spec: InputSpec, files: Sequence[InputFile], open_input: Opener, soon: Soon, one_machine: bool
+) -> list[_Found]:
     found = []
     sampled = 0
-    for file in find_files(spec, client_files):
+    for file in announced(files, lambda file: file, soon):
         if not one_machine:
             file = msgspec.structs.replace(file, inode=0)
         if file.format == "text":

@@ -12,7 +12,7 @@ import bisect
 import io
 import os
 import stat
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from cortex.formats.input_bytes import InputBytes, LocalBytes, changed
 from cortex.job.plan import InputFile
 from cortex.limits import (
     INPUT_AHEAD_BYTES,
+    INPUT_FILES_AHEAD,
     INPUT_FIND_BYTES,
     INPUT_KEPT_BYTES,
     INPUT_READ_BYTES,
@@ -37,12 +38,28 @@ class ClientInput:
 
     def __init__(self, socket_path: str, job: str, waiting: Callable[[], None]) -> None:
         self._link = InputLink(socket_path, job, waiting)
+        self._heads: OrderedDict[int, Answer] = OrderedDict()
+        """Beginnings that were asked for before their turn."""
 
     def open(self, file: InputFile) -> InputBytes:
         """An `Opener`. A file that only the client has is first looked at when it is read."""
         if file.client_file < 0:
             return LocalBytes(file)
-        return _in_place(file) or ClientBytes(file, self._link)
+        head = self._heads.pop(file.client_file, None)
+        here = _in_place(file)
+        if here is None:
+            return ClientBytes(file, self._link, head)
+        if head is not None:
+            self._link.forget([head])
+        return here
+
+    def soon(self, file: InputFile) -> None:
+        """A `Soon`: the file's beginning will be read by the next reader that opens it."""
+        if file.client_file in self._heads or file.client_file < 0 or _is_here(file):
+            return
+        while len(self._heads) > INPUT_FILES_AHEAD:  # those of a task that has failed
+            self._link.forget([self._heads.popitem(last=False)[1]])
+        self._heads[file.client_file] = self._link.ask(file.client_file, 0, _head_bytes(file))
 
     def close(self) -> None:
         self._link.close()
@@ -51,14 +68,22 @@ class ClientInput:
 def _in_place(file: InputFile) -> InputBytes | None:
     """The same file on this machine, if it is there and can be read."""
     try:
-        here = os.stat(file.path)
-        if not stat.S_ISREG(here.st_mode):
-            return None
-        if (here.st_size, here.st_mtime_ns) != (file.size_bytes, file.modified_ns):
-            return None
-        return LocalBytes(file)
-    except (OSError, InputError, InputChanged):
+        return LocalBytes(file) if _is_here(file) else None
+    except (InputError, InputChanged):
         return None
+
+
+def _is_here(file: InputFile) -> bool:
+    try:
+        here = os.stat(file.path)
+    except OSError:
+        return False
+    same = (here.st_size, here.st_mtime_ns) == (file.size_bytes, file.modified_ns)
+    return same and stat.S_ISREG(here.st_mode)
+
+
+def _head_bytes(file: InputFile) -> int:
+    return min(INPUT_KEPT_BYTES, file.size_bytes)
 
 
 class _Piece:
@@ -92,15 +117,22 @@ class _Stream:
 
 
 class ClientBytes(InputBytes):
-    """Of a file that the client has. It is checked there with every read."""
+    """Of a file that the client has. It is checked there with every read, once the bytes are read: so the
+    last check comes after all of them. `head` is a read of the first bytes that was begun before."""
 
-    def __init__(self, file: InputFile, link: InputLink) -> None:
+    def __init__(self, file: InputFile, link: InputLink, head: Answer | None = None) -> None:
         super().__init__(file)
         self._link = link
+        self._checked = False
         self._streams: list[_Stream] = []
         """The one read last is the last."""
         self._expected: list[tuple[int, int]] = []
         self._ends: set[int] = set()
+        if head is not None:
+            stream = _Stream(0)
+            stream.high = _head_bytes(file)
+            stream.pieces.append(_Piece(0, stream.high, head))
+            self._streams.append(stream)
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._expected = sorted((max(0, low), min(high, self.file.size_bytes)) for low, high in ranges)
@@ -126,6 +158,7 @@ class ClientBytes(InputBytes):
             size = min(INPUT_FIND_BYTES, high - position)
             clear = self._link.wait(self._link.ask(self.file.client_file, position, 0, byte, size)).without
             position += clear
+            self._checked = True
             if clear < size:
                 break
         return position
@@ -136,7 +169,8 @@ class ClientBytes(InputBytes):
         return pa.PythonFile(_Seekable(self), mode="r")
 
     def check(self) -> None:
-        self._link.wait(self._link.ask(self.file.client_file, 0, 0))
+        if not self._checked:
+            self._link.wait(self._link.ask(self.file.client_file, 0, 0))
 
     def close(self) -> None:
         for stream in list(self._streams):
@@ -185,6 +219,7 @@ class ClientBytes(InputBytes):
     def _data(self, piece: _Piece) -> bytes:
         if piece.answer is not None:
             piece.data, piece.answer = self._link.wait(piece.answer).data, None
+            self._checked = True
             if len(piece.data) != piece.high - piece.low:
                 raise changed(self.file.path, "it has become shorter")
         return piece.data

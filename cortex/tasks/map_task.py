@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cortex.errors import CortexError, KeyTypeError, ValueTypeError
+from cortex.formats.input_bytes import announced
 from cortex.formats.readers import Reader, open_reader
 from cortex.job.plan import InputFile, Split
 from cortex.kernels.expressions import Compiled, compile_expression, compile_filter
@@ -139,8 +140,9 @@ class MapAttempt:
         """The blocks of every split, in order; progress is reported after each."""
         program = self._program
         block_bytes = program.budget.lines_block if as_lines else program.budget.block
-        for split in self._task.splits:
-            file = program.plan.files[split.file]
+        files = program.plan.files
+        for split in announced(self._task.splits, lambda split: files[split.file], program.soon):
+            file = files[split.file]
             self._split, self._file = split, file
             reader = open_reader(
                 file,

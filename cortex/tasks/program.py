@@ -10,7 +10,7 @@ import cloudpickle
 import pyarrow as pa
 
 from cortex.errors import ColumnError, CortexError, UserCodeError
-from cortex.formats.input_bytes import Opener, open_local
+from cortex.formats.input_bytes import Opener, Soon, at_hand, open_local
 from cortex.job.aggregates import AggregateCall, columns_of_call, parse_aggregate
 from cortex.job.expressions import Expression, columns_of, parse_expression
 from cortex.job.plan import InputPlan, SplitGroups, Splits
@@ -37,12 +37,14 @@ class Program:
         staging_dir: str,
         budget: Budget,
         open_input: Opener = open_local,
+        soon: Soon = at_hand,
     ) -> None:
         self.spec = spec
         self.store = store
         self.staging_dir = staging_dir
         self.budget = budget
         self.open_input = open_input
+        self.soon = soon
         self.position = Position()
         self.plan = InputPlan((), Splits(), SplitGroups(), (), 0, 1)
         self.where: Expression | None = parse_expression(spec.where) if spec.where else None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cortex.errors import InternalError
 from cortex.formats.csv_records import scan_states
-from cortex.formats.input_bytes import open_local
+from cortex.formats.input_bytes import at_hand, open_local
 from cortex.formats.planning import plan_inputs
 from cortex.job.plan import InputPlan
 from cortex.storage.filesystem import LocalFilesystem
@@ -46,10 +46,10 @@ class JobContext:
         enter_bundle(open_job)
         self._store = MapOutputStore(LocalFilesystem(), open_job.work_dir)
         self._client_input: ClientInput | None = None
-        open_input = open_local
+        open_input, soon = open_local, at_hand
         if open_job.input_socket:
             self._client_input = ClientInput(open_job.input_socket, open_job.job, self._waiting)
-            open_input = self._client_input.open
+            open_input, soon = self._client_input.open, self._client_input.soon
         with versions_told(open_job.packages):
             self._program = Program(
                 open_job.spec,
@@ -58,6 +58,7 @@ class JobContext:
                 open_job.staging_dir,
                 Budget.of(open_job.memory_bytes),
                 open_input,
+                soon,
             )
 
     def planned(self, plan: InputPlan) -> None:
@@ -86,6 +87,7 @@ class JobContext:
             reducers=self._reducers(),
             client_files=task.client_files,
             open_input=self._program.open_input,
+            soon=self._program.soon,
             one_machine=self._client_input is None,
         )
         self._program.check(plan)

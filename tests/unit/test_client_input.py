@@ -25,10 +25,16 @@ from hypothesis import strategies as st
 
 from cortex.client_files import FoundFiles
 from cortex.errors import CortexError, InputChanged, InputError, NotAllowed
-from cortex.formats.input_bytes import LocalBytes
+from cortex.formats.input_bytes import LocalBytes, announced
 from cortex.job.plan import ClientFile, InputFile
 from cortex.job.spec import InputSpec, JobSpec, Resources
-from cortex.limits import INPUT_AHEAD_BYTES, INPUT_KEPT_BYTES, INPUT_READ_BYTES, INPUT_STREAMS_MAX
+from cortex.limits import (
+    INPUT_AHEAD_BYTES,
+    INPUT_FILES_AHEAD,
+    INPUT_KEPT_BYTES,
+    INPUT_READ_BYTES,
+    INPUT_STREAMS_MAX,
+)
 from cortex.tasks import client_input, input_link
 from cortex.tasks.client_input import ClientBytes, ClientInput
 from cortex.wire import messages as m
@@ -152,6 +158,38 @@ def test_csv_without_quotes_is_not_sent_twice(tmp_path: Path, monkeypatch: pytes
         assert max(read.find_bytes for read in door.reads) == 1 << 20
 
 
+def test_files_are_announced_before_their_turn_and_come_in_order() -> None:
+    heard: list[InputFile] = []
+    files = [InputFile(i, f"/{i}", "text", 0, 0, 0) for i in range(100)]
+    for place, file in enumerate(announced(files, lambda file: file, heard.append)):
+        assert file is files[place]
+        assert heard == files[1 : place + INPUT_FILES_AHEAD + 1]
+    assert place == 99
+    assert list(announced(files[:1], lambda file: file, heard.append)) == files[:1]
+    assert len(heard) == 99
+
+
+def test_small_files_are_read_once_and_their_beginnings_before_their_turn(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(200):
+        (folder / f"{i:03d}.txt").write_text(f"line of file {i}\n" * (i % 7))
+    (folder / "100.txt").write_text("a longer file\n" * 10_000)
+    spec = _spec(str(folder), 1 << 20, map_form="rows", reduce_form="fold", combine="sum", group_by=())
+    spec = msgspec.structs.replace(spec, aggregate={})
+    with client_door((str(folder),), JOB) as door:
+        far = run_tasks(spec, Lines(), client_files=door.listed, input_socket=door.socket_path)
+    assert far.files == run_tasks(spec, Lines()).files
+    assert len(far.plan.splits) > 160
+    whole = sum(path.stat().st_size for path in folder.iterdir())
+    assert sum(read.length for read in door.reads) <= 2 * whole + INPUT_KEPT_BYTES  # the plan, then the maps
+    assert 3 not in [
+        read.length for read in door.reads
+    ]  # what a plan looks at, of a file it did not announce
+    checks = [read for read in door.reads if not read.length]
+    assert len(checks) <= 2 * 29  # of the files that are empty
+
+
 def test_a_file_that_is_here_as_well_is_read_in_place(tmp_path: Path) -> None:
     path = _write(tmp_path, "csv")
     with client_door((path,), JOB) as door:
@@ -246,8 +284,9 @@ def test_files_of_another_number_or_job_are_refused(tmp_path: Path) -> None:
         mine = way.open(msgspec.structs.replace(file, client_file=0))
         assert mine.read(7, 0) == b"a line\n"
         way._link._job = "j000000000000"
+        other = way.open(msgspec.structs.replace(file, client_file=0))
         with pytest.raises(NotAllowed, match="j000000000000"):
-            mine.check()
+            other.check()
         way.close()
 
 
