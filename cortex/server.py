@@ -265,7 +265,9 @@ class Server:
         elif isinstance(message, BlobTaken):
             self._blobs.taken(message)
         elif isinstance(message, NodeReads):
-            self._input.read(message)
+            known = self._nodes.get(message.node)
+            if known is not None and known[1] is link:  # else it has come back meanwhile, and asks again
+                self._input.read(message)
         elif isinstance(message, NodeLog):
             self._logs.answered(message)
         else:
@@ -371,8 +373,8 @@ class Server:
         before = self._client_of.get(job)
         if before is not None:  # its end has not reached us yet
             before.jobs.discard(job)
+        client.link.send(JobAccepted(job))  # before what waits for the client: reads of its files
         self._give(job, client)
-        client.link.send(JobAccepted(job))
         answer = self._answers.get(job)
         if answer is not None and not under_way:
             self._send_answer(client, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -25,6 +26,7 @@ from cortex.errors import InputChanged, InputError
 from cortex.input_sender import InputSender
 from cortex.limits import CLIENT_RETURN_S, INPUT_NODE_BYTES, MIB
 from cortex.wire.messages import JobProgress, ReadInput
+from tests.chaos.test_server_restart import Proxy
 from tests.integration.hidden_cluster import HIDE, HiddenCluster, can_hide
 
 pytestmark = pytest.mark.skipif(
@@ -76,7 +78,7 @@ class Words(cortex.MapReduceJob):
 
 class SlowLines(cortex.MapReduceJob):
     combine = sum
-    split_size = 300_000
+    split_size = 100_000
 
     def map(self, line: str) -> Iterator[tuple[str, int]]:
         time.sleep(0.0002)
@@ -343,9 +345,46 @@ def test_reads_wait_for_a_client_that_stands_still(
     assert (report["rows_in"], report["failed_attempts"]) == (40_000, 0)
 
 
+def test_a_server_killed_while_it_passes_input_on_costs_no_attempt(hidden: Path) -> None:
+    """Reads that were on their way are asked again, by nodes that live and of a client that comes back."""
+    path = hidden / "passed-on.txt"
+    _lines(path, 40_000)
+    here = dict(SlowLines(input=path).run())
+    with HiddenCluster(2, [hidden]) as own:
+
+        def kill() -> None:
+            assert own.server is not None
+            own.server.kill()
+            own.server.wait()
+            own.start_server()
+
+        there = SlowLines(input=path).run(own, on_progress=_when(_maps_done, kill))
+        assert dict(there) == here
+        assert there.report.failed_attempts == 0
+
+
+def test_a_client_whose_link_is_cut_is_read_from_again(hidden: Path, cluster: HiddenCluster) -> None:
+    path = hidden / "cut.txt"
+    _lines(path, 40_000)
+    here = dict(SlowLines(input=path).run())
+    with contextlib.closing(Proxy(cluster.address)) as proxy:
+        client = cortex.Client(proxy.address, home=cluster.folder / "server")
+        cuts: list[int] = []
+
+        def cut_now_and_then(progress: JobProgress) -> None:
+            done = sum(stage.tasks_done for stage in progress.stages if stage.stage == "map")
+            if done >= 2 * len(cuts) + 1 and len(cuts) < 3:
+                cuts.append(proxy.cut())
+
+        there = SlowLines(input=path).run(client, on_progress=cut_now_and_then)
+    assert len(cuts) == 3
+    assert dict(there) == here
+    assert there.report.failed_attempts == 0
+
+
 def test_a_node_killed_while_it_reads_costs_its_work_alone(hidden: Path, tmp_path: Path) -> None:
     path = hidden / "read.txt"
-    _lines(path, 100_000)
+    _lines(path, 40_000)
     here = dict(SlowLines(input=path).run())
     with HiddenCluster(2, [hidden]) as own:
         killed = []
