@@ -94,6 +94,8 @@ class JobRun:
         self._types = {MAP: OutputTypes(), REDUCE: OutputTypes()}
         self.unfit: dict[str, ErrorReport] = {}
         """Nodes that cannot run this job at all, and why."""
+        self._unfit_notes: dict[str, str] = {}
+        """Of those nodes, and of those that were so in an earlier life."""
         self._unfit_since: float | None = None
         """Since when there is no node that can."""
         self._revoked: list[Running] = []
@@ -563,6 +565,10 @@ class JobRun:
 
     # --- nodes that cannot run it ---
 
+    def cannot_run_on(self, node: str, error: ErrorReport) -> None:
+        self.unfit[node] = error
+        self._unfit_notes[node] = f"{error.message}: the job went on without it; {error.cure}"
+
     def look_for_fit_nodes(self, nodes: Iterable[str], now: float, *, wait: bool) -> None:
         """Fail if none of `nodes` can run the job; with `wait` only when that was so for LEASE_S: one that
         could may be back."""
@@ -585,12 +591,9 @@ class JobRun:
         return node.name in self.unfit and self._next_stage(slots) is not None
 
     def unfit_notes(self) -> tuple[str, ...]:
-        if not self.unfit:
-            return ()
-        notes = [f"{e.message}: it took no part; {e.cure}" for e in list(self.unfit.values())[:_UNFIT_SHOWN]]
-        if len(self.unfit) > _UNFIT_SHOWN:
-            notes.append(f"{len(self.unfit) - _UNFIT_SHOWN} more nodes took no part")
-        return tuple(notes)
+        notes = list(self._unfit_notes.values())
+        more = len(notes) - _UNFIT_SHOWN
+        return (*notes[:_UNFIT_SHOWN], *([f"the job went on without {more} more nodes"] if more > 0 else ()))
 
     # --- how it ends ---
 

@@ -369,7 +369,7 @@ class Scheduler:
         self.leases.release(given_back)
         for running in given_back:
             job.abandoned(running)
-        job.unfit[node.name] = event.error
+        job.cannot_run_on(node.name, event.error)
         job.look_for_fit_nodes(self._live_nodes(), now, wait=False)
         self._after(job, now)
 

@@ -318,7 +318,7 @@ def test_a_node_that_lacks_a_package_takes_no_part(user: Path, site: Path) -> No
         assert code == 0, (said, errors)
         assert said["rows"] == [["a", 40]]
         (note,) = said["report"]["notes"]
-        assert "lacks the package wordlib, which the job imports: it took no part; on n" in note
+        assert "lacks the package wordlib, which the job imports: the job went on without it; on n" in note
         assert "pip install 'Word-Lib==1.2'" in note
         assert said["report"]["failed_attempts"] == 0
 

@@ -597,7 +597,7 @@ def test_a_node_that_cannot_run_a_job_costs_no_attempt_and_is_noted() -> None:
     d.done(f"{JOB}-r000000.0", m.ReduceResult(0, m.TaskStats(rows_in=4), (part,)), node="o")
     report = d.end().report
     assert report.failed_attempts == 0
-    assert report.notes == ("a note", "node n lacks the package x: it took no part; pip install x")
+    assert report.notes == ("a note", "node n lacks the package x: the job went on without it; pip install x")
     assert d.tell(m.JobReceived(JOB)) == ["n <- EndJob 1", "o <- EndJob 1"]
 
 
@@ -650,6 +650,24 @@ def test_a_node_that_could_not_is_asked_again_in_its_next_life() -> None:
     d.tell(events.NodeLost("o"))
     assert cannot(d, "n", life="0") == []  # from an earlier life
     assert d.join("n", "2") == ["n <- StartJob 1", "n <- Lease 1-plan.2"]
+
+
+def test_a_report_names_ten_nodes_that_could_not() -> None:
+    d = Driver()
+    names = [f"n{i:02d}" for i in range(12)]
+    for name in names:
+        d.join(name)
+    d.submit()
+    for name in names[:-1]:
+        cannot(d, name)
+    d.tell(events.NodeLost(names[0]))  # what it could not do is told all the same
+    d.done(f"{JOB}-plan.11", m.PlanResult(make_plan(1)), node=names[-1])
+    d.mapped(0, node=names[-1])
+    part = m.OutputPart("part-0", "staged-0-0", 1, 2, ())
+    d.done(f"{JOB}-r000000.0", m.ReduceResult(0, m.TaskStats(rows_in=4), (part,)), node=names[-1])
+    notes = d.end().report.notes
+    assert [note.split()[1] for note in notes[1:11]] == names[:10]
+    assert notes[11:] == ("the job went on without 1 more nodes",)
 
 
 def keep(d: Driver, node: str, until: float) -> list[str]:
