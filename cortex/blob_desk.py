@@ -94,8 +94,15 @@ class BlobDesk:
         """Answered with BlobsWanted: those that are not here."""
         blobs = message.blobs
         fits = len(blobs) <= BUNDLE_FILES_MAX and sum(blobs.values()) <= BUNDLE_BYTES_MAX
-        if client in self._held_by or not fits or not all(map(is_sha256, blobs)) or min(blobs.values()) < 0:
-            raise ProtocolError("files were offered twice, over their limits, or without a hash")
+        if (
+            client in self._held_by
+            or not fits
+            or not all(map(is_sha256, blobs))
+            or min(blobs.values(), default=-1) < 0
+        ):
+            raise ProtocolError(
+                "files were offered twice, over their limits, or without a hash, or none were"
+            )
         self._hold(client, blobs)
         if self._here is None:
             self._offered.append((client, message))

@@ -106,13 +106,10 @@ BLOB_STREAMS_MAX: Final = 32  # of all nodes at once: 32 MB in flight; others wa
 INPUT_READ_BYTES: Final = 512 * KIB  # of a client's file, in one frame: beats wait 50 ms behind it at 10 MB/s
 INPUT_FIND_BYTES: Final = 16 * MIB  # looked through by a client for one read: 10 ms, or 100 on a cold disk
 INPUT_AHEAD_BYTES: Final = 4 * MIB  # asked for by an executor before it needs them: 40 ms at 100 MB/s
-INPUT_FILES_AHEAD: Final = (
-    32  # whose beginnings are asked for before their turn: small files need no round trip each
-)
+INPUT_FILES_AHEAD: Final = 32  # beginnings asked for before their turn: small files need no round trip each
 INPUT_STREAMS_MAX: Final = 64  # places of one file read by turns, such as columns: each keeps its last bytes
-INPUT_KEPT_BYTES: Final = (
-    64 * KIB
-)  # of what was read, in each: the next block begins with the last cut record
+INPUT_KEPT_BYTES: Final = 64 * KIB  # of what was read, in each: a block begins with a record cut before;
+# and of a file's beginning that is asked for before its turn
 INPUT_NODE_BYTES: Final = 16 * MIB  # asked for by all executors of a node and not yet here: what it may hold
 INPUT_CLIENT_BYTES: Final = 16 * MIB  # asked of one client and not yet at the server: 160 ms at 100 MB/s
 INPUT_READS_MAX: Final = 1024  # at once, of a node or a client: small ones count as well

@@ -190,7 +190,9 @@ def test_bytes_that_are_not_what_was_offered_are_refused(
     assert desk.blobs() == []
 
 
-@pytest.mark.parametrize("blobs", [{"../x": 1}, {SHA: 1 << 40}, {SHA: -1}, {SHA.upper(): 1}, {f"{SHA}\n": 1}])
+@pytest.mark.parametrize(
+    "blobs", [{}, {"../x": 1}, {SHA: 1 << 40}, {SHA: -1}, {SHA.upper(): 1}, {f"{SHA}\n": 1}]
+)
 def test_offers_that_cannot_be_are_refused(desk: Desk, blobs: dict[str, int]) -> None:
     with pytest.raises(ProtocolError):
         desk.desk.offer(object(), m.OfferBlobs(blobs))

@@ -293,3 +293,34 @@ def test_a_local_link_keeps_order_and_never_calls_back_at_once() -> None:
     clock.advance(0)
     assert got == [0, 1, 2, 10, 11, 12]
     assert not clock.getDelayedCalls()
+
+
+class _OtherLink:
+    def __init__(self) -> None:
+        self.sent: list[m.ToNode] = []
+
+    def send(self, message: m.ToNode) -> None:
+        self.sent.append(message)
+
+
+def test_a_node_reads_the_clients_input_over_its_present_link(machine: Machine) -> None:
+    client = machine.connect()
+    client.hello()
+    job = submit(client)
+    earlier, link = machine.say, _OtherLink()
+    machine.server.detach_node("n")
+    now = machine.server.attach_node(link)
+    now(m.NodeHello("n", "1", 1, 1000, {}))
+    machine.turn()
+    client.heard()
+    earlier(m.NodeReads("n", m.ReadInput(7, job, 0, 100, 10)))  # was on its way when the link ended
+    machine.turn()
+    assert client.heard() == []
+    now(m.NodeReads("n", m.ReadInput(7, job, 0, 200, 10)))
+    machine.turn()
+    (read,) = client.heard()
+    assert isinstance(read, m.ReadInput)
+    assert (read.job, read.file, read.offset, read.length) == (job, 0, 200, 10)
+    client.say(m.InputBytes(read.read, b"0123456789"))
+    assert link.sent[-1] == m.InputBytes(7, b"0123456789")
+    client.leave()
