@@ -174,6 +174,11 @@ def login(line: str, home: str | None) -> int:
 
     The line comes from `cortex token create --role client`, run where the server was started. Whoever
     started the server needs none.
+
+    \b
+    Examples:
+      cortex login head:8786/TOKEN.CAHASH
+      cortex status
     """
 
     def command() -> int:
@@ -195,7 +200,14 @@ def login(line: str, home: str | None) -> int:
 @as_json
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> int:
-    """Show the cluster: nodes, slots, memory, jobs, and seconds since each node was heard."""
+    """Show the cluster: nodes, slots, memory, disk, jobs, and seconds since each node was heard.
+
+    \b
+    Examples:
+      cortex status
+      cortex status --watch
+      cortex status --json --server head:8786
+    """
 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
@@ -262,7 +274,13 @@ def _tasks_done(job: JobStatus) -> str:
 @_of_cluster
 @as_json
 def jobs(home: str | None, server: str | None, as_json: bool) -> int:
-    """List jobs: those under way, and the last that ended."""
+    """List jobs: those under way, and the last that ended.
+
+    \b
+    Examples:
+      cortex jobs
+      cortex jobs --json
+    """
 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
@@ -284,7 +302,13 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 @_of_cluster
 @as_json
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
-    """Show one job."""
+    """Show one job.
+
+    \b
+    Examples:
+      cortex job j0123456789ab
+      cortex job j0123456789ab --wait && echo done
+    """
 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
@@ -311,7 +335,12 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
 @click.argument("job_id", metavar="ID")
 @_of_cluster
 def cancel(job_id: str, home: str | None, server: str | None) -> int:
-    """Cancel a job of yours (or, as admin, any)."""
+    """Cancel a job of yours (or, as admin, any).
+
+    \b
+    Examples:
+      cortex cancel j0123456789ab
+    """
 
     def command() -> int:
         from cortex.wire.messages import CancelJob, ClusterStatus
@@ -330,7 +359,12 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
 @_of_cluster
 @as_json
 def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> int:
-    """Show what the code of a job of yours wrote on its nodes: the last lines of each."""
+    """Show what the code of a job of yours wrote on its nodes: the last lines of each.
+
+    \b
+    Examples:
+      cortex logs j0123456789ab
+    """
 
     def command() -> int:
         from cortex.wire.messages import GetLogs, JobLogs
@@ -351,7 +385,15 @@ def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> in
 
 @click.group(name="token", context_settings=HELP)
 def token() -> None:
-    """Join tokens: how nodes and clients get in. Only an admin may."""
+    """Join tokens: how nodes and clients get in. Only an admin may.
+
+    \b
+    Examples:
+      cortex token create
+      cortex token create --role client --hours 1 --uses 1
+      cortex token list
+      cortex token revoke t0123456789ab
+    """
 
 
 @token.command(name="create", context_settings=HELP)
@@ -445,7 +487,13 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_of_cluster
 def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
-    """End every node and the server. Jobs under way are lost."""
+    """End every node and the server. Jobs under way are lost.
+
+    \b
+    Examples:
+      cortex kill-cluster
+      cortex kill-cluster --yes
+    """
 
     def command() -> int:
         from cortex.wire.messages import AdminDone, KillCluster

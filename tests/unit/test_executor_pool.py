@@ -51,6 +51,7 @@ class Machine:
         self.sockets = socket.socketpair()
         ours, self.theirs = socket.socketpair()
         self.ended: list[m.TaskFinished | m.TaskFailed] = []
+        self.wrote: list[tuple[str, int, str]] = []
         self.returned: list[tuple[str, m.RunTask]] = []
         self.lost: list[CortexError] = []
         self.links: dict[int, Link] = {}
@@ -93,6 +94,9 @@ class Machine:
         self.returned.append((job, run))
 
     def room(self) -> None: ...
+
+    def executor_wrote(self, job: str, executor: int, text: str) -> None:
+        self.wrote.append((job, executor, text))
 
     def pool_lost(self, error: CortexError) -> None:
         self.lost.append(error)

@@ -48,7 +48,7 @@ def test_the_package_is_named_typed_and_for_its_pythons() -> None:
     assert (ROOT / "cortex" / "py.typed").read_bytes() == b""
     # All of the package, and nothing else (tests, data sets), is in the wheel.
     assert PROJECT["tool"]["hatch"]["build"]["targets"] == {"wheel": {"packages": ["cortex"]}}
-    version = re.search(r'__version__ = "(.+)"', (ROOT / "cortex" / "__init__.py").read_text())
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "cortex" / "version.py").read_text())
     assert version
     assert version[1] == PROJECT["project"]["version"]
     assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
@@ -79,6 +79,9 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
 # --- commands ---------------------------------------------------------------------------------------------
 
 
+WITHOUT_RESULT = {"server", "node", "login", "cancel", "token", "kill-cluster", "kill_cluster"}
+
+
 @pytest.mark.parametrize("name", sorted(group.commands))
 def test_every_command_explains_all_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = group.commands[name]
@@ -91,7 +94,7 @@ def test_every_command_explains_all_its_options(name: str, capsys: pytest.Captur
             assert all(option in text for option in parameter.opts), parameter.opts
     if name != "help":
         assert "Examples:" in text
-        assert "--json" in text  # every command that prints a result has it for programs
+        assert ("--json" in text) is (name not in WITHOUT_RESULT)  # for programs
 
 
 def test_the_help_says_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,8 +138,14 @@ def test_the_architectures_numbers_are_the_codes() -> None:
 def test_the_readme_names_what_there_is() -> None:
     text = (ROOT / "README.md").read_text()
     (commands,) = re.findall(r"^## Commands\n(.*?)^## ", text, re.M | re.S)
-    assert set(re.findall(r"^cortex ([\w-]+)", commands, re.M)) == set(group.commands)
-    options = {o for c in group.commands.values() for p in c.params for o in p.opts if o.startswith("--")}
+    aliases = {"cluster_status", "kill_cluster"}
+    assert set(re.findall(r"^cortex ([\w-]+)", commands, re.M)) == set(group.commands) - aliases
+    assert all(f"`{alias}`" in commands for alias in aliases)
+    every = [*group.commands.values()]
+    every += [
+        sub for command in every if isinstance(command, click.Group) for sub in command.commands.values()
+    ]
+    options = {o for c in every for p in c.params for o in p.opts if o.startswith("--")}
     shown = set(re.findall(r"--[a-z-]+", commands))
     assert shown == options - {"--help"}
     assert f"the reduce in words: `{' '.join(AGGREGATES)}`" in text
