@@ -48,7 +48,7 @@ def test_the_package_is_named_typed_and_for_its_pythons() -> None:
     assert (ROOT / "cortex" / "py.typed").read_bytes() == b""
     # All of the package, and nothing else (tests, data sets), is in the wheel.
     assert PROJECT["tool"]["hatch"]["build"]["targets"] == {"wheel": {"packages": ["cortex"]}}
-    version = re.search(r'__version__ = "(.+)"', (ROOT / "cortex" / "version.py").read_text())
+    version = re.search(r'VERSION = "(.+)"', (ROOT / "cortex" / "version.py").read_text())
     assert version
     assert version[1] == PROJECT["project"]["version"]
     assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
@@ -149,7 +149,7 @@ def test_the_readme_names_what_there_is() -> None:
     shown = set(re.findall(r"--[a-z-]+", commands))
     assert shown == options - {"--help"}
     assert f"the reduce in words: `{' '.join(AGGREGATES)}`" in text
-    assert f"One record may\nhave {limits.RECORD_BYTES_MAX // limits.MIB} MB" in text
+    assert f"One record may have {limits.RECORD_BYTES_MAX // limits.MIB} MB" in " ".join(text.split())
     assert f"the first {limits.DISPLAY_ROWS} rows by key" in text
     for name in re.findall(r"`?((?:examples|docs)/[\w./-]+\w)", text.replace("docs/*.txt", "")):
         assert (ROOT / name).exists(), name
