@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from cortex.errors import ColumnError, RowsLost, ValueTypeError
 from cortex.job.output_types import merge_key_types
 from cortex.kernels.wider import widened, wider_type
-from cortex.limits import FOLD_BYTES, FOLD_ROWS, MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
-from cortex.shuffle.pieces import Pieces
+from cortex.limits import MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
+from cortex.shuffle.pieces import taken_pieces
 from cortex.shuffle.run_schema import STATES, VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
 
@@ -252,20 +252,23 @@ class _Cursor:
                 yield part
 
     def ends_equal(self, value: int) -> list[pa.RecordBatch]:
-        """The first and the last row whose hash is `value`, as batches of one row."""
+        """Hash and key of the first and the last row whose hash is `value`, as batches of one row."""
         ends: list[pa.RecordBatch] = []
         head = _equal_head(self.rest, value) if self.rest is not None else None
         if head is not None and head.num_rows:
-            ends = [head.slice(0, 1), head.slice(head.num_rows - 1)]
+            ends = [self._key_at(head, 0), self._key_at(head, head.num_rows - 1)]
             if self.rest is not None and head.num_rows < self.rest.num_rows:
                 return ends
         stop = self._end_of(value)
         if stop > self.next:
             if not ends:
-                ends = [_equal_head(self.read(self.next), value).slice(0, 1)]
+                ends = [self._key_at(self.read(self.next), 0)]
             tail = _equal_head(self.read(stop - 1), value)
-            ends = [ends[0], tail.slice(tail.num_rows - 1)]
+            ends = [ends[0], self._key_at(tail, tail.num_rows - 1)]
         return ends
+
+    def _key_at(self, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+        return _keys_at(self.layout, batch, np.array([row]))
 
     def rows_equal(self, value: int) -> int:
         """How many rows have the hash `value`, by the index but for the first and the last batch."""
@@ -300,6 +303,11 @@ class _Cursor:
         return int(np.searchsorted(self.source.first_hashes, np.uint64(value), side="right"))
 
 
+def _keys_at(layout: Layout, batch: pa.RecordBatch, rows: NDArray[np.int64]) -> pa.RecordBatch:
+    """Hash and key of some rows: copied, as one row of a block would keep all of it, with long values."""
+    return batch.select(list(range(1 + layout.keys))).take(pa.array(rows))
+
+
 def _equal_head(batch: pa.RecordBatch, value: int) -> pa.RecordBatch:
     return batch.slice(0, int(np.searchsorted(hashes_of(batch), np.uint64(value), side="right")))
 
@@ -330,7 +338,7 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
     parts.clear()
     ordering = layout.order_batch(batch)
     order, rows = ordering.permutation, batch.num_rows
-    pieces = Pieces.of(batch.columns, rows, batch.nbytes, FOLD_BYTES, FOLD_ROWS, order)
+    pieces = taken_pieces(batch.columns, rows, batch.nbytes, order)
     bounds = np.append(ordering.starts, rows)
     first = 0
     while first < len(bounds) - 1:
@@ -375,7 +383,7 @@ def _giant_groups(layout: Layout, cursors: Sequence[_Cursor], value: int) -> Ite
                         yield part
 
         rows = sum(cursor.rows_equal(value) for cursor in cursors) if alone else _rows_of(batches())
-        yield GiantGroup(layout, tuple(row.columns[1 : 1 + layout.keys]), rows, batches)
+        yield GiantGroup(layout, tuple(row.columns[1:]), rows, batches)
     for cursor in cursors:
         cursor.skip_equal(value)
 
@@ -385,20 +393,23 @@ def _rows_of(batches: Iterator[pa.RecordBatch]) -> int:
 
 
 def _distinct_keys(layout: Layout, cursors: Sequence[_Cursor], value: int) -> pa.RecordBatch:
+    """Hash and key of each, as a batch."""
     found: pa.RecordBatch | None = None
     for cursor in cursors:
         for batch in cursor.batches_equal(value):
-            both = batch if found is None else pa.concat_batches([found, batch])
+            both = batch.select(list(range(1 + layout.keys)))
+            both = both if found is None else pa.concat_batches([found, both])
             ordering = layout.order_batch(both)
-            found = both.take(pa.array(ordering.permutation[ordering.starts]))
+            found = _keys_at(layout, both, ordering.permutation[ordering.starts])
     assert found is not None
     return found
 
 
 def _rows_with_key(layout: Layout, batch: pa.RecordBatch, row: pa.RecordBatch) -> pa.RecordBatch:
-    both = pa.concat_batches([row, batch])
+    """The rows of `batch` with the key of `row`, which is hash and key."""
+    both = pa.concat_batches([row, batch.select(list(range(1 + layout.keys)))])
     ordering = layout.order_batch(both)
     group = np.searchsorted(ordering.starts, np.flatnonzero(ordering.permutation == 0), side="right")[0] - 1
     bounds = [*ordering.starts.tolist(), both.num_rows]
     members = ordering.permutation[bounds[group] : bounds[group + 1]]
-    return both.take(pa.array(np.sort(members[members != 0])))
+    return batch.take(pa.array(np.sort(members[members != 0]) - 1))
