@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,8 @@ from cortex.limits import MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.pieces import taken_pieces
 from cortex.shuffle.run_schema import STATES, VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
+
+_COLUMN_BYTES: Final = 640  # of an array as an object and of its slice: more than 50 rows of numbers have
 
 Counts = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -73,9 +76,10 @@ class GiantGroup:
     batches: Callable[[], Iterator[pa.RecordBatch]]
 
 
-def fan_in(budget_bytes: int) -> int:
-    """How many runs may be merged at once: a quarter of the budget for what they leave between rounds."""
-    return max(MERGE_FAN_IN_MIN, budget_bytes // 4 // RUN_BATCH_BYTES)
+def fan_in(budget_bytes: int, columns: int) -> int:
+    """How many runs of so many columns may be merged at once: a quarter of the budget for what they leave
+    between rounds."""
+    return max(MERGE_FAN_IN_MIN, budget_bytes // 4 // (RUN_BATCH_BYTES + columns * _COLUMN_BYTES))
 
 
 def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[SortedGroups | GiantGroup]:
@@ -119,13 +123,14 @@ def _rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[SortedG
     layout = common_layout([source.layout for source in sources])
     cursors = [_Cursor(source, layout) for source in sources]
     first = np.concatenate([source.first_hashes for source in sources])
-    sizes = np.concatenate([2 * s.sizes_bytes + ORDER_BYTES_PER_ROW * s.rows for s in sources])
+    objects = layout.columns * _COLUMN_BYTES
+    sizes = np.concatenate([2 * s.sizes_bytes + ORDER_BYTES_PER_ROW * s.rows + objects for s in sources])
     order = np.argsort(first, kind="stable")
     first = first[order]
     total = np.concatenate(([0], np.cumsum(sizes[order])))
     position, end = 0, len(first)
     while position < end or any(cursor.rest is not None for cursor in cursors):
-        held = sum(cursor.rest.nbytes for cursor in cursors if cursor.rest is not None)
+        held = sum(cursor.rest.nbytes + objects for cursor in cursors if cursor.rest is not None)
         room = total[position] + max(budget_bytes - held, 0)
         fits = max(int(np.searchsorted(total, room, side="right")) - 1, min(position + 1, end))
         if fits >= end:
@@ -233,8 +238,10 @@ class _Cursor:
     def _cut(self, batch: pa.RecordBatch, bound: int | None) -> Iterator[pa.RecordBatch]:
         rows = batch.num_rows
         below = rows if bound is None else int(np.searchsorted(hashes_of(batch), np.uint64(bound)))
-        if below < rows:
-            self.rest = batch.slice(below)
+        if below == rows:
+            yield batch
+            return
+        self.rest = batch.slice(below)
         if below:
             yield batch.slice(0, below)
 

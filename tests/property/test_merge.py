@@ -253,6 +253,23 @@ def test_keys_of_one_hash_and_long_values_are_told_apart(budget: int) -> None:
     assert budget > 1 << 20 or peak.bytes < 3 << 20
 
 
+def test_what_many_columns_take_as_objects_is_counted() -> None:
+    layout = Layout("", (pa.int64(),), "rows", tuple((f"c{n}", pa.int64()) for n in range(300)))
+    read: list[int] = []
+
+    def batch(index: int) -> pa.RecordBatch:
+        read.append(index)
+        one = pa.array([index])
+        return layout.batch(np.array([index], np.uint64), [one], [one] * 300)
+
+    numbers = np.arange(200, dtype=np.int64)
+    hashes = numbers.astype(np.uint64)
+    source = RunSource(layout, hashes, hashes, np.full(200, 302 * 8), np.ones(200, np.int64), batch)
+    counts = [len(read) for _ in merge_rounds([source], 2 << 20)]
+    assert max(np.diff([0, *counts])) <= 10  # of 200 KB, whose numbers are 2 KB
+    assert read == numbers.tolist()
+
+
 def _loses(function: Any) -> Any:
     """The same function without its first result."""
     return lambda *arguments: (made for n, made in enumerate(function(*arguments)) if n)
