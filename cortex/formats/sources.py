@@ -13,10 +13,11 @@ from typing import Final
 
 from cortex.errors import InputChanged, InputError
 from cortex.job.plan import InputFile
-from cortex.limits import KIB, LINE_TEXT_CHARS_MAX
+from cortex.limits import KIB, LINE_TEXT_CHARS_MAX, MIB
 
 _GZIP_READ_BYTES: Final = 256 * KIB  # compressed bytes fed at once: what comes out stays a few MB at most
 _GZIP_OUT_BYTES: Final = 1024 * KIB
+KEPT_BUFFER_BYTES: Final = 8 * MIB  # of a buffer that grew for a long record
 
 UTF8_BOM: Final = b"\xef\xbb\xbf"
 
@@ -79,6 +80,10 @@ class Source(abc.ABC):
         nothing follows them. The buffer may be longer than `count`.
         """
 
+    def release(self) -> None:
+        """Drop the buffer: what it has is no longer needed."""
+        return None
+
     def finish(self) -> None:
         """Called when the last record was read: the file must still be the one that was planned."""
         check_identity(self.file, self._descriptor)
@@ -96,8 +101,9 @@ class FileSource(Source):
 
     def window(self, position: int, length: int) -> tuple[bytearray, int, bool]:
         length = max(0, min(length, self.file.size_bytes - position))
-        if len(self._buffer) < length:
-            self._buffer = bytearray(length)  # a new one: Arrow may still hold the old one
+        if len(self._buffer) < length or len(self._buffer) > max(KEPT_BUFFER_BYTES, 4 * length):
+            self._buffer = bytearray()  # freed first, and a new one: Arrow may still hold the old one
+            self._buffer = bytearray(length)
         view = memoryview(self._buffer)
         count = 0
         while count < length:
@@ -110,6 +116,9 @@ class FileSource(Source):
             count += got
         self.bytes_read += count
         return self._buffer, count, position + count >= self.file.size_bytes
+
+    def release(self) -> None:
+        self._buffer = bytearray()
 
 
 class GzipSource(Source):
