@@ -30,7 +30,7 @@ from cortex.errors import ColumnError, RowsLost, ValueTypeError
 from cortex.job.output_types import merge_key_types
 from cortex.kernels.wider import widened, wider_type
 from cortex.limits import MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
-from cortex.shuffle.pieces import taken_pieces
+from cortex.shuffle.pieces import gathered, taken_pieces
 from cortex.shuffle.run_schema import STATES, VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
 
@@ -352,7 +352,7 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
         last = int(np.searchsorted(bounds, pieces.end(int(bounds[first]), rows), side="right")) - 1
         if last > first:
             begin, end = int(bounds[first]), int(bounds[last])
-            taken = batch.take(pa.array(order[begin:end]))
+            taken = gathered(batch, order[begin:end])
             yield SortedGroups(layout, taken, ordering.starts[first:last] - begin)
             first = last
             continue
@@ -362,7 +362,7 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
         def batches(begin: int = begin, end: int = end) -> Iterator[pa.RecordBatch]:
             while begin < end:
                 after = pieces.end(begin, end)
-                yield batch.take(pa.array(order[begin:after]))
+                yield gathered(batch, order[begin:after])
                 begin = after
 
         yield GiantGroup(layout, tuple(key), end - begin, batches)

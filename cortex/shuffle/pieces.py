@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +65,11 @@ def taken_pieces(columns: Sequence[pa.Array], rows: int, size_bytes: int, order:
     """
     rows_max = min(FOLD_ROWS, max(_UNEVEN_ROWS, _RESERVED * FOLD_BYTES * rows // max(1, size_bytes)))
     return Pieces.of(columns, rows, size_bytes, FOLD_BYTES, rows_max, order)
+
+
+def gathered(rows: Any, which: NDArray[np.int64]) -> Any:
+    """These rows of an array or a batch; one row, which may be very long, without a copy."""
+    return rows.slice(int(which[0]), 1) if len(which) == 1 else rows.take(pa.array(which))
 
 
 def slices(

@@ -116,7 +116,8 @@ class TableToAggregates:
     def _argument_bytes(self, batch: pa.RecordBatch) -> int:
         """About what the arguments of a row take."""
         arguments = {call.argument for call in self._calls if call.argument is not None}
-        return len(arguments) * max(8, total_size(batch) // max(1, batch.num_rows * batch.num_columns))
+        cells: int = batch.num_rows * batch.num_columns
+        return len(arguments) * max(8, total_size(batch) // max(1, cells))
 
     def _add(self, batch: pa.RecordBatch) -> None:
         keys = [key_column(batch, name) for name in self._key_names]

@@ -253,6 +253,17 @@ def test_keys_of_one_hash_and_long_values_are_told_apart(budget: int) -> None:
     assert budget > 1 << 20 or peak.bytes < 3 << 20
 
 
+def test_a_value_larger_than_the_buffer_is_copied_only_to_be_written() -> None:
+    store, size = MapOutputStore(MemoryFilesystem(), "/job"), 20_000_000
+    values = ["x" * 100_000] * 30 + ["y" * size]
+    with arrow_peak() as peak:
+        collect(store, "j0123456789ab-m000000.0", [(n, v) for n, v in enumerate(values)], 1, 8 << 20, None, 1)
+    assert peak.bytes < 3.3 * size  # the column, its block, and that compressed
+    sources = sources_of(store.open("j0123456789ab-m000000.0", 0), 0)
+    found = {key: value for key, (value,) in groups(merge_rounds(sources, 8 << 20))}
+    assert [found[n] for n in range(31)] == values
+
+
 def test_what_many_columns_take_as_objects_is_counted() -> None:
     layout = Layout("", (pa.int64(),), "rows", tuple((f"c{n}", pa.int64()) for n in range(300)))
     read: list[int] = []
