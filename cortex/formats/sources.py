@@ -80,9 +80,8 @@ class Source(abc.ABC):
         nothing follows them. The buffer may be longer than `count`.
         """
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027  (a stream has no buffer of its own)
         """Drop the buffer: what it has is no longer needed."""
-        return None
 
     def finish(self) -> None:
         """Called when the last record was read: the file must still be the one that was planned."""
