@@ -11,8 +11,8 @@ import pytest
 from benchmarks.cgroup import unavailable
 from cortex.storage.filesystem import is_memory_backed
 
-# Where no bytecode may be written, every process that a test starts compiles all of cortex anew: half a second
-# of processor time, a thousand times.
+# Where no bytecode may be written, every process that a test starts compiles all of cortex anew: half a
+# second of processor time, a thousand times.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

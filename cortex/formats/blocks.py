@@ -2,7 +2,7 @@
 
 Shared by text and CSV, which differ only in what a record's end is (`Cuts`). A record belongs to the split
 in which it starts, so the last block of a split reads on past its end. A block grows for a record that
-does not fit in it, up to `limits.RECORD_BYTES_MAX`.
+does not fit in it, up to `limits.RECORD_BYTES_MAX`, and then has no other.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ def record_blocks(
     block_bytes = min(block_bytes, RECORD_BYTES_MAX)
     position = start
     while end is None or position < end:
-        wanted = block_bytes if end is None else min(block_bytes, end - position + TAIL_BYTES)
+        wanted = first_wanted = block_bytes if end is None else min(block_bytes, end - position + TAIL_BYTES)
         while True:
             data, count, final = source.window(position, wanted)
             if not count:
                 return
             cuts = cuts_of(data, count, final)
             size = -1
-            if end is not None and position + count >= end:
+            if wanted > first_wanted:  # a long record: by itself, as what follows may be as much again
+                size = cuts.first_end(1)
+            elif end is not None and position + count >= end:
                 size = cuts.first_end(end - position)
             unfinished = False
             if size <= 0:
@@ -82,5 +84,8 @@ def record_blocks(
                     "another format, such as Parquet",
                 )
             wanted = min(max(wanted, 1) * 2, RECORD_BYTES_MAX)
-        yield Block(position, data, size, unfinished, cuts)
+            del data, cuts  # before there is a larger buffer
+        made = [Block(position, data, size, unfinished, cuts)]
         position += size
+        del data, cuts  # whoever has the block may drop it, and the source its buffer
+        yield made.pop()

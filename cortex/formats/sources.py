@@ -12,12 +12,13 @@ from typing import Final
 
 from cortex.errors import InputChanged, InputError
 from cortex.job.plan import InputFile
-from cortex.limits import KIB, LINE_TEXT_CHARS_MAX
+from cortex.limits import KIB, LINE_TEXT_CHARS_MAX, MIB
 
 from .input_bytes import Opener, open_local
 
 _GZIP_READ_BYTES: Final = 256 * KIB  # compressed bytes fed at once: what comes out stays a few MB at most
 _GZIP_OUT_BYTES: Final = 1024 * KIB
+KEPT_BUFFER_BYTES: Final = 8 * MIB  # of a buffer that grew for a long record
 
 UTF8_BOM: Final = b"\xef\xbb\xbf"
 
@@ -55,6 +56,9 @@ class Source(abc.ABC):
         """How far it is known that `byte` does not occur in [low, high): `low` where only reading tells."""
         return self._bytes.without(byte, low, high)
 
+    def release(self) -> None:  # noqa: B027  (a stream has no buffer of its own)
+        """Drop the buffer: what it has is no longer needed."""
+
     def finish(self) -> None:
         """Called when the last record was read: the file must still be the one that was planned."""
         self._bytes.check()
@@ -70,8 +74,9 @@ class FileSource(Source):
 
     def window(self, position: int, length: int) -> tuple[bytearray, int, bool]:
         length = max(0, min(length, self.file.size_bytes - position))
-        if len(self._buffer) < length:
-            self._buffer = bytearray(length)  # a new one: Arrow may still hold the old one
+        if len(self._buffer) < length or len(self._buffer) > max(KEPT_BUFFER_BYTES, 4 * length):
+            self._buffer = bytearray()  # freed first, and a new one: Arrow may still hold the old one
+            self._buffer = bytearray(length)
         count = self._bytes.read_into(memoryview(self._buffer)[:length], position)
         if count < length:
             self._bytes.check()
@@ -80,6 +85,9 @@ class FileSource(Source):
             )
         self.bytes_read += count
         return self._buffer, count, position + count >= self.file.size_bytes
+
+    def release(self) -> None:
+        self._buffer = bytearray()
 
 
 class GzipSource(Source):

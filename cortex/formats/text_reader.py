@@ -20,7 +20,7 @@ from cortex.limits import BATCH_ROWS_MAX
 from .blocks import TAIL_BYTES, Block, record_blocks
 from .csv_records import positions_of
 from .input_bytes import Opener, open_local
-from .sources import Source, line_text, open_source
+from .sources import KEPT_BUFFER_BYTES, Source, line_text, open_source
 
 
 class LineCuts:
@@ -97,7 +97,11 @@ class TextReader:
         for block in record_blocks(source, start, self._end, self._block_bytes, LineCuts):
             self._block_start, self._block_size, self._row = block.position, block.size, 0
             if self._as_lines:
-                yield self._lines(block)
+                lines = self._lines(block)
+                if block.size > KEPT_BUFFER_BYTES:  # a long line: it is there twice, and may be copied again
+                    source.release()
+                del block
+                yield lines
             else:
                 next_row = 0
                 for batch in self._batches(block):
@@ -105,9 +109,9 @@ class TextReader:
                     yield batch
         source.finish()
 
-    def _decode(self, block: Block) -> str:
+    def _decode(self, block: Block, size: int = -1) -> str:
         try:
-            return str(memoryview(block.data)[: block.size], "utf-8")
+            return str(memoryview(block.data)[: block.size if size < 0 else size], "utf-8")
         except UnicodeDecodeError as error:
             raise self._not_utf8(block, error) from None
 
@@ -123,6 +127,10 @@ class TextReader:
         )
 
     def _lines(self, block: Block) -> list[Any]:
+        if not block.unfinished and block.data.find(b"\n", 0, block.size) == block.size - 1:
+            # One line, which may be long: without the copy that cutting it out would be.
+            size = block.size - (2 if block.data[block.size - 2 : block.size - 1] == b"\r" else 1)
+            return [bytes(memoryview(block.data)[:size]) if self._raw else self._decode(block, size)]
         if self._raw:
             data = bytes(memoryview(block.data)[: block.size])
             if b"\r\n" in data:

@@ -160,10 +160,12 @@ class AggregateSet:
     def merge(self, groups: Groups, columns: Mapping[str, pa.Array]) -> None:
         """Take rows of partial states, as `columns` gave them; other names are ignored."""
         self.resize(groups.count)
-        for index, state in enumerate(self._states):
-            prefix = f"{index}."
-            own = {name[len(prefix) :]: column for name, column in columns.items() if name.startswith(prefix)}
-            state.merge(groups, own)
+        own: dict[str, dict[str, pa.Array]] = {}
+        for name, column in columns.items():
+            index, _, rest = name.partition(".")
+            own.setdefault(index, {})[rest] = column
+        for number, state in enumerate(self._states):
+            state.merge(groups, own.get(str(number), {}))
 
     def columns(self) -> dict[str, pa.Array]:
         """The partial states, one row a group. Columns beyond `always` are there only if needed."""

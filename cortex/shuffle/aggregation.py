@@ -20,7 +20,7 @@ from cortex.kernels.aggregates import AggregateSet
 from cortex.kernels.columns import fixed_words, is_fixed, valid_mask
 from cortex.kernels.groups import Groups, groups_of
 from cortex.kernels.hashing import hash_columns
-from cortex.limits import FOLD_ROWS, GROUP_TABLE_KEYS_MAX
+from cortex.limits import FOLD_BYTES, FOLD_ROWS, GROUP_TABLE_KEYS_MAX
 from cortex.shuffle.collector import Place, RunSink, SortBuffer
 from cortex.shuffle.keys import decode_keys
 from cortex.shuffle.pieces import slices
@@ -39,6 +39,8 @@ class Aggregation:
         self.types = tuple(types)
         self.argument_types = ";".join(type_name(kind) for kind in types)
         self.payload = f"{STATES}:{self.argument_types}"
+        self.group_bytes = 8 * len(AggregateSet(self.calls, self.types).always)
+        """About what the states of a group take, where no value needs more of them."""
 
     def new(self, groups: int) -> AggregateSet:
         """Empty states of this many groups."""
@@ -162,9 +164,10 @@ class AggregateCollector:
         hashes = hash_columns(keys, groups)
         layout = Layout(key_type, tuple(k.type for k in keys), self.aggregation.payload, ())
         order = layout.order(hashes, keys).permutation
+        at_once = max(1, min(FOLD_ROWS, FOLD_BYTES * groups // max(1, states.nbytes)))
         columns = states.columns()
-        for begin in range(0, groups, FOLD_ROWS):  # many states a group: they are not copied at once
-            rows = order[begin : begin + FOLD_ROWS]
+        for begin in range(0, groups, at_once):  # many states a group: they are not copied at once
+            rows = order[begin : begin + at_once]
             taken = pa.array(rows)
             some = {name: column.take(taken) for name, column in columns.items()}
             self._write(key_type, [key.take(taken) for key in keys], hashes[rows], some)
@@ -174,7 +177,8 @@ class AggregateCollector:
         buffer, self._buffer = self._buffer, None
         if buffer is None or not buffer.rows:
             return
-        layout, size_bytes = buffer.layout, buffer.nbytes
+        # Each row of a slice may be a group, whose states may be far larger than the row.
+        layout, size_bytes = buffer.layout, max(buffer.nbytes, buffer.rows * self.aggregation.group_bytes)
         hashes, keys, arguments = buffer.take_all()
         ordering = layout.order(hashes, keys)
         for rows, starts in slices(ordering, [*keys, *arguments], size_bytes):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cortex.kernels.hashing import hash_columns
 from cortex.limits import BATCH_ROWS_MAX, KIB, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
 from cortex.shuffle.partitioner import Partitioner
-from cortex.shuffle.pieces import Pieces, slices
+from cortex.shuffle.pieces import Pieces, gathered, slices
 from cortex.shuffle.run_schema import Layout, hashes_of
 
 _PARENT_MAX: Final = 16  # slices of one block are at most so many, and share it
@@ -145,8 +145,9 @@ class RowCollector:
         hashes = hash_columns(keys)
         if self.place is not None:
             hashes = self.place(layout, keys, hashes)
-        if self._buffer is not None and self._buffer.layout != layout:
-            self.flush()
+        large = sum(column.nbytes for column in (*keys, *payload)) >= self.budget_bytes // 2
+        if self._buffer is not None and (large or self._buffer.layout != layout):
+            self.flush()  # what is large is not copied to stand beside what is held
         if self._buffer is None:
             self._buffer = SortBuffer(layout)
         self._buffer.add(hashes, keys, payload)
@@ -165,10 +166,8 @@ class RowCollector:
         # Gathered slice by slice, so that the buffer is never copied whole.
         for rows, starts in slices(ordering, [*keys, *payload], size_bytes):
             order = ordering.permutation[rows]
-            taken = pa.array(order)
-            batch = layout.batch(
-                hashes[order], [k.take(taken) for k in keys], [p.take(taken) for p in payload]
-            )
+            columns = [gathered(column, order) for column in (*keys, *payload)]
+            batch = layout.batch(hashes[order], columns[: layout.keys], columns[layout.keys :])
             if self.combine is None:
                 self.sink.append(layout, batch)
             else:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +29,12 @@ from numpy.typing import NDArray
 from cortex.errors import ColumnError, RowsLost, ValueTypeError
 from cortex.job.output_types import merge_key_types
 from cortex.kernels.wider import widened, wider_type
-from cortex.limits import FOLD_BYTES, FOLD_ROWS, MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
-from cortex.shuffle.pieces import Pieces
+from cortex.limits import MERGE_FAN_IN_MIN, ORDER_BYTES_PER_ROW, RUN_BATCH_BYTES
+from cortex.shuffle.pieces import gathered, taken_pieces
 from cortex.shuffle.run_schema import STATES, VALUES, Layout, hashes_of
 from cortex.shuffle.values import ARROW_TYPES, common_tag, retag
+
+_COLUMN_BYTES: Final = 640  # of an array as an object and of its slice: more than 50 rows of numbers have
 
 Counts = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -73,9 +76,10 @@ class GiantGroup:
     batches: Callable[[], Iterator[pa.RecordBatch]]
 
 
-def fan_in(budget_bytes: int) -> int:
-    """How many runs may be merged at once: a quarter of the budget for what they leave between rounds."""
-    return max(MERGE_FAN_IN_MIN, budget_bytes // 4 // RUN_BATCH_BYTES)
+def fan_in(budget_bytes: int, columns: int) -> int:
+    """How many runs of so many columns may be merged at once: a quarter of the budget for what they leave
+    between rounds."""
+    return max(MERGE_FAN_IN_MIN, budget_bytes // 4 // (RUN_BATCH_BYTES + columns * _COLUMN_BYTES))
 
 
 def merge_rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[SortedGroups | GiantGroup]:
@@ -119,13 +123,14 @@ def _rounds(sources: Sequence[RunSource], budget_bytes: int) -> Iterator[SortedG
     layout = common_layout([source.layout for source in sources])
     cursors = [_Cursor(source, layout) for source in sources]
     first = np.concatenate([source.first_hashes for source in sources])
-    sizes = np.concatenate([2 * s.sizes_bytes + ORDER_BYTES_PER_ROW * s.rows for s in sources])
+    objects = layout.columns * _COLUMN_BYTES
+    sizes = np.concatenate([2 * s.sizes_bytes + ORDER_BYTES_PER_ROW * s.rows + objects for s in sources])
     order = np.argsort(first, kind="stable")
     first = first[order]
     total = np.concatenate(([0], np.cumsum(sizes[order])))
     position, end = 0, len(first)
     while position < end or any(cursor.rest is not None for cursor in cursors):
-        held = sum(cursor.rest.nbytes for cursor in cursors if cursor.rest is not None)
+        held = sum(cursor.rest.nbytes + objects for cursor in cursors if cursor.rest is not None)
         room = total[position] + max(budget_bytes - held, 0)
         fits = max(int(np.searchsorted(total, room, side="right")) - 1, min(position + 1, end))
         if fits >= end:
@@ -233,8 +238,10 @@ class _Cursor:
     def _cut(self, batch: pa.RecordBatch, bound: int | None) -> Iterator[pa.RecordBatch]:
         rows = batch.num_rows
         below = rows if bound is None else int(np.searchsorted(hashes_of(batch), np.uint64(bound)))
-        if below < rows:
-            self.rest = batch.slice(below)
+        if below == rows:
+            yield batch
+            return
+        self.rest = batch.slice(below)
         if below:
             yield batch.slice(0, below)
 
@@ -252,20 +259,23 @@ class _Cursor:
                 yield part
 
     def ends_equal(self, value: int) -> list[pa.RecordBatch]:
-        """The first and the last row whose hash is `value`, as batches of one row."""
+        """Hash and key of the first and the last row whose hash is `value`, as batches of one row."""
         ends: list[pa.RecordBatch] = []
         head = _equal_head(self.rest, value) if self.rest is not None else None
         if head is not None and head.num_rows:
-            ends = [head.slice(0, 1), head.slice(head.num_rows - 1)]
+            ends = [self._key_at(head, 0), self._key_at(head, head.num_rows - 1)]
             if self.rest is not None and head.num_rows < self.rest.num_rows:
                 return ends
         stop = self._end_of(value)
         if stop > self.next:
             if not ends:
-                ends = [_equal_head(self.read(self.next), value).slice(0, 1)]
+                ends = [self._key_at(self.read(self.next), 0)]
             tail = _equal_head(self.read(stop - 1), value)
-            ends = [ends[0], tail.slice(tail.num_rows - 1)]
+            ends = [ends[0], self._key_at(tail, tail.num_rows - 1)]
         return ends
+
+    def _key_at(self, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+        return _keys_at(self.layout, batch, np.array([row]))
 
     def rows_equal(self, value: int) -> int:
         """How many rows have the hash `value`, by the index but for the first and the last batch."""
@@ -300,6 +310,11 @@ class _Cursor:
         return int(np.searchsorted(self.source.first_hashes, np.uint64(value), side="right"))
 
 
+def _keys_at(layout: Layout, batch: pa.RecordBatch, rows: NDArray[np.int64]) -> pa.RecordBatch:
+    """Hash and key of some rows: copied, as one row of a block would keep all of it, with long values."""
+    return batch.select(list(range(1 + layout.keys))).take(pa.array(rows))
+
+
 def _equal_head(batch: pa.RecordBatch, value: int) -> pa.RecordBatch:
     return batch.slice(0, int(np.searchsorted(hashes_of(batch), np.uint64(value), side="right")))
 
@@ -330,14 +345,14 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
     parts.clear()
     ordering = layout.order_batch(batch)
     order, rows = ordering.permutation, batch.num_rows
-    pieces = Pieces.of(batch.columns, rows, batch.nbytes, FOLD_BYTES, FOLD_ROWS, order)
+    pieces = taken_pieces(batch.columns, rows, batch.nbytes, order)
     bounds = np.append(ordering.starts, rows)
     first = 0
     while first < len(bounds) - 1:
         last = int(np.searchsorted(bounds, pieces.end(int(bounds[first]), rows), side="right")) - 1
         if last > first:
             begin, end = int(bounds[first]), int(bounds[last])
-            taken = batch.take(pa.array(order[begin:end]))
+            taken = gathered(batch, order[begin:end])
             yield SortedGroups(layout, taken, ordering.starts[first:last] - begin)
             first = last
             continue
@@ -347,7 +362,7 @@ def _sorted_groups(layout: Layout, parts: list[pa.RecordBatch]) -> Iterator[Sort
         def batches(begin: int = begin, end: int = end) -> Iterator[pa.RecordBatch]:
             while begin < end:
                 after = pieces.end(begin, end)
-                yield batch.take(pa.array(order[begin:after]))
+                yield gathered(batch, order[begin:after])
                 begin = after
 
         yield GiantGroup(layout, tuple(key), end - begin, batches)
@@ -375,7 +390,7 @@ def _giant_groups(layout: Layout, cursors: Sequence[_Cursor], value: int) -> Ite
                         yield part
 
         rows = sum(cursor.rows_equal(value) for cursor in cursors) if alone else _rows_of(batches())
-        yield GiantGroup(layout, tuple(row.columns[1 : 1 + layout.keys]), rows, batches)
+        yield GiantGroup(layout, tuple(row.columns[1:]), rows, batches)
     for cursor in cursors:
         cursor.skip_equal(value)
 
@@ -385,20 +400,23 @@ def _rows_of(batches: Iterator[pa.RecordBatch]) -> int:
 
 
 def _distinct_keys(layout: Layout, cursors: Sequence[_Cursor], value: int) -> pa.RecordBatch:
+    """Hash and key of each, as a batch."""
     found: pa.RecordBatch | None = None
     for cursor in cursors:
         for batch in cursor.batches_equal(value):
-            both = batch if found is None else pa.concat_batches([found, batch])
+            both = batch.select(list(range(1 + layout.keys)))
+            both = both if found is None else pa.concat_batches([found, both])
             ordering = layout.order_batch(both)
-            found = both.take(pa.array(ordering.permutation[ordering.starts]))
+            found = _keys_at(layout, both, ordering.permutation[ordering.starts])
     assert found is not None
     return found
 
 
 def _rows_with_key(layout: Layout, batch: pa.RecordBatch, row: pa.RecordBatch) -> pa.RecordBatch:
-    both = pa.concat_batches([row, batch])
+    """The rows of `batch` with the key of `row`, which is hash and key."""
+    both = pa.concat_batches([row, batch.select(list(range(1 + layout.keys)))])
     ordering = layout.order_batch(both)
     group = np.searchsorted(ordering.starts, np.flatnonzero(ordering.permutation == 0), side="right")[0] - 1
     bounds = [*ordering.starts.tolist(), both.num_rows]
     members = ordering.permutation[bounds[group] : bounds[group + 1]]
-    return both.take(pa.array(np.sort(members[members != 0])))
+    return batch.take(pa.array(np.sort(members[members != 0]) - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from cortex.kernels.ordering import Ordering
 from cortex.limits import FOLD_BYTES, FOLD_ROWS
 
 _UNEVEN_ROWS: Final = 16  # where fewer rows than this can fill a piece, they are cut by their own sizes
+_RESERVED: Final = 2  # times what a piece has: rows of about one size are cut by their bytes first
 
 
 class Pieces:
@@ -56,6 +57,21 @@ class Pieces:
         return min(end, max(begin + 1, int(np.searchsorted(self._ends, before + self._bytes_max, "right"))))
 
 
+def taken_pieces(columns: Sequence[pa.Array], rows: int, size_bytes: int, order: NDArray[np.int64]) -> Pieces:
+    """Pieces that are gathered with `take`, `size_bytes` all rows together.
+
+    Arrow reserves for each row taken what one has on average, so that many small rows among a few large
+    ones would reserve as much as all rows have.
+    """
+    rows_max = min(FOLD_ROWS, max(_UNEVEN_ROWS, _RESERVED * FOLD_BYTES * rows // max(1, size_bytes)))
+    return Pieces.of(columns, rows, size_bytes, FOLD_BYTES, rows_max, order)
+
+
+def gathered(rows: Any, which: NDArray[np.int64]) -> Any:
+    """These rows of an array or a batch; one row, which may be very long, without a copy."""
+    return rows.slice(int(which[0]), 1) if len(which) == 1 else rows.take(pa.array(which))
+
+
 def slices(
     ordering: Ordering, columns: Sequence[pa.Array], size_bytes: int
 ) -> Iterator[tuple[slice, NDArray[np.int64]]]:
@@ -67,7 +83,7 @@ def slices(
     """
     starts, order = ordering.starts, ordering.permutation
     rows = len(order)
-    pieces = Pieces.of(columns, rows, size_bytes, FOLD_BYTES, FOLD_ROWS, order)
+    pieces = taken_pieces(columns, rows, size_bytes, order)
     begin = 0
     while begin < rows:
         end = pieces.end(begin, rows)

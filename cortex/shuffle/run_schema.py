@@ -42,6 +42,10 @@ class Layout:
         return len(self.key_types)
 
     @property
+    def columns(self) -> int:
+        return 1 + self.keys + len(self.payload_fields)
+
+    @property
     def value_tag(self) -> str:
         return self.payload.partition(":")[2]
 

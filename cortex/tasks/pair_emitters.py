@@ -156,7 +156,7 @@ class FoldedPairs:
     def records(self, records: Iterator[Any], map_record: folding.MapRecord) -> None:
         pairs = folding.pairs_of(records, map_record)
         if not self._chosen:
-            self._buffer.pairs.extend(islice(pairs, _SAMPLE_PAIRS))
+            self._buffer.hold(list(islice(pairs, _SAMPLE_PAIRS)))
             self._choose()
             if self._fold is not None:
                 self._fold_pairs(pairs)
@@ -210,7 +210,7 @@ class FoldedPairs:
                 return
             self._fold, self._new_table = folding.fold_builtin(self._combine, kind, self._values.plain_one)
         self._table = self._new_table()
-        self._buffer.pairs = []
+        self._buffer.clear()
         for key, value in pairs:
             try:
                 self._fold(self._table, (((key, value),),), lambda some: some)

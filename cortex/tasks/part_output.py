@@ -28,7 +28,6 @@ from cortex.tasks.user_errors import shorten
 from cortex.wire.messages import OutputPart
 
 PAIRS_BYTES: Final = 3 * MIB  # written at once: some 16,000 small ones, or one large one
-_LOOK_PAIRS: Final = 64  # few: a reduce may yield large pairs after any number of small ones
 
 
 class PartWriter:
@@ -88,9 +87,7 @@ class PairWriter:
 
     def write_all(self, pairs: Iterable[Any], function: str) -> None:
         """Write every pair of the iterable, which `function` yields."""
-        buffer = PairBuffer(
-            PAIRS_BYTES, lambda held: self.write_pairs(held, function), look_pairs=_LOOK_PAIRS
-        )
+        buffer = PairBuffer(PAIRS_BYTES, lambda held: self.write_pairs(held, function))
         buffer.take(iter(pairs))
         buffer.send()
 

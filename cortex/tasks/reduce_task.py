@@ -108,7 +108,8 @@ class ReduceAttempt:
                 error.details["attempt"] = output.attempt
                 raise
             sources += [self._counted(source, output.attempt) for source in found]
-        runs_max = fan_in(program.budget.merge)
+        columns = max((source.layout.columns for source in sources), default=0)
+        runs_max = fan_in(program.budget.merge, columns)
         if len(sources) <= runs_max:
             return sources
         level, written = reduce_fan_in(

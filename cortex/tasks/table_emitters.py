@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import pyarrow as pa
 
 from cortex.errors import ColumnError, ValueTypeError
-from cortex.formats.row_sizes import bounded
+from cortex.formats.row_sizes import bounded, total_size
 from cortex.job.aggregates import AggregateCall
 from cortex.job.expressions import Expression
 from cortex.job.output_types import OutputTypes
@@ -24,6 +24,7 @@ from cortex.tasks.held_columns import held, held_batch
 from cortex.tasks.part_output import PartWriter
 from cortex.tasks.user_errors import user_frames
 
+_ARGUMENT_ROWS_MIN: Final = 1024  # of a batch, whose aggregates' arguments are made at once
 _BATCH_BYTES: Final = 8 * MIB  # of what user code returned, at once: dictionaries grow when they are decoded
 
 
@@ -107,8 +108,18 @@ class TableToAggregates:
         self._collector: AggregateCollector | None = None
 
     def batch(self, batch: pa.RecordBatch) -> None:
-        if not batch.num_rows:
-            return
+        """Many arguments take far more than the columns they are made of: they are made of fewer rows."""
+        step = max(_ARGUMENT_ROWS_MIN, self._budget_bytes // 4 // max(1, self._argument_bytes(batch)))
+        for begin in range(0, batch.num_rows, step):
+            self._add(batch.slice(begin, step))
+
+    def _argument_bytes(self, batch: pa.RecordBatch) -> int:
+        """About what the arguments of a row take."""
+        arguments = {call.argument for call in self._calls if call.argument is not None}
+        cells: int = batch.num_rows * batch.num_columns
+        return len(arguments) * max(8, total_size(batch) // max(1, cells))
+
+    def _add(self, batch: pa.RecordBatch) -> None:
         keys = [key_column(batch, name) for name in self._key_names]
         if self._schema is None or not batch.schema.equals(self._schema):
             self._take_schema(batch.schema, [key.type for key in keys])

@@ -42,6 +42,16 @@ class Long(cortex.MapReduceJob):
         for line in values:
             yield key, line
 """
+SKEW = """
+import cortex
+
+class Skew(cortex.MapReduceJob):
+    def map(self, line):
+        yield line, "x" * 1_000_000 if line == "BIG" else line
+
+    def reduce(self, key, values):
+        yield key, sum(map(len, values))
+"""
 JOBS = Path(__file__).parents[2] / "benchmarks" / "jobs"
 
 pytestmark = [
@@ -176,6 +186,47 @@ def test_long_values_are_shuffled_and_yielded_one_by_one(folder: Path, long_line
 
     (folder / "long.py").write_text(LONG_VALUES)
     hold(folder, folder / "long.py:Long", long_lines, check, "--split-size", "400MB")
+
+
+def test_large_values_of_one_key_among_many_small_ones(folder: Path) -> None:
+    """1 MB each: one in a thousand, then 200 in a row."""
+    path, small = folder / "skew.txt", 200_000
+    with open(path, "w") as file:
+        for number in range(small):
+            file.write(f"key{number}\n" + ("BIG\n" if number % 1000 == 0 else ""))
+            file.write("BIG\n" * (200 if number == 150_500 else 0))
+
+    def check(out: Path) -> str:
+        found: dict[str, int] = {}
+        for part in out.glob("part-*"):
+            for line in part.read_text().splitlines()[1:]:
+                key, _, value = line.partition(",")
+                found[key] = int(value)
+        wanted = {f"key{number}": len(f"key{number}") for number in range(small)} | {"BIG": 400_000_000}
+        return "" if found == wanted else f"{len(found)} keys, {found.get('BIG')}"
+
+    (folder / "skew.py").write_text(SKEW)
+    hold(folder, folder / "skew.py:Skew", path, check)
+
+
+def test_a_hundred_means_of_many_groups(folder: Path) -> None:
+    path, job, groups = folder / "means.csv", folder / "means.yaml", 16_000
+    numbers = np.arange(9 * groups)
+    with open(path, "w") as file:
+        file.write("key,a,b\n")
+        file.writelines(f"{n * 7 % groups},{n % 1000 / 8},{n}.5\n" for n in numbers.tolist())
+    means = "".join(f", a{i}: mean(a * {i}), b{i}: mean(b + {i})" for i in range(50))
+    job.write_text(f"name: means\nreduce: {{group_by: [key], aggregate: {{{means[2:]}}}}}\n")
+
+    def check(out: Path) -> str:
+        rows = np.concatenate([np.loadtxt(p, delimiter=",", skiprows=1) for p in out.glob("part-*")])
+        rows = rows[np.argsort(rows[:, 0])]
+        key = numbers * 7 % groups
+        a, b = (np.bincount(key, weights=v) / 9 for v in (numbers % 1000 / 8, numbers + 0.5))
+        wanted = np.stack([np.arange(groups), *(v for i in range(50) for v in (a * i, b + i))], axis=1)
+        return "" if np.allclose(rows, wanted, rtol=1e-12) else "other means"
+
+    hold(folder, job, path, check, "--split-size", f"{path.stat().st_size // 2 // 1000 + 1}KB")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cortex.errors import ColumnError, RowsLost, ValueTypeError
 from cortex.kernels.hashing import hash_columns
-from cortex.shuffle import collector, merge
+from cortex.shuffle import collector, merge, pieces
 from cortex.shuffle.collector import RowCollector, RunSink
 from cortex.shuffle.keys import decode_keys, encode_keys
 from cortex.shuffle.merge import GiantGroup, RunSource, common_layout, merge_rounds
@@ -24,6 +24,7 @@ from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
 from cortex.shuffle.values import ARROW_TYPES, decode_values, encode_values
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.pair_emitters import folded_pairs
+from tests.arrow_memory import arrow_peak
 from tests.memory_filesystem import MemoryFilesystem
 
 Pairs = list[tuple[Any, Any]]
@@ -224,6 +225,62 @@ def test_a_giant_group_says_how_many_rows_it_has(monkeypatch: pytest.MonkeyPatch
     assert max(giants, default=(0, 0))[0] == (4000 if budget == 1 else 0)
 
 
+def test_a_group_of_long_values_in_many_runs_holds_few_of_them() -> None:
+    store, value = MapOutputStore(MemoryFilesystem(), "/job"), "x" * 1_000_000
+    collect(store, "j0123456789ab-m000000.0", [("a", value)] * 80, 1, 1_500_000, None, 1)
+    sources = sources_of(store.open("j0123456789ab-m000000.0", 0), 0)
+    assert len(sources) > 30
+    rows = 0
+    with arrow_peak() as peak:
+        for item in merge_rounds(sources, 1 << 20):
+            assert isinstance(item, GiantGroup)
+            rows += sum(batch.num_rows for batch in item.batches())
+    assert rows == 80
+    assert peak.bytes < 10 << 20
+
+
+@pytest.mark.parametrize("budget", [1 << 10, 1 << 24])
+def test_keys_of_one_hash_and_long_values_are_told_apart(budget: int) -> None:
+    def place(layout: Layout, columns: Sequence[pa.Array], found: np.ndarray) -> np.ndarray:
+        return found * np.uint64(0)
+
+    store = MapOutputStore(MemoryFilesystem(), "/job")
+    pairs: Pairs = [(f"key{n % 3}", f"{n}" + "x" * 100_000) for n in range(90)]
+    collect(store, "j0123456789ab-m000000.0", pairs, 1, 1_000_000, place, 5)
+    with arrow_peak() as peak:
+        found = list(groups(merge_rounds(sources_of(store.open("j0123456789ab-m000000.0", 0), 0), budget)))
+    assert found == [(f"key{k}", [v for key, v in pairs if key == f"key{k}"]) for k in range(3)]
+    assert budget > 1 << 20 or peak.bytes < 3 << 20
+
+
+def test_a_value_larger_than_the_buffer_is_copied_only_to_be_written() -> None:
+    store, size = MapOutputStore(MemoryFilesystem(), "/job"), 20_000_000
+    values = ["x" * 100_000] * 30 + ["y" * size]
+    with arrow_peak() as peak:
+        collect(store, "j0123456789ab-m000000.0", [(n, v) for n, v in enumerate(values)], 1, 8 << 20, None, 1)
+    assert peak.bytes < 3.3 * size  # the column, its block, and that compressed
+    sources = sources_of(store.open("j0123456789ab-m000000.0", 0), 0)
+    found = {key: value for key, (value,) in groups(merge_rounds(sources, 8 << 20))}
+    assert [found[n] for n in range(31)] == values
+
+
+def test_what_many_columns_take_as_objects_is_counted() -> None:
+    layout = Layout("", (pa.int64(),), "rows", tuple((f"c{n}", pa.int64()) for n in range(300)))
+    read: list[int] = []
+
+    def batch(index: int) -> pa.RecordBatch:
+        read.append(index)
+        one = pa.array([index])
+        return layout.batch(np.array([index], np.uint64), [one], [one] * 300)
+
+    numbers = np.arange(200, dtype=np.int64)
+    hashes = numbers.astype(np.uint64)
+    source = RunSource(layout, hashes, hashes, np.full(200, 302 * 8), np.ones(200, np.int64), batch)
+    counts = [len(read) for _ in merge_rounds([source], 2 << 20)]
+    assert max(np.diff([0, *counts])) <= 10  # of 200 KB, whose numbers are 2 KB
+    assert read == numbers.tolist()
+
+
 def _loses(function: Any) -> Any:
     """The same function without its first result."""
     return lambda *arguments: (made for n, made in enumerate(function(*arguments)) if n)
@@ -241,7 +298,7 @@ def test_rows_that_a_merge_loses_are_missed(
     monkeypatch: pytest.MonkeyPatch, where: Any, name: str, budget: int
 ) -> None:
     sources = many_rows(monkeypatch)
-    monkeypatch.setattr(merge, "FOLD_ROWS", 1000)
+    monkeypatch.setattr(pieces, "FOLD_ROWS", 1000)
     monkeypatch.setattr(where, name, _loses(getattr(where, name)))
     with pytest.raises(RowsLost, match="fewer"):
         list(groups(merge_rounds(sources, budget)))

@@ -9,12 +9,15 @@ import pyarrow as pa
 import pytest
 
 from cortex.errors import OverflowedSum
+from cortex.job.aggregates import parse_aggregate
 from cortex.shuffle.aggregation import AggregateCollector, Aggregation
 from cortex.shuffle.collector import RunSink
 from cortex.shuffle.merge import GiantGroup, merge_rounds
 from cortex.shuffle.partitioner import Partitioner
+from cortex.shuffle.run_schema import Layout
 from cortex.shuffle.segments import sources_of
 from cortex.storage.map_output_store import MapOutputStore
+from cortex.tasks.table_emitters import TableToAggregates
 from tests.memory_filesystem import MemoryFilesystem
 
 ATTEMPT = "j0123456789ab-m000000.0"
@@ -92,3 +95,60 @@ def test_states_that_need_more_columns_do_not_start_a_run_each() -> None:
     rows, runs = aggregate(keys, values, few_groups=False, chunk=1000, budget=200_000)
     assert len(rows) == 4000
     assert runs < 30
+
+
+class Sink:
+    """Notes what comes; nothing is written."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.rows = 0
+
+    def append(self, layout: Layout, batch: pa.RecordBatch) -> None:
+        self.sizes.append(batch.nbytes)
+        self.rows += batch.num_rows
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("few_groups", [True, False])
+def test_many_states_a_group_are_copied_a_few_groups_at_once(few_groups: bool) -> None:
+    sink: Any = Sink()
+    aggregation = Aggregation([("mean", index) for index in range(100)], [pa.float64()] * 100)
+    collector = AggregateCollector(sink, 1 << 30, aggregation, few_groups=few_groups)
+    groups = 8000 if few_groups else 32_000
+    keys = pa.array(np.arange(32_000) % groups)
+    values = pa.array(np.arange(32_000) / 7)
+    collector.add("", [keys], [values] * 100)
+    collector.flush()
+    assert sink.rows == groups
+    assert sum(sink.sizes) > 2400 * groups
+    assert max(sink.sizes) < 5 << 20
+
+
+def test_many_arguments_are_made_of_few_rows_at_once() -> None:
+    sink: Any = Sink()
+    calls = [parse_aggregate(f"sum(a + {number})") for number in range(100)]
+    emitter = TableToAggregates(sink, 8 << 20, ["k"], calls)
+    added: list[int] = []
+
+    def add(self: Any, key_type: str, keys: Any, arguments: Any, rows: int | None = None) -> None:
+        added.append(sum(argument.nbytes for argument in arguments))
+        assert len(keys[0]) == rows
+
+    numbers = np.arange(100_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AggregateCollector, "add", add)
+        emitter.batch(pa.record_batch({"k": numbers, "a": numbers}))
+    assert sum(added) == 100_000 * 800
+    assert max(added) <= 2 << 20
+    assert emitter.rows_out == 100_000
+
+
+def test_rows_without_columns_are_counted() -> None:
+    sink: Any = Sink()
+    emitter = TableToAggregates(sink, 1000, [], [parse_aggregate("count()")])
+    emitter.batch(pa.record_batch({"a": np.arange(5000)}).select([]))
+    emitter.flush()
+    assert (emitter.rows_out, sink.rows) == (5000, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,31 @@ def test_text_that_is_not_utf8_is_named_with_offset_and_line(make: Make) -> None
         assert (caught.value.details["offset"], caught.value.details["line"]) == ("6", "b\\xc3(d")
     with _open(make(b"b\xc3\x28d\r\n", name="f.txt", encoding="bytes"), as_lines=True) as reader:
         assert list(reader) == [[b"b\xc3\x28d"]]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
+def test_a_long_line_is_read_by_itself(make: Make, encoding: str, end: str) -> None:
+    short, long = "short" * 100 + end, "x" * 20_000_000 + end
+    data = (short * 1000 + long + short * 30_000).encode()
+    plan = _replanned(make(data, name="a.txt", encoding=encoding))  # as one split
+    del data
+    reader, lines, longest = _open(plan, as_lines=True), 0, 0
+    tracemalloc.start()
+    try:
+        for block in reader:
+            lines += len(block)
+            longest = max(longest, *map(len, block))
+            assert len(block) == 1 or max(map(len, block)) == 500
+            if len(block) == 1:
+                assert tracemalloc.get_traced_memory()[0] < 22_000_000  # the line alone
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        reader.close()
+    assert (lines, longest) == (31_001, 20_000_000)
+    assert peak < 75_000_000  # a buffer of 32 MB, with the smaller one before it or the line after it
+    assert after < 12_000_000
 
 
 def test_gzip_members_are_one_stream(make: Make) -> None:

@@ -25,7 +25,7 @@ from cortex.errors import UsageError
 from cortex.formats.planning import plan_inputs
 from cortex.job.overrides import Overrides
 from cortex.job.spec import CsvDialect, InputSpec
-from cortex.shuffle import merge
+from cortex.shuffle import pieces
 from cortex.tasks.budget import Budget
 from cortex.wire.messages import JobProgress, StageProgress
 from tests.one_process import run_tasks
@@ -275,7 +275,7 @@ def test_a_class_with_where_and_aggregate_needs_no_method(tmp_path: Path) -> Non
 def test_reduce_batch_gets_bounded_batches_in_key_order_and_groups_may_span_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge, "FOLD_ROWS", 500)
+    monkeypatch.setattr(pieces, "FOLD_ROWS", 500)
 
     class Batches(MapReduceJob):
         key = "k"

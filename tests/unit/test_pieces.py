@@ -17,6 +17,7 @@ from cortex.shuffle.partitioner import Partitioner
 from cortex.shuffle.pieces import Pieces, slices
 from cortex.shuffle.run_schema import Layout
 from cortex.storage.map_output_store import MapOutputStore
+from tests.arrow_memory import arrow_peak
 from tests.memory_filesystem import MemoryFilesystem
 
 ATTEMPT = "j0123456789ab-m000000.0"
@@ -58,6 +59,16 @@ def test_rows_are_weighed_in_the_order_they_are_taken() -> None:
         assert starts[0] == 0
         total += len(taken)
     assert total == 9999
+
+
+def test_small_rows_among_large_ones_reserve_little_when_they_are_taken() -> None:
+    column = pa.array(["x" * (1_000_000 if i % 1000 == 0 else 10) for i in range(30_000)])
+    keys = [pa.array(np.arange(30_000))]
+    ordering = order_by_hash(hash_columns(keys), keys)
+    with arrow_peak() as peak:
+        for rows, _ in slices(ordering, [*keys, column], column.nbytes):
+            column.take(pa.array(ordering.permutation[rows]))
+    assert peak.bytes < 4 * FOLD_BYTES
 
 
 def test_row_bytes_of_slices_nulls_and_wide_offsets() -> None:
