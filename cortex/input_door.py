@@ -56,6 +56,7 @@ class InputDoor:
         self._jobs.discard(job)
         for link in [link for link, of in self._links.items() if of == job]:
             link.close()
+        self._queue.close_job(job)
 
     def answer(self, message: InputBytes | InputUnread) -> None:
         """From the server."""

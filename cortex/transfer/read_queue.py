@@ -66,6 +66,19 @@ class ReadQueue(Generic[A]):
             if sent.asker == asker:
                 sent.asker = None
 
+    def close_job(self, job: str) -> None:
+        """Nobody answers reads of this job any more: what was passed on of them counts no longer."""
+        for number in [number for number, sent in self._sent.items() if sent.read.job == job]:
+            self.bytes_asked -= self._sent.pop(number).read.length
+        for asker in list(self._waiting):
+            kept = deque(read for read in self._waiting[asker] if read.job != job)
+            if kept:
+                self._waiting[asker] = kept
+            else:
+                del self._waiting[asker]
+                self._turns.remove(asker)
+        self._go_on()
+
     def down(self) -> None:
         """The way is gone, and every answer that was on it."""
         self._is_up = False

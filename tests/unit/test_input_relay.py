@@ -384,5 +384,14 @@ def test_a_node_asks_for_bounded_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(8):
             link.dataReceived(encode_frame(_read(number, INPUT_READ_BYTES)))
     assert sum(each.asked.length for each in door.sent) == INPUT_NODE_BYTES
+    # A job that ends leaves no room taken: the server answers none of its reads.
+    door.door.open_job(OTHER)
+    link, _, _ = door.link()
+    link.dataReceived(encode_frame(m.InputHello(OTHER)))
+    for number in range(8):
+        link.dataReceived(encode_frame(_read(number, INPUT_READ_BYTES, OTHER)))
+    door.sent.clear()
     door.door.close_job(JOB)
-    assert sum(each.asked.length for each in door.sent) == INPUT_NODE_BYTES
+    assert [each.asked.job for each in door.sent] == [OTHER] * 8
+    door.door.close_job(OTHER)
+    assert door.door._queue.bytes_asked == 0
