@@ -202,7 +202,8 @@ class CorruptRun(CortexError):
 class FetchFailed(CortexError):
     """A segment could not be had from the node that holds it: the map that wrote it runs again.
 
-    Details: ``attempt`` (of the map), ``partition`` and ``holder``.
+    Details: ``attempt`` (of the map), ``partition`` and ``holder``; ``unreachable`` when nothing of the
+    holder's could be had.
     """
 
     code, fault = "fetch-failed", Fault.LOST

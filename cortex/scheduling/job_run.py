@@ -501,15 +501,20 @@ class JobRun:
         return (index, number) if self._outputs.was_input(index, number, running.outputs_version) else None
 
     def _redo(self, lost: tuple[int, int], error: ErrorReport) -> None:
+        """Make a map again; with it all that its node has, if a reduce can get nothing from there."""
         index, number = lost
         if not self._outputs.is_current(index, number):
             return  # known already: its redo is under way or done
-        redos = self._redos[index] = self._redos.get(index, 0) + 1
-        if redos > LOST_REDOS_MAX:
+        indices = [index]
+        if error.details.get("unreachable"):
+            indices = sorted({index, *self._outputs.lost_with(error.details.get("holder", ""))})
+        for each in indices:
+            self._redos[each] = self._redos.get(each, 0) + 1
+        if self._redos[index] > LOST_REDOS_MAX:
             details = {**error.details, "redone": f"{LOST_REDOS_MAX} times"}
             self.fail(msgspec.structs.replace(error, details=details))
             return
-        self._lose_maps([index])
+        self._lose_maps(indices)
 
     def _lose_maps(self, indices: list[int]) -> None:
         self._outputs.lose(indices)

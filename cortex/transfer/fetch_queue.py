@@ -388,32 +388,39 @@ class FetchQueue:
 
     def _give_up_waiting(self, holder: _Holder, error: CortexError, out: list[Instruction]) -> None:
         for segment in holder.waiting:
-            self._give_up(segment, error, out)
+            self._give_up(segment, error, out, unreachable=True)
         holder.waiting.clear()
         holder.waiting_bytes = 0
 
-    def _give_up(self, segment: _Segment, error: CortexError, out: list[Instruction]) -> None:
+    def _give_up(
+        self, segment: _Segment, error: CortexError, out: list[Instruction], unreachable: bool = False
+    ) -> None:
         wanted = segment.wanted
         del self._segments[wanted.key]
-        out.append(GiveUp(wanted, fetch_failed(wanted, error)))
+        out.append(GiveUp(wanted, fetch_failed(wanted, error, unreachable)))
 
     def _forget_idle(self, holder: _Holder) -> None:
         if not holder.waiting and not holder.connections:
             self._holders.pop(holder.name, None)
 
 
-_OURS = ("attempt", "partition", "holder")
+_OURS = ("attempt", "partition", "holder", "unreachable")
+_AGAIN = "its map runs again by itself; if this repeats, look at that node and the network to it"
+_OPEN = (
+    "the maps run again by themselves; if this repeats: is the port of each node open to the others (8787)?"
+)
 
 
-def fetch_failed(wanted: Wanted, cause: CortexError) -> FetchFailed:
+def fetch_failed(wanted: Wanted, cause: CortexError, unreachable: bool = False) -> FetchFailed:
     return FetchFailed(
         f"partition {wanted.partition} of map output {wanted.attempt} could not be fetched from"
         f" {wanted.holder}: {cause.message}",
-        cure="its map runs again by itself; if this repeats, look at that node and the network to it",
+        cure=_OPEN if unreachable else _AGAIN,
         details={
             "attempt": wanted.attempt,
             "partition": wanted.partition,
             "holder": wanted.holder,
+            "unreachable": "yes" if unreachable else "",
             **{name: value for name, value in cause.details.items() if name not in _OURS},
         },
     )

@@ -27,8 +27,9 @@ ROWS = 40_000
 PARTS = 8  # reduces are twice as many as slots
 LEASE_S = 3  # instead of thirty, so that the test can wait for it
 QUICK = f"""
-import cortex.scheduling.leases as leases, cortex.wire.peers as peers
-leases.LEASE_S = peers.LINK_SILENCE_S_MAX = {LEASE_S}
+import cortex.limits as limits
+limits.LEASE_S = limits.LINK_SILENCE_S_MAX = {LEASE_S}
+limits.FETCH_TRIES_MAX = limits.FETCH_CONNECT_S_MAX = 2  # and that nodes give each other up in it
 from cortex.cli.__main__ import main
 main()
 """
@@ -221,3 +222,24 @@ def test_a_node_cut_off_in_the_middle_of_a_job_costs_its_work_and_nothing_else(
     _wait(lambda: node.log().count("no link to the server") > losses, node)  # it has noticed, too
     node.plug(True)
     _wait(lambda: len(_nodes(laptop)) == 2, node)
+
+
+def test_two_nodes_that_cannot_reach_each_other_end_a_job_right_or_by_name(
+    network: Network, alone: str
+) -> None:
+    """A firewall between them, most likely: the server hears both, and they hear the server."""
+    laptop, node, other = network["laptop"], network["node1"], network["node2"]
+    barrier = "ip", "route", "add", "unreachable", f"{other.address}/32"
+    node.run(*barrier)
+    done = laptop.run(*_job(network, "Digest", "apart"), *_on_cluster(network), check=False)
+    if done.returncode:
+        error = json.loads(done.stdout)["error"]
+        assert error["code"] == "fetch-failed"
+        assert error["details"]["unreachable"] == "yes"
+        assert "port" in error["cure"]
+        assert not (laptop.folder / "apart").exists()
+    else:
+        assert _same(laptop, alone, "apart")
+    node.run(*(word.replace("add", "del") for word in barrier))
+    laptop.run(*_job(network, "Digest", "together"), *_on_cluster(network))
+    assert _same(laptop, alone, "together")

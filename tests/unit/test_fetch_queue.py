@@ -153,6 +153,8 @@ def test_a_holder_rests_longer_after_each_failure_and_is_then_given_up_whole() -
     assert error.fault is Fault.LOST
     assert error.details["attempt"] == some[0].attempt
     assert error.details["holder"] == "a"
+    assert error.details["unreachable"] == "yes"
+    assert "8787" in error.cure
     assert "the connection broke" in error.message
 
 

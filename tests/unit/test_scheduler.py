@@ -322,6 +322,36 @@ def test_a_lost_run_redoes_that_map_alone_and_costs_no_attempt() -> None:
     assert end.report.rows_in == 10  # each map counts once
 
 
+@pytest.mark.parametrize("unreachable", ["yes", ""])
+def test_what_lies_on_a_node_that_a_reduce_cannot_reach_is_all_redone_at_once(unreachable: str) -> None:
+    d = Driver()
+    d.join()
+    d.join("n2")
+    d.submit()
+    d.done(f"{JOB}-plan.0", m.PlanResult(make_plan(4)))
+    for index, node in ((0, "n"), (1, "n"), (2, "n2"), (3, "n2")):
+        d.mapped(index, node=node)
+    lost = f"{JOB}-m000002.0"
+    said = " ".join(d.failed("r000000.0", Fault.LOST, attempt=lost, holder="n2", unreachable=unreachable))
+    redone = [index for index in range(4) if f"m{index:06d}.1 map" in said]
+    assert redone == ([2, 3] if unreachable else [2])  # what is damaged there is one output's fault alone
+
+
+def test_a_node_that_stays_out_of_reach_ends_the_job() -> None:
+    d = Driver()
+    d.start(make_plan(2))
+    d.mapped(0)
+    d.mapped(1)
+    for number in range(LOST_REDOS_MAX):
+        lost = f"{JOB}-m000001.{number}"
+        d.failed(f"r000000.{number}", Fault.LOST, attempt=lost, holder="n", unreachable="yes")
+        d.mapped(0, number + 1)
+        d.mapped(1, number + 1)
+    lost = f"{JOB}-m000001.{LOST_REDOS_MAX}"
+    last = d.failed(f"r000000.{LOST_REDOS_MAX}", Fault.LOST, attempt=lost, holder="n", unreachable="yes")
+    assert last[-1].startswith("client 1 <- JobFailed")
+
+
 def test_a_redo_that_no_reduce_needed_is_stopped_when_the_job_is_done() -> None:
     d = Driver()
     d.join()
