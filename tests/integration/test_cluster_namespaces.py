@@ -29,7 +29,7 @@ LEASE_S = 3  # instead of thirty, so that the test can wait for it
 QUICK = f"""
 import cortex.limits as limits
 limits.LEASE_S = limits.LINK_SILENCE_S_MAX = {LEASE_S}
-limits.FETCH_TRIES_MAX = limits.FETCH_CONNECT_S_MAX = 2  # and that nodes give each other up in it
+limits.FETCH_TRIES_MAX = limits.FETCH_CONNECT_S_MAX = limits.FETCH_STALL_S = 2  # nodes give up in it, too
 from cortex.cli.__main__ import main
 main()
 """
@@ -229,8 +229,9 @@ def test_two_nodes_that_cannot_reach_each_other_end_a_job_right_or_by_name(
 ) -> None:
     """A firewall between them, most likely: the server hears both, and they hear the server."""
     laptop, node, other = network["laptop"], network["node1"], network["node2"]
-    barrier = "ip", "route", "add", "unreachable", f"{other.address}/32"
-    node.run(*barrier)
+    ways = [(node, other.address), (other, node.address)]
+    for machine, address in ways:
+        machine.run("ip", "route", "add", "unreachable", f"{address}/32")
     done = laptop.run(*_job(network, "Digest", "apart"), *_on_cluster(network), check=False)
     if done.returncode:
         error = json.loads(done.stdout)["error"]
@@ -240,6 +241,7 @@ def test_two_nodes_that_cannot_reach_each_other_end_a_job_right_or_by_name(
         assert not (laptop.folder / "apart").exists()
     else:
         assert _same(laptop, alone, "apart")
-    node.run(*(word.replace("add", "del") for word in barrier))
+    for machine, address in ways:
+        machine.run("ip", "route", "del", "unreachable", f"{address}/32")
     laptop.run(*_job(network, "Digest", "together"), *_on_cluster(network))
     assert _same(laptop, alone, "together")
