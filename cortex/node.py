@@ -224,12 +224,16 @@ class Node:
         if self._pool is not None:
             self._beat()
         self._bundles.server_back()
+        if self._shuffle is not None:
+            self._shuffle.server_back()
         if self._input is not None:
             self._input.server_back()
 
     def server_lost(self) -> None:
         """The link to the server has ended. What it asks for now is not known any more; all else goes on."""
         self._parts.drop_all()
+        if self._shuffle is not None:
+            self._shuffle.server_gone()
         if self._input is not None:
             self._input.server_gone()
         for job in self._jobs.values():

@@ -215,7 +215,6 @@ class Server:
             self._handle(CancelRequested(job, reason))
         for job in list(self._scheduler.kept):
             self._parts.pop(job, None)
-            self._take_answer(job)
             self._handle(CancelRequested(job, reason))
 
     # --- nodes ---

@@ -13,6 +13,7 @@ dropped, so at most one attempt of a task is ever accepted.
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -86,6 +87,8 @@ class Scheduler:
         self._expected: dict[str, str] = {}
         """Nodes of an earlier life that are not back yet: name -> incarnation."""
         self._expected_until = 0.0
+        self._restoring = False
+        """Its jobs wait for them."""
         self._returning: set[str] = set()
         """Those that are back, but have not told again what was not acknowledged: a heartbeat follows it."""
         self._claims: dict[str, _Claim] = {}
@@ -138,6 +141,7 @@ class Scheduler:
     def _restored(self, event: Restored, now: float) -> None:
         self._expected = dict(event.nodes)
         self._expected_until = now + NODE_RETURN_S
+        self._restoring = True
         for kept in event.jobs:
             self._restore(kept, now)
         self._settle(now)
@@ -156,7 +160,10 @@ class Scheduler:
                     nodes.add(record.node.node)
                     at = job.began_at + record.at_s
                 job.replay(record)
-        except CortexError as error:
+        except Exception as error:
+            if not isinstance(error, CortexError):  # what nobody foresaw: the other jobs go on
+                said = f"job {kept.job} could not be taken up again: {error}"
+                error = InternalError(said, details={"traceback": traceback.format_exc()})
             if not job.ended:
                 job.fail(error.report())
         for name in sorted(nodes - self._expected.keys()):
@@ -217,8 +224,9 @@ class Scheduler:
 
     def _settle(self, now: float) -> None:
         """Every node of the earlier life is back or given up: its jobs go on."""
-        if self._expected or self._returning:
+        if not self._restoring or self._expected or self._returning:
             return
+        self._restoring = False
         while self._take_up_claims(now):
             pass  # a report that waited may have made others ready
         for attempt, claim in self._claims.items():
@@ -409,13 +417,8 @@ class Scheduler:
         for node in self.leases.expired(now):
             self.leases.silence(node)
             self._lose_work(node, now)
-        if (self._expected or self._returning) and now >= self._expected_until:
-            lost, self._expected = sorted(self._expected), {}
-            self._returning.clear()
-            for name in lost:
-                self._lose_results(name)
-                self._out.append(GiveUpNode(name))
-            self._settle(now)
+        if self._restoring:
+            self._wait_for_nodes(now)
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
@@ -424,6 +427,15 @@ class Scheduler:
             else:
                 self._out.append(SendToClient(job.job, self._progress(job, now)))
                 self._prefetch(job)
+
+    def _wait_for_nodes(self, now: float) -> None:
+        if now >= self._expected_until:
+            lost, self._expected = sorted(self._expected), {}
+            self._returning.clear()
+            for name in lost:
+                self._lose_results(name)
+                self._out.append(GiveUpNode(name))
+        self._settle(now)  # also when one was lost again before it had told all
 
     # --- what follows ---
 

@@ -4,6 +4,9 @@ A reduce takes a slot only when all its segments are here, or reduces that wait 
 a lost map needs. What ran on this node is read in place and never passes here. A segment is removed when
 the reduce that read it has finished.
 
+While the server is away a segment that cannot be had counts for nothing: its holder may only wait for the
+server as well, and serve nobody meanwhile. It is asked for again when the server is back.
+
 All methods and callbacks are on the reactor's thread.
 """
 
@@ -73,6 +76,21 @@ class ShuffleAgent:
         """Segments on their way -> the attempts that wait for them."""
         self._here: dict[str, dict[int, set[str]]] = {}
         """Job -> partition -> map attempts whose segments have landed."""
+        self._alone = False
+        self._held: dict[Key, Wanted] = {}
+        """Segments that could not be had while the server was away."""
+
+    def server_gone(self) -> None:
+        self._alone = True
+
+    def server_back(self) -> None:
+        """What could not be had meanwhile is asked for again, if a reduce still waits for it."""
+        self._alone = False
+        held, self._held = self._held, {}
+        again = [wanted for key, wanted in held.items() if self._wanting.get(key)]
+        for key in held.keys() - {wanted.key for wanted in again}:
+            self._wanting.pop(key, None)
+        self._fetcher.fetch(again)
 
     def open_job(self, job: str, folder: str) -> None:
         self._server.register_job(job, folder)
@@ -140,6 +158,7 @@ class ShuffleAgent:
         prefix = f"{job}-"
         for key in [key for key in self._wanting if key[0].startswith(prefix)]:
             del self._wanting[key]
+            self._held.pop(key, None)
         self._here.pop(job, None)
         self._fetcher.cancel(job, gone)
 
@@ -171,6 +190,9 @@ class ShuffleAgent:
                 self._ready(attempt)
 
     def _lost(self, wanted: Wanted, error: CortexError) -> None:
+        if self._alone and self._wanting.get(wanted.key):
+            self._held[wanted.key] = wanted
+            return
         for attempt in sorted(self._wanting.pop(wanted.key, ())):
             self.forget(attempt)
             self._failed(attempt, error)

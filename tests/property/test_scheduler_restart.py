@@ -92,6 +92,11 @@ class RestartSimulation(Simulation):
         self.tell(hello)
         self.journal.waiting.append(("node", node.name, node.incarnation))
         self.commit()
+        if self.link_ends > 0 and self.rng.random() < 0.2:  # it breaks again before it has told all
+            self.link_ends -= 1
+            self.end_link(node)
+            self.tell(events.NodeAway(node.name))
+            return
         for event in list(node.reports.values()):
             self.tell(event)
         self.heartbeat(node)
