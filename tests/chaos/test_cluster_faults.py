@@ -54,7 +54,7 @@ class Gated(cortex.MapReduceJob):
 
 
 class Run(threading.Thread):
-    def __init__(self, folder: Path, cluster: cortex.LocalCluster, *gates: str) -> None:
+    def __init__(self, folder: Path, cluster: cortex.LocalCluster | None, *gates: str) -> None:
         super().__init__(daemon=True)
         self.marks, self.out = folder / "marks", folder / "out"
         self.marks.mkdir(parents=True)
@@ -100,12 +100,15 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    with cortex.LocalCluster(nodes=1, memory="400MB") as cluster:
-        run = Run(tmp_path_factory.mktemp("quiet"), cluster, "map", "reduce")
-        wanted = {f"key{i}": ",".join(f"line{n:02}" for n in range(LINES)) for i in range(20)}
-        assert dict(run.result()) == wanted
-        assert run.result().report.failed_attempts == 0
-        return run.bytes()
+    """What comes out on one machine."""
+    folder = tmp_path_factory.mktemp("quiet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORTEX_HOME", str(folder / "state"))
+        run = Run(folder, None, "map", "reduce")
+        run.join(PATIENCE_S)
+    wanted = {f"key{i}": ",".join(f"line{n:02}" for n in range(LINES)) for i in range(20)}
+    assert dict(run.result()) == wanted
+    return run.bytes()
 
 
 @pytest.fixture
@@ -128,6 +131,24 @@ def test_a_node_killed_while_it_maps(
     run.open("map")
     assert run.bytes() == expected
     assert run.result().report.failed_attempts == 0  # a lost node costs no attempt
+
+
+@pytest.mark.parametrize("nodes", [1, 5])
+def test_any_number_of_nodes_of_which_some_are_killed_gives_the_same_bytes(
+    tmp_path: Path, expected: dict[str, bytes], nodes: int
+) -> None:
+    with cortex.LocalCluster(nodes=nodes, memory="400MB") as cluster:
+        run = Run(tmp_path, cluster)
+        wait_for(lambda: any(node == "node1" for _, node, *_ in run.begun("map")))
+        kill(cluster, "node1")
+        cluster.start_node("node1")
+        run.open("map")
+        (killed,) = {node for _, node, *_ in wait_for(lambda: run.begun("reduce")[:1])}
+        kill(cluster, killed)
+        cluster.start_node(killed)
+        run.open("reduce")
+        assert run.bytes() == expected
+        assert run.result().report.failed_attempts == 0
 
 
 def test_a_node_killed_while_it_reduces_costs_what_it_had(
