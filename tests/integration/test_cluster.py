@@ -6,10 +6,12 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -365,6 +367,104 @@ def test_a_server_that_is_not_there_is_named(folder: Path, cluster: cortex.Local
         cortex.Client(cluster.address, home=folder / "nobody").status()
     with pytest.raises(UsageError, match="nonsense"):
         cortex.Client("nonsense")
+
+
+def test_status_is_shown_again_until_ctrl_c(cluster: cortex.LocalCluster, folder: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "cortex", "status", "--watch", *where(cluster)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        heads = 0
+        while heads < 3:  # a second apart
+            heads += process.stdout.readline().startswith("cluster k")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+
+
+def test_tokens_are_listed_without_their_secrets_and_ended(
+    cluster: cortex.LocalCluster, tmp_path: Path, folder: Path
+) -> None:
+    line = command(
+        folder, "token", "create", "--role", "client", "--hours", "2", *where(cluster)
+    ).stdout.split()[-1]
+    token = line.partition("/")[2]
+    token_id, secret = token[:13], token[13:].partition(".")[0]
+    shown = command(folder, "token", "list", *where(cluster)).stdout
+    assert token_id in shown
+    assert "0 of 50" in shown
+    assert secret not in shown
+    listed = json.loads(command(folder, "token", "list", "--json", *where(cluster)).stdout)
+    assert token_id in {each["token_id"] for each in listed}
+    assert command(folder, "token", "revoke", token_id, *where(cluster)).returncode == 0
+    assert "revoked" in command(folder, "token", "list", *where(cluster)).stdout
+    refused = command(folder, "login", line, "--home", str(tmp_path / "home"))
+    assert refused.returncode == 1
+    assert "revoked" in refused.stderr
+
+
+def test_waiting_for_a_job_ends_with_its_exit_code(
+    cluster: cortex.LocalCluster, tmp_path: Path, folder: Path
+) -> None:
+    running = Running(slow(tmp_path, 2), cluster)
+    wait_for(lambda: list((tmp_path / "marks").glob("line*")))
+    job = next(job.job for job in cluster.client.status().jobs if job.state == "mapping")
+    threading.Timer(0.5, (tmp_path / "marks" / "gate").touch).start()
+    assert command(folder, "job", job, "--wait", *where(cluster)).returncode == 0
+    running.result()
+    (tmp_path / "two").mkdir()
+    running = Running(slow(tmp_path / "two", 2), cluster)
+    wait_for(lambda: list((tmp_path / "two" / "marks").glob("line*")))
+    job = next(job.job for job in cluster.client.status().jobs if job.state == "mapping")
+    cluster.client.cancel(job)
+    assert command(folder, "job", job, "--wait", *where(cluster)).returncode == 1
+    assert running.result().code == "cancelled"
+
+
+def test_the_server_is_found_by_flag_before_environment_before_dotenv(
+    cluster: cortex.LocalCluster, tmp_path: Path
+) -> None:
+    home, nowhere = str(cluster.folder / "server"), "127.0.0.1:1"
+    (tmp_path / ".env").write_text(f"CORTEX_SERVER={nowhere}\nCORTEX_HOME={home}\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CORTEX_")}
+
+    def status(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cortex", "status", *arguments],
+            env=environment | more,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+
+    assert nowhere in status().stderr
+    assert "2 nodes" in status(CORTEX_SERVER=cluster.address).stdout
+    assert "2 nodes" in status("--server", cluster.address, CORTEX_SERVER=nowhere).stdout
+    assert nowhere in status("--server", nowhere, CORTEX_SERVER=cluster.address).stderr
+
+
+def test_a_node_that_is_told_to_end_leaves_its_work_to_others_and_nothing_behind(tmp_path: Path) -> None:
+    with cortex.LocalCluster(nodes=2) as cluster:
+        running = Running(slow(tmp_path, 6), cluster)
+        wait_for(lambda: len({path.name.split("-")[1] for path in (tmp_path / "marks").glob("line*")}) == 2)
+        cluster.nodes["node1"].terminate()
+        assert cluster.nodes["node1"].wait(PATIENCE_S) == 0
+        assert not list((cluster.folder / "node1" / "spill").iterdir())
+        (tmp_path / "marks" / "gate").touch()
+        assert dict(running.result()) == {f"line{i:02}": 1 for i in range(6)}
+        assert running.result().report.failed_attempts == 0
+
+
+@pytest.mark.parametrize("name", ["server", "node"])
+def test_server_and_node_are_commands_of_their_own(name: str) -> None:
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts[f"cortex_{name}"] == f"cortex.cli.__main__:{name}"
+    call = f"from cortex.cli.__main__ import {name}; sys.exit({name}())"
+    code = f"import sys; sys.argv = ['cortex_{name}', '--help']; {call}"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"Usage: cortex {name}" in ran.stdout
 
 
 def test_a_cluster_is_ended_by_its_admin_and_leaves_nothing(folder: Path) -> None:
