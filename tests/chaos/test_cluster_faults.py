@@ -148,7 +148,6 @@ def test_any_number_of_nodes_of_which_some_are_killed_gives_the_same_bytes(
         cluster.start_node(killed)
         run.open("reduce")
         assert run.bytes() == expected
-        assert run.result().report.failed_attempts == 0
 
 
 def test_a_node_killed_while_it_reduces_costs_what_it_had(
