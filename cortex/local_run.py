@@ -45,6 +45,8 @@ def open_session(resources: Resources, config: Config | None = None) -> LocalSes
     """
     config = config or load_config()
     try:
+        if spill_folder(config).startswith(config.home + os.sep):
+            os.makedirs(config.home, mode=0o700, exist_ok=True)  # makedirs gives only the last one its mode
         os.makedirs(spill_folder(config), mode=0o700, exist_ok=True)
         refuse_memory_backed(spill_folder(config))
     except OSError as error:

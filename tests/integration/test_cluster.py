@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import cortex
+from cortex.clusters import _free_port
 from cortex.errors import CortexError, NotAllowed, Unreachable, UsageError
 from cortex.limits import MIB
 from cortex.process_memory import descendant_pids, own_anonymous_bytes
@@ -586,3 +587,23 @@ def test_the_server_does_not_grow_with_what_is_shuffled(cluster: cortex.LocalClu
     (_, (few_s, _), (many_s, grown_bytes)) = costs
     assert grown_bytes < 8 * MIB
     assert many_s - few_s < 1.0
+
+
+def test_a_machine_that_has_run_jobs_alone_becomes_a_server(tmp_path: Path, folder: Path) -> None:
+    """The state folder that a local job makes is private, as a server's has to be."""
+    dropped = ("CORTEX_", "XDG_STATE_HOME")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    environment["HOME"] = str(tmp_path)
+    cortex_command = [sys.executable, "-m", "cortex"]
+    job = [*cortex_command, "mapreduce", "words.py:Words", "text.txt", "--quiet"]
+    subprocess.run(job, env=environment, cwd=folder, stdout=subprocess.DEVNULL, check=True, umask=0o022)
+    with subprocess.Popen(
+        [*cortex_command, "server", "--listen", f"127.0.0.1:{_free_port()}"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("cortex server of cluster k")
+        server.terminate()
+        assert server.wait(PATIENCE_S) == 0
