@@ -191,7 +191,7 @@ class MapReduceJob:
         """The command line of a script: ``python wordcount.py 'docs/*.txt' -o counts/``, then exit."""
         import sys
 
-        from cortex.embedded_start import start_early
+        from cortex.client.embedded_start import start_early
 
         arguments = list(sys.argv[1:] if argv is None else argv)
         start_early(arguments)

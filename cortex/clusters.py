@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cortex.client.embedded_start import child_environment
 from cortex.config import Config, load_config
-from cortex.embedded_start import child_environment
 from cortex.errors import CortexError, InternalError, UsageError
 from cortex.limits import CLUSTER_START_S_MAX, MIB, NODE_EXIT_S_MAX, STDERR_TAIL_BYTES
 
@@ -50,7 +50,7 @@ class Client:
 
     def status(self) -> ClusterStatus:
         """What the cluster is doing: nodes and jobs. Raises Unreachable, NotTrusted or UsageError."""
-        from cortex.cluster_client import ClusterConnection
+        from cortex.client.cluster_client import ClusterConnection
         from cortex.wire.messages import ClusterStatus, GetStatus
 
         with ClusterConnection(self.config.home, self.config.server) as connection:
@@ -58,7 +58,7 @@ class Client:
 
     def cancel(self, job: str) -> None:
         """Cancel a job of this client's (as admin: any)."""
-        from cortex.cluster_client import ClusterConnection
+        from cortex.client.cluster_client import ClusterConnection
         from cortex.wire.messages import CancelJob, ClusterStatus
 
         with ClusterConnection(self.config.home, self.config.server) as connection:

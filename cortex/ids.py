@@ -29,6 +29,8 @@ def role_named(text: str) -> Role | None:
 
 
 _JOB = re.compile(r"j[0-9a-f]{12}")
+JOB_ID_OR_NONE = r"\A(j[0-9a-f]{12})?\Z"
+"""A pattern for messages."""
 _ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
 _KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
 _MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")

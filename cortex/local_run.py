@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cortex import __version__
-from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, pack
-from cortex.client import LocalSession
+from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, pack
+from cortex.client.client import LocalSession
 from cortex.config import Config, load_config
 from cortex.errors import OutputFailed
 from cortex.ids import new_job_id
@@ -31,7 +31,7 @@ from cortex.wire.messages import JobDone, JobProgress
 
 if TYPE_CHECKING:
     from cortex.api import MapReduceJob
-    from cortex.cluster_session import ClusterSession
+    from cortex.client.cluster_session import ClusterSession
 
 OnProgress = Callable[[JobProgress], None]
 
@@ -52,7 +52,7 @@ def open_session(resources: Resources, config: Config | None = None) -> LocalSes
     except OSError as error:
         raise _no_spill_folder(spill_folder(config), error) from error
     if config.server:
-        from cortex.cluster_session import ClusterSession
+        from cortex.client.cluster_session import ClusterSession
 
         return ClusterSession(config.home, config.server)
     return LocalSession(

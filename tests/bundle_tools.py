@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cortex.blob_desk import BlobDesk
 from cortex.errors import CortexError
+from cortex.server.blob_desk import BlobDesk
 from cortex.storage.blob_store import BlobStore
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.wire import messages as m
@@ -124,7 +124,7 @@ def settle(desk: Desk, *nodes: FetchingNode) -> None:
 
 def store(desk: Desk, client: Any, packed: Any) -> None:
     """Send a client's files to the desk, as `upload` does over a connection."""
-    from cortex.bundle_packing import upload
+    from cortex.client.bundle_packing import upload
 
     def send(message: Any) -> None:
         if isinstance(message, m.OfferBlobs):

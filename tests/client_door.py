@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cortex.client_files import FoundFiles
-from cortex.input_sender import InputSender
+from cortex.client.client_files import FoundFiles
+from cortex.client.input_sender import InputSender
 from cortex.job.plan import ClientFiles
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import InputHello, ReadInput, ToInputDoor

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         if argv is None and arguments[:1] == ["mapreduce"]:
-            from cortex.embedded_start import start_early
+            from cortex.client.embedded_start import start_early
 
             start_early(arguments[1:])
         from cortex.cli.app import run

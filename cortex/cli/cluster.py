@@ -21,7 +21,7 @@ from cortex.limits import TOKEN_S, TOKEN_USES
 from cortex.units import format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
-    from cortex.cluster_client import ClusterConnection
+    from cortex.client.cluster_client import ClusterConnection
     from cortex.wire.messages import ClusterStatus, JobStatus
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -49,7 +49,7 @@ def settings(home: str | None, server: str | None = None) -> Config:
 
 
 def _connect(home: str | None, server: str | None) -> ClusterConnection:
-    from cortex.cluster_client import ClusterConnection
+    from cortex.client.cluster_client import ClusterConnection
 
     config = settings(home, server)
     return ClusterConnection(config.home, config.server)
@@ -79,7 +79,7 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
     """
 
     def command() -> int:
-        from cortex.server_process import run_server
+        from cortex.server.server_process import run_server
         from cortex.wire.join import Endpoint, parse_endpoint
 
         at = parse_endpoint(listen, "--listen")
@@ -129,7 +129,7 @@ def node(
     """
 
     def command() -> int:
-        from cortex.node_process import run_node
+        from cortex.node.node_process import run_node
         from cortex.wire.join import parse_endpoint
 
         at = parse_endpoint(listen, "--listen", any_port=True)
@@ -182,7 +182,7 @@ def login(line: str, home: str | None) -> int:
     """
 
     def command() -> int:
-        from cortex.cluster_client import CLIENT_FOLDER
+        from cortex.client.cluster_client import CLIENT_FOLDER
         from cortex.wire.joiner import join_cluster
         from cortex.wire.versions import local_versions
 

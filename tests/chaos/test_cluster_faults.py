@@ -180,7 +180,7 @@ def test_a_node_that_is_killed_and_comes_back_works_on(
 def test_the_only_node_with_the_result_is_killed_before_the_client_has_it(
     cluster: cortex.LocalCluster, tmp_path: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cortex import cluster_session
+    from cortex.client import cluster_session
 
     killed = threading.Event()
     is_done = cluster_session._Follower._is_done

@@ -7,6 +7,7 @@ that a task that ran twice is seen.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,6 +188,73 @@ def test_before_the_plan_is_made(cluster: cortex.LocalCluster, tmp_path: Path) -
     once(run)
 
 
+@pytest.mark.parametrize("when", ["before it is sent", "when it is taken", "while it is written down"])
+def test_between_a_job_and_its_acceptance(
+    cluster: cortex.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The client does not know whether its job was taken. It asks again, and the job runs once."""
+    from cortex.client.cluster_client import ClusterConnection
+    from cortex.wire.messages import SubmitJob
+
+    run = Run(tmp_path, map_s=0.05)
+    ask = ClusterConnection.ask
+    asked: list[str] = []
+
+    def interrupted(self: ClusterConnection, question: Any, answer: Any) -> Any:
+        if isinstance(question, SubmitJob):
+            asked.append(question.job)
+            if len(asked) == 1:
+                if when == "before it is sent":
+                    restart(cluster)
+                else:
+                    self.send(question)
+                    if when == "when it is taken":
+                        wait_for(cluster, lambda job: True)
+                    restart(cluster)
+                    raise self._gone()  # whatever the answer was
+        return ask(self, question, answer)
+
+    monkeypatch.setattr(ClusterConnection, "ask", interrupted)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "words", raising=False)
+    words = importlib.import_module("words")
+    words.Words(output=os.fspath(tmp_path / "out")).run(cluster.client)
+    assert parts(tmp_path / "out") == run.expected()
+    once(run)
+    assert len(asked) == 2
+    assert [(each.job, each.state) for each in jobs(cluster)] == [(asked[0], "done")]
+
+
+def test_a_connection_that_ends_before_the_acceptance(
+    cluster: cortex.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, with a server that lives on, and that hears of the job twice."""
+    from cortex.client.cluster_client import ClusterConnection
+    from cortex.wire.messages import SubmitJob
+
+    run = Run(tmp_path, map_s=0.05)
+    ask = ClusterConnection.ask
+    asked: list[str] = []
+
+    def cut(self: ClusterConnection, question: Any, answer: Any) -> Any:
+        if isinstance(question, SubmitJob):
+            asked.append(question.job)
+            if len(asked) < 4:
+                self.send(question)
+                self._connection._sock.shutdown(socket.SHUT_RDWR)
+        return ask(self, question, answer)
+
+    monkeypatch.setattr(ClusterConnection, "ask", cut)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "words", raising=False)
+    words = importlib.import_module("words")
+    words.Words(output=os.fspath(tmp_path / "out")).run(cluster.client)
+    assert parts(tmp_path / "out") == run.expected()
+    once(run)
+    assert len(asked) == 4
+    assert [(each.job, each.state) for each in jobs(cluster)] == [(asked[0], "done")]
+
+
 def test_while_maps_run(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
     """Twice: no map runs again, neither finished nor under way, and the job is listed all the time."""
     run = Run(tmp_path)
@@ -306,8 +375,8 @@ def test_a_link_that_is_cut_while_both_ends_live(tmp_path: Path) -> None:
 
 NODE = """
 import sys
-import cortex.cluster_node
-cortex.cluster_node.SERVER_SILENCE_S_MAX = 1.0
+import cortex.node.cluster_node
+cortex.node.cluster_node.SERVER_SILENCE_S_MAX = 1.0
 from cortex.cli.__main__ import main
 sys.exit(main())
 """

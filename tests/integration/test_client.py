@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.client import LocalSession
+from cortex.client.client import LocalSession
 from cortex.errors import (
     CortexError,
     ExecutorDied,
@@ -327,7 +327,7 @@ def test_the_templates_death_is_told(harness: Harness) -> None:
 
 SCRIPT = """
 import sys
-from cortex.client import LocalSession
+from cortex.client.client import LocalSession
 from cortex.job.spec import InputSpec, JobSpec
 session = LocalSession(0, 2, sys.argv[1], context="tests.integration.stand_in_tasks:Context")
 ready = session.wait_ready()

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import cortex
-from cortex.embedded_start import child_environment
+from cortex.client.embedded_start import child_environment
+from cortex.client.input_sender import InputSender
 from cortex.errors import InputChanged, InputError
-from cortex.input_sender import InputSender
 from cortex.limits import INPUT_NODE_BYTES, MIB
 from cortex.wire.messages import JobProgress, ReadInput
 from tests.chaos.test_server_restart import Proxy

@@ -19,7 +19,7 @@ import cloudpickle
 import pytest
 
 import cortex
-from cortex.cluster_client import ClusterConnection
+from cortex.client.cluster_client import ClusterConnection
 from cortex.errors import NotAllowed, ProtocolError
 from cortex.ids import Role, peer_name
 from cortex.job.spec import InputSpec, JobSpec

@@ -62,7 +62,7 @@ def test_at_the_hello_of_a_node_that_was_installed_anew(cluster: Any, tmp_path: 
 
 
 def test_at_the_submit(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cortex.cluster_client.local_versions", lambda: OTHER)
+    monkeypatch.setattr("cortex.client.cluster_client.local_versions", lambda: OTHER)
     (tmp_path / "in.txt").write_text("a\n")
     with pytest.raises(VersionMismatch) as raised:
         Job(input=tmp_path / "in.txt").run(cluster)

@@ -13,7 +13,7 @@ import pytest
 from cortex.job.plan import Split
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
-from cortex.template_start import start_template
+from cortex.tasks.template_start import start_template
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     ExecutorExited,

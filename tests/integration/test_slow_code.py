@@ -11,7 +11,7 @@ import pytest
 
 import cortex
 from cortex.class_spec import build_spec
-from cortex.client import LocalSession
+from cortex.client.client import LocalSession
 from cortex.errors import TaskTimeout
 from cortex.limits import PULSE_S
 

@@ -89,7 +89,7 @@ def test_no_process_imports_what_it_does_not_need(home: Path) -> None:
     assert (home / "out" / "_SUCCESS").exists()
     client, embedded, template = (modules(home, name) for name in ("client", "embedded", "template"))
     # that the right processes were recorded
-    assert "cortex.client" in client
+    assert "cortex.client.client" in client
     assert "twisted.internet.reactor" in embedded
     assert "pyarrow.compute" in template
     assert "cortex.tasks.runner" in template

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import cortex
-from cortex.embedded_start import child_environment
+from cortex.client.embedded_start import child_environment
 from tests.integration.hidden_cluster import HiddenCluster, can_hide
 
 JOB = """

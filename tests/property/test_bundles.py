@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.bundle_packing import pack
+from cortex.client.bundle_packing import pack
 from cortex.errors import ProtocolError
 from cortex.job.bundle import Bundle, BundleFile, check_bundle, folders_of, name_problem
 from tests.bundle_tools import Desk, FetchingNode, listen, settle, speak, store, tree
@@ -54,13 +54,13 @@ def test_a_bundle_that_is_taken_can_be_laid_out(names: list[str]) -> None:
 def _small() -> Iterator[None]:
     """Limits so small that every file has several chunks, and waits for credit and for its turn."""
     with (
-        mock.patch("cortex.bundle_packing.BLOB_CHUNK_BYTES", 3),
+        mock.patch("cortex.client.bundle_packing.BLOB_CHUNK_BYTES", 3),
         mock.patch("cortex.transfer.blob_streams.BLOB_CHUNK_BYTES", 3),
         mock.patch("cortex.transfer.blob_streams.BLOB_CREDIT_BYTES", 7),
         mock.patch("cortex.transfer.blob_streams.BLOB_STREAMS_MAX", 2),
         mock.patch("cortex.transfer.bundle_fetch.BLOB_CREDIT_BYTES", 7),
         mock.patch("cortex.transfer.bundle_fetch.BLOB_REQUESTS_MAX", 3),
-        mock.patch("cortex.blob_desk.BLOB_CREDIT_BYTES", 7),
+        mock.patch("cortex.server.blob_desk.BLOB_CREDIT_BYTES", 7),
     ):
         yield
 

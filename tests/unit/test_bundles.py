@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from cortex.bundle_packing import PackedBundle, pack
+from cortex.client.bundle_packing import PackedBundle, pack
 from cortex.errors import (
     BundleFailed,
     BundleTooLarge,
@@ -88,11 +88,17 @@ def test_what_cannot_be_packed_is_named(source: Path) -> None:
 
 
 def test_the_largest_files_are_named_when_it_is_too_much(source: Path) -> None:
-    with mock.patch("cortex.bundle_packing.BUNDLE_BYTES_MAX", 20), pytest.raises(BundleTooLarge) as raised:
+    with (
+        mock.patch("cortex.client.bundle_packing.BUNDLE_BYTES_MAX", 20),
+        pytest.raises(BundleTooLarge) as raised,
+    ):
         packed_of(source)
     assert str(source / "same") in raised.value.details
     assert "at most 20 B travel with a job" in raised.value.message
-    with mock.patch("cortex.bundle_packing.BUNDLE_FILES_MAX", 7), pytest.raises(BundleTooLarge) as raised:
+    with (
+        mock.patch("cortex.client.bundle_packing.BUNDLE_FILES_MAX", 7),
+        pytest.raises(BundleTooLarge) as raised,
+    ):
         packed_of(source)
     assert "more than 7 files would travel" in raised.value.message
 

@@ -32,7 +32,7 @@ from cortex.cli.progress import (
 from cortex.cli.rows import print_csv, print_table, printable, shown_cells, text_of
 from cortex.cli.targets import load_target
 from cortex.cli.terminal import aligned, guarded, print_json
-from cortex.embedded_start import _surroundings
+from cortex.client.embedded_start import _surroundings
 from cortex.errors import JobFileError, UsageError
 from cortex.job.overrides import Overrides
 from cortex.job.protocol import FIELD_KIND

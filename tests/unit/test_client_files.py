@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cortex import client_files
-from cortex.client_files import FileReads, FoundFiles
+from cortex.client import client_files
+from cortex.client.client_files import FileReads, FoundFiles
 from cortex.errors import InputChanged, InputError, NotAllowed
 from cortex.formats.input_files import find_files
 from cortex.formats.planning import plan_inputs

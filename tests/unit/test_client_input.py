@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.client_files import FoundFiles
+from cortex.client.client_files import FoundFiles
 from cortex.errors import CortexError, InputChanged, InputError, NotAllowed
 from cortex.formats.input_bytes import LocalBytes, announced
 from cortex.job.plan import ClientFile, InputFile

@@ -14,9 +14,9 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, ServerDied
-from cortex.executor_pool import ExecutorPool
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import EXECUTOR_EXIT_S_MAX, EXECUTOR_REFILL_S, EXECUTOR_START_DEATHS_MAX
+from cortex.node.executor_pool import ExecutorPool
 from cortex.wire import messages as m
 from cortex.wire.framing import FrameDecoder, encode_frame
 

@@ -14,10 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from cortex import input_door
 from cortex.errors import InputChanged, ProtocolError, from_report
-from cortex.input_door import InputDoor
-from cortex.input_relay import InputRelay
 from cortex.limits import (
     INPUT_CLIENT_BYTES,
     INPUT_FIND_BYTES,
@@ -25,6 +22,9 @@ from cortex.limits import (
     INPUT_READ_BYTES,
     INPUT_READS_MAX,
 )
+from cortex.node import input_door
+from cortex.node.input_door import InputDoor
+from cortex.server.input_relay import InputRelay
 from cortex.transfer.read_queue import ReadQueue
 from cortex.wire import messages as m
 from cortex.wire.framing import FrameDecoder, encode_frame

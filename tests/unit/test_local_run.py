@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cortex.client import LocalSession
+from cortex.client.client import LocalSession
 from cortex.config import load_config
 from cortex.errors import OutputExistsError, OutputFailed, UsageError, UserCodeError
 from cortex.job.spec import InputSpec, JobSpec, OutputSpec

@@ -17,7 +17,7 @@ from cortex.errors import ErrorReport
 from cortex.job.plan import InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import FRAME_BYTES_MAX, PROGRESS_S
-from cortex.server import LocalLink, Server
+from cortex.server.server import LocalLink, Server
 from cortex.wire import messages as m
 from cortex.wire.framing import FrameDecoder, encode_frame
 from cortex.wire.versions import local_versions

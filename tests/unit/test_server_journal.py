@@ -15,7 +15,6 @@ from cortex.errors import StateFailed
 from cortex.ids import Role
 from cortex.job.plan import InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
-from cortex.journal_desk import JournalDesk
 from cortex.limits import (
     CLIENT_RETURN_S,
     JOURNAL_RETRY_S,
@@ -24,7 +23,8 @@ from cortex.limits import (
     NODE_RETURN_S,
     PROGRESS_S,
 )
-from cortex.server import Server
+from cortex.server.journal_desk import JournalDesk
+from cortex.server.server import Server
 from cortex.storage.journal import Change, Journal
 from cortex.wire import messages as m
 from cortex.wire.authority import Peer
@@ -375,7 +375,7 @@ def test_a_full_disk_refuses_new_jobs_and_holds_up_nothing_else(lives: Callable[
 def test_a_disk_that_stays_full_costs_the_jobs_their_journal_and_no_memory(
     lives: Callable[[], Life], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cortex.journal_desk.JOURNAL_WAITING_MAX", 2)
+    monkeypatch.setattr("cortex.server.journal_desk.JOURNAL_WAITING_MAX", 2)
     life = lives()
     life.join()
     link, say = life.client()

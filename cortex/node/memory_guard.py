@@ -11,9 +11,9 @@ import os
 from collections.abc import Sequence
 
 from cortex.errors import UserMemoryError
-from cortex.executor_deaths import Executor
 from cortex.limits import CLIENT_BYTES
 from cortex.memory_plan import MemoryPlan
+from cortex.node.executor_deaths import Executor
 from cortex.process_memory import descendant_pids, own_anonymous_bytes, proportional_bytes
 from cortex.tasks.words import describe_task
 from cortex.units import format_bytes

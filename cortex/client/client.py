@@ -26,8 +26,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
-from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, upload
-from cortex.embedded_start import take
+from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
+from cortex.client.embedded_start import take
 from cortex.errors import CortexError, ProtocolError, ServerDied, from_report
 from cortex.job.overrides import utf8_path
 from cortex.job.spec import JobSpec

@@ -1,4 +1,4 @@
-"""`ClusterSession`: jobs on a cluster, with the calls of `cortex.client.LocalSession`.
+"""`ClusterSession`: jobs on a cluster, with the calls of `cortex.client.client.LocalSession`.
 
 Each `run` has a connection of its own. When it ends before the job does, be it by the server's death, `run`
 dials again for SERVER_RETURN_S and attaches to its job; a job whose client does not come back is cancelled.
@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
-from cortex.bundle_packing import NOTHING_PACKED, PackedBundle, upload
-from cortex.client_files import FoundFiles
-from cortex.cluster_client import ClusterConnection
+from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
+from cortex.client.client_files import FoundFiles
+from cortex.client.cluster_client import ClusterConnection
+from cortex.client.input_sender import InputSender
 from cortex.errors import CortexError, OutputFailed, ProtocolError, Unreachable, from_report
-from cortex.input_sender import InputSender
+from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec
 from cortex.limits import (
     CANCEL_S_MAX,
@@ -93,36 +94,50 @@ class ClusterSession:
         does not come back, or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
         """
         files = FoundFiles.find(spec.input.paths)
+        job = new_job_id()
+        request = SubmitJob(spec, code, (), "", packed.bundle, files.listed, job)
+
+        def submit(connection: ClusterConnection) -> None:
+            upload(packed, connection.send, connection.receive)
+            connection.ask(request, JobAccepted)
+
         connection = ClusterConnection(self._home, self._server)
         follower = _Follower(staging_dir, on_progress)
         done: JobDone | None = None
         try:
-            upload(packed, connection.send, connection.receive)
-            submit = SubmitJob(spec, code, (), "", packed.bundle, files.listed)
-            accepted = connection.ask(submit, JobAccepted)
             try:
+                try:
+                    submit(connection)
+                except Unreachable as error:  # was it taken? It has its id: asking again takes it once
+                    connection.close()
+                    connection = self._come_back(submit, error)
                 while done is None:
                     try:
-                        with InputSender(accepted.job, files, connection.send) as sender:
+                        with InputSender(job, files, connection.send) as sender:
                             done = follower.run(connection, sender)
                     except Unreachable as error:
                         if hasattr(error, "job_report"):  # the job's own
                             raise
                         connection.close()
-                        connection = self._come_back(accepted.job, error)
+                        connection = self._come_back(_attach_to(job), error)
             except KeyboardInterrupt:
-                _cancel(connection, accepted.job)
+                _cancel(connection, job)
                 raise
-            self._open[done.job] = connection
+            self._open[job] = connection
             return done
         finally:
             if done is None:
                 connection.close()
                 follower.close()
 
-    def _come_back(self, job: str, cause: CortexError, seconds: float = SERVER_RETURN_S) -> ClusterConnection:
-        """Dial until the server answers, and attach to the job. Raises `cause` after so many seconds, and
-        what the server refuses us with."""
+    def _come_back(
+        self,
+        begin: Callable[[ClusterConnection], None],
+        cause: CortexError,
+        seconds: float = SERVER_RETURN_S,
+    ) -> ClusterConnection:
+        """Dial until the server answers and `begin` has said what the connection is for. Raises `cause` after
+        so many seconds, and what the server refuses us with."""
         self._notice(f"cortex: {cause.message}; trying again for {format_seconds(seconds)}")
         deadline = time.monotonic() + seconds
         rest_s = REDIAL_FIRST_S
@@ -131,7 +146,7 @@ class ClusterSession:
             connection: ClusterConnection | None = None
             try:
                 connection = ClusterConnection(self._home, self._server)
-                connection.ask(AttachJob(job), JobAccepted)
+                begin(connection)
                 return connection
             except Unreachable:
                 if connection is not None:
@@ -155,7 +170,7 @@ class ClusterSession:
                 connection.ask(JobReceived(job), JobForgotten)
             except Unreachable as error:
                 connection.close()
-                connection = self._come_back(job, error, RECEIVED_S_MAX)
+                connection = self._come_back(_attach_to(job), error, RECEIVED_S_MAX)
                 connection.send(JobReceived(job))
         connection.close()
 
@@ -166,6 +181,13 @@ class ClusterSession:
         self._open.clear()
 
     close = finish
+
+
+def _attach_to(job: str) -> Callable[[ClusterConnection], None]:
+    def attach(connection: ClusterConnection) -> None:
+        connection.ask(AttachJob(job), JobAccepted)
+
+    return attach
 
 
 def _cancel(connection: ClusterConnection, job: str) -> None:

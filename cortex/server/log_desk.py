@@ -1,51 +1,12 @@
-"""What a job's code wrote: at a node the ends of its executors' logs, at the server the way to ask for them.
-
-An executor serves one job, and what its code prints goes to its log. When it ends, the last lines are kept
-for as long as there is room for them; of executors that live they are read when somebody asks. Pure but for
-`cortex.executor_deaths.tail`, which its caller uses.
-"""
+"""The server's way to what a job's code wrote: it asks every node, and answers the client once. Pure."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cortex.limits import JOB_LOG_BYTES, LOGS_BYTES_MAX
 from cortex.wire.messages import FromServer, JobLogs, NodeLog, SendLogs, ToNode
-
-
-class KeptLogs:
-    """A node's memory of what executors wrote that have ended: of each job the end, and of the last jobs."""
-
-    def __init__(self, bytes_max: int = LOGS_BYTES_MAX) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._of: OrderedDict[str, str] = OrderedDict()
-
-    def add(self, job: str, executor: int, text: str) -> None:
-        """`text` is what executor number `executor` wrote last."""
-        if not text:
-            return
-        old = self._of.pop(job, "")
-        new = joined([old, headed(executor, text)])[-JOB_LOG_BYTES:]
-        self._of[job] = new
-        self._bytes += len(new) - len(old)
-        while self._bytes > self._bytes_max:
-            _, gone = self._of.popitem(last=False)
-            self._bytes -= len(gone)
-
-    def of(self, job: str) -> str:
-        return self._of.get(job, "")
-
-
-def headed(executor: int, text: str) -> str:
-    return f"--- executor {executor}\n{text}" if text else ""
-
-
-def joined(texts: Iterable[str]) -> str:
-    return "\n".join(text for text in texts if text)
 
 
 @dataclass(eq=False)
@@ -58,7 +19,7 @@ class _Request:
 
 
 class LogDesk:
-    """The server's side: asks every node, and answers when all have, or when it is told to wait no longer."""
+    """Asks every node, and answers when all have, or when it is told to wait no longer."""
 
     def __init__(
         self, to_node: Callable[[str, ToNode], None], to_client: Callable[[Any, FromServer], None]

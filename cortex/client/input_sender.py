@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from cortex.client_files import FileReads, FoundFiles
+from cortex.client.client_files import FileReads, FoundFiles
 from cortex.errors import CortexError, InternalError, NotAllowed
 from cortex.limits import CANCEL_S_MAX
 from cortex.wire.messages import InputBytes, InputUnread, Message, ReadInput

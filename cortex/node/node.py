@@ -1,12 +1,12 @@
 """The node: runs the attempts that the server leases to it, within the machine's memory cap.
 
-It owns the executors (through `cortex.executor_pool`), each job's folder of run files, and the count
+It owns the executors (through `cortex.node.executor_pool`), each job's folder of run files, and the count
 of memory. It decides nothing about jobs: what is leased waits in a queue until an executor takes it,
 every attempt is answered once (unless revoked), and heartbeats keep the leases.
 
 Memory has two guards. Each executor has its share of the cap as a limit of its own, in which it plans its
 buffers and at which its allocations fail with a named error. And every MEMORY_SAMPLE_S the whole tree is
-measured (`cortex.memory_guard`).
+measured (`cortex.node.memory_guard`).
 
 Of a cluster, it also has a part in the shuffle (`cortex.transfer.shuffle_agent`): a reduce joins the queue
 when its inputs from other nodes are here. And it sends parts of the output, where the client cannot see
@@ -29,11 +29,8 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, SpillFull
-from cortex.executor_pool import ExecutorPool
 from cortex.ids import new_job_id
-from cortex.input_door import InputDoor
 from cortex.job.bundle import NO_BUNDLE, folders_of
-from cortex.job_logs import KeptLogs, headed, joined
 from cortex.limits import (
     HEARTBEAT_S,
     JOB_LOG_BYTES,
@@ -42,9 +39,12 @@ from cortex.limits import (
     PROGRESS_S,
     TASK_SILENCE_S_MAX,
 )
-from cortex.memory_guard import MemoryGuard
 from cortex.memory_plan import MemoryPlan
-from cortex.spill_folders import SpillFolders
+from cortex.node.executor_pool import ExecutorPool
+from cortex.node.input_door import InputDoor
+from cortex.node.kept_logs import KeptLogs, headed, joined
+from cortex.node.memory_guard import MemoryGuard
+from cortex.node.spill_folders import SpillFolders
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.part_streams import PartStreams
 from cortex.transfer.shuffle_agent import ShuffleAgent

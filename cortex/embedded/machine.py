@@ -21,12 +21,12 @@ import traceback
 from typing import Any, cast
 
 from cortex.errors import CortexError, InternalError, SpillFull
-from cortex.executor_deaths import signal_name
 from cortex.limits import EMBEDDED_EXIT_S_MAX, FRAME_BYTES_MAX, PARENT_CHECK_S
 from cortex.memory_plan import MemoryPlan, plan_memory
-from cortex.node import Node
+from cortex.node.executor_deaths import signal_name
+from cortex.node.node import Node
 from cortex.private_folders import PrivateFolder, remove_folder, remove_left_over
-from cortex.server import LocalLink, Server
+from cortex.server.server import LocalLink, Server
 from cortex.wire.framing import HEADER, FrameDecoder, encode_frame
 from cortex.wire.messages import EmbeddedReady, EmbeddedSetup, Message, Refused, ToNode
 from cortex.wire.transports import listen_unix, use_monotonic_clock

@@ -6,8 +6,8 @@ import signal
 import sys
 from typing import Any
 
-from cortex.cluster_server import ClusterServer
 from cortex.errors import EXIT_DONE
+from cortex.server.cluster_server import ClusterServer
 from cortex.wire.join import Endpoint
 from cortex.wire.transports import log_to_stderr, use_monotonic_clock
 

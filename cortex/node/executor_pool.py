@@ -24,7 +24,6 @@ from typing import Any, Protocol
 from twisted.internet.protocol import Factory
 
 from cortex.errors import CortexError, ServerDied, TaskTimeout
-from cortex.executor_deaths import Executor, circumstances, died, exit_text, tail
 from cortex.limits import (
     EXECUTOR_EXIT_S_MAX,
     EXECUTOR_REFILL_S,
@@ -35,6 +34,7 @@ from cortex.limits import (
     STDERR_FILE_BYTES_MAX,
     TASK_SILENCE_S_MAX,
 )
+from cortex.node.executor_deaths import Executor, circumstances, died, exit_text, tail
 from cortex.units import format_seconds
 from cortex.wire.messages import (
     ExecutorForked,

@@ -23,7 +23,7 @@ from cortex.memory_plan import MemoryPlan, plan_memory
 from cortex.private_files import lock_file, make_private_folder
 from cortex.private_folders import PrivateFolder, new_name, remove_left_over, runtime_parent
 from cortex.storage.filesystem import refuse_memory_backed
-from cortex.template_start import start_template
+from cortex.tasks.template_start import start_template
 from cortex.units import format_bytes
 from cortex.wire.identity import Identity, load_identity
 from cortex.wire.join import Endpoint
@@ -91,7 +91,7 @@ def _serve(
 ) -> int:
     from twisted.internet import reactor as _reactor
 
-    from cortex.cluster_node import ClusterNode
+    from cortex.node.cluster_node import ClusterNode
     from cortex.wire.transports import log_to_stderr, use_monotonic_clock
 
     reactor: Any = _reactor

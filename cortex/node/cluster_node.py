@@ -24,7 +24,7 @@ from cortex.errors import CortexError, InternalError, NotAllowed, VersionMismatc
 from cortex.ids import server_name
 from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
-from cortex.node import Node
+from cortex.node.node import Node
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.transfer.data_port import DataPort
 from cortex.transfer.segment_fetcher import SegmentFetcher

@@ -19,7 +19,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from cortex.template_start import start_template
+from cortex.tasks.template_start import start_template
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     # Slow imports from here on. Without TLS: the only socket is a unix one in a private folder, and
     # asyncio and Twisted take ssl and pyOpenSSL as optional. 0.1 s and 5 MB less.
     sys.modules["OpenSSL"] = sys.modules["ssl"] = None  # type: ignore[assignment]
-    from cortex.embedded_machine import Machine, read_setup
+    from cortex.embedded.machine import Machine, read_setup
 
     setup = read_setup(life)
     if setup is None:  # the client needs no session after all, or is gone

@@ -26,10 +26,10 @@ from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
 from cortex.ids import Role
-from cortex.journal_desk import JournalDesk
 from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
 from cortex.private_files import lock_file, make_private_folder
-from cortex.server import Server
+from cortex.server.journal_desk import JournalDesk
+from cortex.server.server import Server
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
 from cortex.wire import tls

@@ -18,16 +18,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
-from cortex.blob_desk import BlobDesk
 from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, VersionMismatch
 from cortex.ids import Role, new_job_id
-from cortex.input_relay import InputRelay
 from cortex.job.bundle import Bundle
-from cortex.job_ledger import JobLedger
-from cortex.job_logs import LogDesk
-from cortex.journal_desk import JournalDesk
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
-from cortex.part_relay import PartRelay, results_lost
 from cortex.scheduling.events import (
     CancelRequested,
     Event,
@@ -44,6 +38,12 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import job_statuses, node_statuses
+from cortex.server.blob_desk import BlobDesk
+from cortex.server.input_relay import InputRelay
+from cortex.server.job_ledger import JobLedger
+from cortex.server.journal_desk import JournalDesk
+from cortex.server.log_desk import LogDesk
+from cortex.server.part_relay import PartRelay, results_lost
 from cortex.storage.blob_store import BlobStore
 from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
@@ -137,6 +137,11 @@ class _Client:
         self.welcomed = False
         self.jobs: set[str] = set()
 
+    @property
+    def owner(self) -> str:
+        """Of its jobs: the id in its certificate, "" on one machine."""
+        return "" if self.peer is None else self.peer.id
+
 
 class Server:
     """`clock` is monotonic seconds; `reactor` needs `callLater` (and should time it by the same clock).
@@ -184,6 +189,8 @@ class Server:
             lambda job: job in self._scheduler.jobs or job in self._scheduler.kept,
         )
         self._client_of: dict[str, _Client] = {}
+        self._accepting: dict[str, _Client] = {}
+        """Jobs that are being written down -> the client to tell."""
         self._answers: dict[str, JobDone | JobFailed] = {}
         """Ends that are in the journal, until their clients have them."""
         self._told_before: dict[str, JobDone] = {}
@@ -341,15 +348,26 @@ class Server:
             client.link.send(ServerHello(self._versions, slots, memory_bytes))
 
     def _submit(self, client: _Client, request: SubmitJob) -> None:
-        job = new_job_id()
-        owner = client.peer.id if client.peer is not None else ""
+        job = request.job or new_job_id()
+        if self._ledger.owner(job) is not None:  # the answer was lost, with its connection or an earlier life
+            self._attach(client, job)
+            return
+        owner = client.owner
+        if job in self._accepting:  # not on the disk yet
+            if owner and owner == self._accepting[job].owner:
+                self._accepting[job] = client
+            else:
+                client.link.send(Refused(NotAllowed(f"{job} is no job of yours").report()))
+            return
         self._blobs.submitted(client, job, request.bundle)
+        self._accepting[job] = client
 
         def refuse(error: CortexError) -> None:
             self._blobs.job_ended(job)
-            client.link.send(Refused(error.report()))
+            self._accepting.pop(job).link.send(Refused(error.report()))
 
         def accept() -> None:
+            client = self._accepting.pop(job)
             self._ledger.accepted(job, request.spec.name, owner)
             self._give(job, client)
             client.link.send(JobAccepted(job))

@@ -1,0 +1,1 @@
+"""The client of a job, blocking and without Twisted: on this machine, and on a cluster."""

@@ -1,0 +1,287 @@
+"""Client - server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+import msgspec
+
+from cortex.errors import ErrorReport
+from cortex.ids import JOB_ID_OR_NONE
+from cortex.job.bundle import NO_BUNDLE, Bundle
+from cortex.job.plan import ClientFiles
+from cortex.job.spec import JobSpec
+from cortex.wire.messages.base import Counters, Message, Refused
+from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
+from cortex.wire.messages.node import NodeLog
+from cortex.wire.messages.tasks import OutputPart
+
+
+class ClientHello(Message, frozen=True):
+    versions: dict[str, str]
+
+
+class ServerHello(Message, frozen=True):
+    versions: dict[str, str]
+    slots: int
+    memory_bytes: int
+
+
+class OfferBlobs(Message, frozen=True):
+    """Before a job with a bundle: SHA-256 -> bytes of every blob in it. Answered with `BlobsWanted`."""
+
+    blobs: dict[str, int]
+
+
+class BlobsWanted(Message, frozen=True):
+    """Send these, one after the other, as far as the credit reaches; the others are here."""
+
+    blobs: tuple[str, ...]
+    credit_bytes: int
+
+
+class PutBlob(Message, frozen=True):
+    """The next bytes of a blob, in order; `last` with its end."""
+
+    sha256: str
+    data: bytes
+    last: bool
+
+
+class BlobsTaken(Message, frozen=True):
+    """So many more bytes may come; `stored` when every blob that was wanted is here."""
+
+    credit_bytes: int
+    stored: bool
+
+
+class SubmitJob(Message, frozen=True):
+    """`staging_dir`: a folder the client made, on the output's filesystem, where parts are written. The
+    blobs of `bundle` were stored on this connection.
+
+    A client that chose the job's id may send the same again over another connection when the answer did not
+    come: the job is taken once.
+    """
+
+    spec: JobSpec
+    code: bytes
+    sys_path: tuple[str, ...]
+    staging_dir: str
+    bundle: Bundle = NO_BUNDLE
+    client_files: ClientFiles = ()
+    """The input files that the client has; it sends what the nodes read of them, until the job's end."""
+    job: Annotated[str, msgspec.Meta(pattern=JOB_ID_OR_NONE)] = ""
+    """"": the server gives it one."""
+
+
+class JobAccepted(Message, frozen=True):
+    job: str
+
+
+class StageProgress(Message, frozen=True):
+    """`stage` is plan, scan, map or reduce; `bytes_total` is 0 while unknown."""
+
+    stage: str
+    tasks_done: int
+    tasks_total: int
+    tasks_running: int
+    bytes_done: int
+    bytes_total: int
+    rows_in: int
+    rows_out: int
+    seconds: float
+
+
+class JobProgress(Message, frozen=True):
+    job: str
+    stages: tuple[StageProgress, ...]
+    spilled_bytes: int
+    memory_bytes: int
+    memory_peak_bytes: int
+    memory_cap_bytes: int
+    slots: int = -1
+    """Of all nodes; 0: there is none that could run anything. -1: not said."""
+
+
+class TaskSummary(Message, frozen=True):
+    attempt: str
+    seconds: float
+    what: str
+    """What it worked on: file and offset, or the partition."""
+
+
+class JobReport(Message, frozen=True):
+    """What a finished (or failed) job did."""
+
+    job: str
+    name: str
+    seconds: float
+    stages: tuple[StageProgress, ...] = ()
+    rows_in: int = 0
+    bytes_in: int = 0
+    rows_out: int = 0
+    bytes_out: int = 0
+    groups: int = 0
+    spilled_bytes: int = 0
+    shuffled_bytes: int = 0
+    memory_peak_bytes: int = 0
+    memory_cap_bytes: int = 0
+    slots: int = 0
+    failed_attempts: int = 0
+    slowest: TaskSummary | None = None
+    counters: Counters = {}
+    notes: tuple[str, ...] = ()
+
+
+class JobDone(Message, frozen=True):
+    """Every part is staged and fsynced: the client commits them, then says JobReceived. Until then nodes keep
+    what they have of the job. Parts are in output order. It comes again when some were lost with a node
+    before the client had them, and have been made anew."""
+
+    job: str
+    report: JobReport
+    parts: tuple[OutputPart, ...]
+
+
+class JobFailed(Message, frozen=True):
+    job: str
+    error: ErrorReport
+    report: JobReport
+
+
+class AttachJob(Message, frozen=True):
+    """From another connection than the one that submitted it, after a lost link: this client follows its job
+    from now on. Answered with JobAccepted, and then with the job's end, if it has ended."""
+
+    job: str
+
+
+class CancelJob(Message, frozen=True):
+    job: str
+
+
+class GetStatus(Message, frozen=True):
+    """What the cluster is doing now."""
+
+
+class GetLogs(Message, frozen=True):
+    """What the code of a job of mine wrote (an admin: of any). Answered with `JobLogs`."""
+
+    job: str
+
+
+class JobLogs(Message, frozen=True):
+    job: str
+    logs: tuple[NodeLog, ...]
+    """Of nodes where it wrote something."""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """A node as the server sees it. `silent`: its leases have expired, but its link is still there."""
+
+    node: str
+    data_address: str
+    slots: int
+    running: int
+    memory_bytes: int
+    memory_cap_bytes: int
+    disk_free_bytes: int
+    heard_s: float
+    """Seconds since it was last heard."""
+    silent: bool
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """A job under way, or one that has ended (`state` done, failed or cancelled)."""
+
+    job: str
+    name: str
+    state: str
+    owner: str
+    """The id of the client that submitted it."""
+    seconds: float
+    stages: tuple[StageProgress, ...] = ()
+    error: str = ""
+
+
+class ClusterStatus(Message, frozen=True):
+    cluster: str
+    nodes: tuple[NodeStatus, ...]
+    jobs: tuple[JobStatus, ...]
+
+
+class JobReceived(Message, frozen=True):
+    """The client has committed (or given up) the output: server and nodes forget the job. A cluster's server
+    answers JobForgotten when it has that in its journal."""
+
+    job: str
+
+
+class JobForgotten(Message, frozen=True):
+    job: str
+
+
+class FetchPart(Message, frozen=True):
+    """Of a job that is done: send this part, which lies on a node, from `offset` on. Answered with
+    `PartBytes` in order, as far as the credit reaches, or with `PartLost`."""
+
+    job: str
+    staged_as: str
+    credit_bytes: int
+    offset: int = 0
+
+
+class PartTaken(Message, frozen=True):
+    """So many more bytes of the part may come."""
+
+    job: str
+    staged_as: str
+    credit_bytes: int
+
+
+class PartBytes(Message, frozen=True):
+    job: str
+    staged_as: str
+    data: bytes
+    last: bool
+
+
+class PartLost(Message, frozen=True):
+    """The part is gone with its node: the job goes on, and another JobDone (or JobFailed) follows."""
+
+    job: str
+    staged_as: str
+    error: ErrorReport
+
+
+ToServer = Union[  # noqa: UP007
+    ClientHello,
+    OfferBlobs,
+    PutBlob,
+    SubmitJob,
+    AttachJob,
+    CancelJob,
+    GetLogs,
+    JobReceived,
+    FetchPart,
+    PartTaken,
+    GetStatus,
+    InputBytes,
+    InputUnread,
+]
+FromServer = Union[  # noqa: UP007
+    ServerHello,
+    BlobsWanted,
+    BlobsTaken,
+    JobAccepted,
+    JobProgress,
+    JobDone,
+    JobFailed,
+    JobLogs,
+    JobForgotten,
+    PartBytes,
+    PartLost,
+    ClusterStatus,
+    ReadInput,
+    Refused,
+]

@@ -1,0 +1,127 @@
+"""What an executor can be asked to do, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Union
+
+import msgspec
+
+from cortex.job.output_types import OutputTypes
+from cortex.job.plan import ClientFiles, InputPlan, Split
+from cortex.wire.messages.base import Counters, Message
+
+
+class PlanTask(Message, frozen=True):
+    """Find the input files, their columns and splits."""
+
+    client_files: ClientFiles = ()
+    """What the job's client has found of them."""
+
+
+class ScanTask(Message, frozen=True):
+    """Quote states at the ends of consecutive splits of one file.
+
+    `boundaries` are n + 1 offsets. With `start_state` UNKNOWN only the cheap hypotheses are tried.
+    """
+
+    file: int
+    boundaries: tuple[int, ...]
+    start_state: int
+
+
+class MapTask(Message, frozen=True):
+    map_index: int
+    splits: tuple[Split, ...]
+
+
+class MapBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):  # a table may have thousands
+    """Where the outputs of neighbouring maps are, from map `first` on."""
+
+    first: int
+    runs: tuple[int, ...]
+    """Pairs, in map order: so many maps next to each other, and the number of the node that has their
+    outputs (see `MapLocations`)."""
+    redone: dict[int, int] = {}
+    """Map -> number of the attempt that made its output, where that is not 0."""
+
+
+class ReduceTask(Message, frozen=True):
+    """`spans` are pairs: the first of some neighbouring maps, and the one behind the last.
+
+    They name the inputs in map order: values reach the reducer in it. Every map with rows for the
+    partition is among them, and some that have none may be.
+    """
+
+    partition: int
+    spans: tuple[int, ...] = ()
+    inputs: tuple[MapBlock, ...] = ()
+    """Empty from the server; filled in by the node, from the job's MapLocations."""
+    version: int = 0
+    """Of the job's map outputs, as it was leased: a later life of the server asks for it."""
+
+
+Task = Union[PlanTask, ScanTask, MapTask, ReduceTask]  # noqa: UP007 (msgspec reads it at run time)
+
+
+class PlanResult(Message, frozen=True):
+    plan: InputPlan
+
+
+class ScanResult(Message, frozen=True):
+    """`ends[i][s]`: state at boundaries[i + 1] if the state at boundaries[i] is s (OUT, IN, CLOSED);
+    UNKNOWN where only a scan with a known start can tell."""
+
+    ends: tuple[tuple[int, int, int], ...]
+
+
+PartName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
+"""A node says it, and a client makes a file of it: no way out of a folder."""
+
+
+class OutputPart(Message, frozen=True):
+    """A finished, fsynced file in the job's staging folder, not yet visible to the user."""
+
+    name: PartName
+    """File name as it will be in the output folder, such as ``part-00003.csv``."""
+    staged_as: PartName
+    """File name in the staging folder: the attempt's own."""
+    rows: int
+    size_bytes: int
+    columns: tuple[tuple[str, str], ...]
+    """(name, Arrow type name)."""
+    node: str = ""
+    """The node that has it; "" where it lies in the client's own staging folder."""
+
+
+class TaskStats(Message, frozen=True):
+    rows_in: int = 0
+    bytes_in: int = 0
+    rows_out: int = 0
+    bytes_out: int = 0
+    spilled_bytes: int = 0
+    shuffled_bytes: int = 0
+    groups: int = 0
+
+
+class MapResult(Message, frozen=True):
+    map_index: int
+    stats: TaskStats
+    partition_rows: tuple[int, ...] = ()
+    """Rows in the run file for each partition; () for a map-only job."""
+    row_checksum: int = 0
+    """Order-independent sum of row hashes, modulo 2**64."""
+    parts: tuple[OutputPart, ...] = ()
+    counters: Counters = {}
+    types: OutputTypes = OutputTypes()
+    """Of the rows in the run file, or in the parts."""
+
+
+class ReduceResult(Message, frozen=True):
+    partition: int
+    stats: TaskStats
+    parts: tuple[OutputPart, ...] = ()
+    counters: Counters = {}
+    types: OutputTypes = OutputTypes()
+
+
+Result = Union[PlanResult, ScanResult, MapResult, ReduceResult]  # noqa: UP007
