@@ -267,10 +267,9 @@ def test_a_node_whose_spill_folder_is_gone_leaves_the_job_to_others(
     run = Run(tmp_path, cluster, "plan", "map", "reduce")
     assert run.bytes() == expected
     assert {node for _, node, *_ in run.begun("map")} == {"node2"}
-    assert any("cannot make a folder for spilled data" in note for note in run.result().report.notes)
-    # Its executors' logs lay there, too: when it needs new ones it ends, and says why.
-    if cluster.nodes["node1"].poll() is not None:
-        assert cluster.nodes["node1"].returncode == 1
+    if not any("cannot make a folder for spilled data" in note for note in run.result().report.notes):
+        # Its executors' logs lay there, too: when it needs new ones first it ends, and says why.
+        assert cluster.nodes["node1"].wait(PATIENCE_S) == 1
         assert "executors in a row ended before they could be used" in cluster.output("node1")
 
 
