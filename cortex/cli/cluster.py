@@ -30,7 +30,7 @@ _SERVER_PORT = 8786
 _NODE_PORT = 8787
 
 
-def _of_cluster(function: _F) -> _F:
+def of_cluster(function: _F) -> _F:
     """Options of commands that ask the server."""
     server = click.option(
         "--server",
@@ -49,7 +49,7 @@ def settings(**flags: Any) -> Config:
     return config
 
 
-def _connect(home: str | None, server: str | None) -> ClusterConnection:
+def connected(home: str | None, server: str | None) -> ClusterConnection:
     from cortex.client.cluster_client import ClusterConnection
 
     config = settings(home=home, server=server)
@@ -217,7 +217,7 @@ def login(line: str | None, home: str | None) -> int:
 
 
 @click.command(name="status", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> int:
@@ -233,7 +233,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             while True:
                 found = connection.ask(GetStatus(), ClusterStatus)
                 if as_json:
@@ -252,7 +252,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
 def status_lines(found: ClusterStatus) -> list[str]:
     slots = sum(node.slots for node in found.nodes)
     running = sum(min(node.running, node.slots) for node in found.nodes)
-    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard"]
+    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard", "state"]
     rows = [
         [
             node.node,
@@ -262,13 +262,14 @@ def status_lines(found: ClusterStatus) -> list[str]:
             format_bytes(node.memory_bytes),
             format_bytes(node.memory_cap_bytes),
             format_bytes(node.disk_free_bytes) if node.disk_free_bytes >= 0 else "?",
-            f"{node.heard_s:.0f} s ago" + (", silent" if node.silent else ""),
+            f"{node.heard_s:.0f} s ago",
+            node.state,
         ]
         for node in found.nodes
     ]
-    lines = [
-        f"cluster {found.cluster}: {counted(len(rows), 'node')}, {running} of {counted(slots, 'slot')} busy"
-    ]
+    rows += [[node.node, *["?"] * 7, f"expected {node.leaves_in_s:.0f} s"] for node in found.expected]
+    nodes, busy = counted(len(found.nodes), "node"), f"{running} of {counted(slots, 'slot')} busy"
+    lines = [f"cluster {found.cluster}: {nodes}, {busy}"]
     lines += aligned(head, rows, {2, 3, 4, 5, 6}) if rows else []
     return lines + job_lines([job for job in found.jobs if not _ended(job)])
 
@@ -292,7 +293,7 @@ def _tasks_done(job: JobStatus) -> str:
 
 
 @click.command(name="jobs", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     """List jobs: those under way, and the last that ended.
@@ -306,7 +307,7 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(GetStatus(), ClusterStatus).jobs
         if as_json:
             print_json(plain(found))
@@ -320,7 +321,7 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 @click.command(name="job", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait for its end; the exit code is then the job's.")
-@_of_cluster
+@of_cluster
 @as_json
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
     """Show one job.
@@ -334,7 +335,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             while True:
                 known = connection.ask(GetStatus(), ClusterStatus).jobs
                 found = next((each for each in known if each.job == job_id), None)
@@ -354,7 +355,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
 
 @click.command(name="cancel", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def cancel(job_id: str, home: str | None, server: str | None) -> int:
     """Cancel a job of yours (or, as admin, any).
 
@@ -366,7 +367,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import CancelJob, ClusterStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             known = connection.ask(CancelJob(job_id), ClusterStatus).jobs
         state = next((each.state for each in known if each.job == job_id), "cancelled")
         print(f"{job_id} is {state}" + ("" if state == "cancelled" else ": it had ended before"))
@@ -377,7 +378,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="logs", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 @as_json
 def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> int:
     """Show what the code of a job of yours wrote on its nodes: the last lines of each.
@@ -390,7 +391,7 @@ def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> in
     def command() -> int:
         from cortex.wire.messages import GetLogs, JobLogs
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(GetLogs(job_id), JobLogs)
         if as_json:
             print_json(plain(found))
@@ -423,7 +424,7 @@ def token() -> None:
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )
 @click.option("--uses", type=click.IntRange(min=1), default=TOKEN_USES, show_default=True)
-@_of_cluster
+@of_cluster
 @as_json
 def token_create(
     role: str, hours: float, uses: int, home: str | None, server: str | None, as_json: bool
@@ -433,7 +434,7 @@ def token_create(
     def command() -> int:
         from cortex.wire.messages import CreateToken, TokenCreated
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             made = connection.ask(CreateToken(Role(role), hours * 3600, uses), TokenCreated)
         if as_json:
             print_json(plain(made))
@@ -445,7 +446,7 @@ def token_create(
 
 
 @token.command(name="list", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     """List join tokens, without their secrets."""
@@ -453,7 +454,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ListTokens, TokenList
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(ListTokens(), TokenList).tokens
         if as_json:
             print_json(plain(found))
@@ -477,7 +478,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
 
 @token.command(name="revoke", context_settings=HELP)
 @click.argument("token_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     """End a join token, or put out the member of this id.
 
@@ -493,7 +494,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, RevokePeer, RevokeToken
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             if token_id == connection.identity.id:
                 raise UsageError(f"{token_id} is you", cure="another admin may put you out")
             revoke = RevokeToken(token_id) if is_token_id(token_id) else RevokePeer(token_id)
@@ -506,7 +507,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="kill-cluster", context_settings=HELP)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_of_cluster
+@of_cluster
 def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     """End every node and the server. Jobs under way are lost.
 
@@ -519,7 +520,7 @@ def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, KillCluster
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             if not yes:
                 click.confirm(f"End the cluster at {connection.endpoint}?", abort=True)
             connection.ask(KillCluster(), AdminDone)

@@ -57,10 +57,12 @@ from cortex.wire.messages import (
     BlobChunk,
     BlobLost,
     CannotServe,
+    Drain,
     DropPart,
     EndJob,
     FetchAhead,
     FromNode,
+    GivenBack,
     Heartbeat,
     InputBytes,
     InputUnread,
@@ -134,6 +136,7 @@ class Node:
         shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
         | None = None,
         keep_reports: bool = False,
+        host: str = "",
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -143,6 +146,9 @@ class Node:
         self._plan = plan
         self._folders = SpillFolders(spill_dirs)
         self._data_address = data_address
+        self._host = host
+        self._drain_until: float | None = None
+        """It was told to drain, and until when it may work."""
         self._versions = versions
         self._failed = failed
         self._shut_down = shut_down
@@ -218,6 +224,8 @@ class Node:
                 self._data_address,
                 tuple(sorted(job for job, each in self._jobs.items() if not each.ended)),
                 attempts,
+                -1.0 if self._drain_until is None else max(0.0, self._drain_until - self._clock()),
+                self._host,
             )
         )
         for report, _ in self._reports.values():
@@ -239,6 +247,10 @@ class Node:
             self._input.server_gone()
         for job in self._jobs.values():
             job.outputs = LocationTable()  # it is told anew; tasks that are here have what they need of it
+
+    @property
+    def incarnation(self) -> str:
+        return self._incarnation
 
     def start_over(self, ready: Callable[[], None]) -> None:
         """The server counts this node as lost: drop every job. `ready()` when a `hello` may be said, of a
@@ -287,6 +299,8 @@ class Node:
                 self._reports.pop(attempt, None)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, Drain):
+            self._drain(message)
         elif isinstance(message, SendLogs):
             self._send_logs(message)
         elif isinstance(message, SendPart):
@@ -444,6 +458,19 @@ class Node:
             self._reports.pop(attempt, None)
             self._pool.revoke(attempt)
         self.room()
+
+    def _drain(self, message: Drain) -> None:
+        """What has not begun goes back; what runs goes on."""
+        if message.seconds < 0:
+            self._drain_until = None
+            return
+        self._drain_until = self._clock() + message.seconds
+        waiting = [run.attempt for _, run in (*self._queue, *self._bringing.values())]
+        self._queue.clear()
+        for attempt in waiting:
+            self._forget(attempt)
+        if waiting:
+            self._send(GivenBack(self._name, self._incarnation, tuple(waiting)))
 
     def _send_logs(self, message: SendLogs) -> None:
         assert self._pool is not None

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cortex.errors import EXIT_DONE, CortexError, SpillFull, Unreachable, UsageError
+from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError, SpillFull, Unreachable, UsageError
 from cortex.ids import Role
 from cortex.limits import NODE_EXIT_S_MAX, REDIAL_FIRST_S, REDIAL_S_MAX, UNIX_PATH_BYTES_MAX
 from cortex.memory_plan import MemoryPlan, plan_memory
@@ -43,7 +43,8 @@ def run_node(
     slots: int,
     spill_dirs: Sequence[str],
 ) -> int:
-    """Work until SIGTERM, SIGINT or the end of the cluster; gives the exit code.
+    """Work until SIGTERM, SIGINT, the end of the cluster or of this node's drain; gives the exit code. A
+    second signal ends it on the spot, with EXIT_INTERRUPTED.
 
     0 `memory_bytes` or `slots`: what the machine has. Raises UsageError, MemoryTooSmall, JoinRefused,
     NotTrusted, or what the node failed with later.
@@ -122,8 +123,17 @@ def _serve(
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
     )
+    signals = 0
+
+    def asked(*_: Any) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:  # the template kills the executors; the next node removes what was spilled
+            os._exit(EXIT_INTERRUPTED)
+        reactor.callFromThread(stop)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: reactor.callFromThread(stop))
+        signal.signal(number, asked)
     reactor.callWhenRunning(node.start, template, os.path.join(runtime, "executors.sock"))
     reactor.run(installSignalHandlers=False)
     if failure:

@@ -127,7 +127,8 @@ class JobRun:
 
     def next_task(self, node: Node, slots: int, now: float) -> Running | None:
         """Lease the next task to `node`, if one can run now; `slots` is how many all nodes have."""
-        stage = None if self.held_back or node.name in self.unfit else self._next_stage(slots)
+        able = node.name not in self.unfit and node.works_for(self.job)
+        stage = self._next_stage(slots) if able and not self.held_back else None
         if stage is None:
             return None
         table = self._tables[stage]
@@ -547,6 +548,19 @@ class JobRun:
             self.progress.stages[MAP].ended_at = None
             self._step(JobEvent.MAP_LOST)
 
+    def needs_of(self, node: str) -> str:
+        """What of this job lies on `node` alone and may still be needed; "" for nothing."""
+        made = self._parts_at.get(node, ())
+        if any(part.node == node for index in made for part in self._parts.get(index, ())):
+            return "parts of the result"
+        under_way = self.state in (JobState.MAPPING, JobState.REDUCING) and not self.map_only
+        return "map outputs" if under_way and self._outputs.are_on(node) else ""
+
+    def no_more_reduces_for(self, node: str) -> None:
+        """What it was to fetch ahead is anybody's."""
+        if self._ahead.pop(node, None) is not None:
+            self._prefetch.forget(node)
+
     def part_lost(self, staged_as: str) -> None:
         """A part cannot be read at its node. One that is not of the output (any more) changes nothing."""
         found = [i for i, parts in self._parts.items() if any(part.staged_as == staged_as for part in parts)]
@@ -593,7 +607,8 @@ class JobRun:
 
     def waits_for_others(self, node: Node, slots: int) -> bool:
         """It has a task to lease that this node cannot run, and others may."""
-        return node.name in self.unfit and self._next_stage(slots) is not None
+        able = node.name not in self.unfit and node.works_for(self.job)
+        return not able and self._next_stage(slots) is not None
 
     def unfit_notes(self) -> tuple[str, ...]:
         notes = list(self._unfit_notes.values())

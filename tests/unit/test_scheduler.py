@@ -54,7 +54,7 @@ class Driver:
         self.last = self.scheduler.handle(event, self.now)
         lines = []
         for instruction in self.last:
-            message = instruction.message
+            message = getattr(instruction, "message", None)
             if isinstance(message, m.MapLocations):
                 self.table(instruction.node, message.job).update(message)  # type: ignore[union-attr]
             else:
