@@ -603,6 +603,25 @@ def test_a_wrong_secret_is_refused_and_costs_no_use(server: Server, tmp_path: Pa
     assert join(server.line_of(token), tmp_path / "n").role is Role.NODE
 
 
+def test_the_secret_of_a_token_is_never_sent_not_even_inside_tls(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = server.store.create(Role.NODE, 600, 1, time.time())
+    sent: list[bytes] = []
+    send = joiner._Connection.send
+
+    def recorded(self: Any, data: bytes) -> None:
+        sent.append(data)
+        send(self, data)
+
+    monkeypatch.setattr(joiner._Connection, "send", recorded)
+    assert join(server.line_of(token), tmp_path / "n").role is Role.NODE
+    said = b"".join(sent)
+    assert token.id.encode() in said
+    assert token.secret not in said
+    assert token.secret.hex().encode() not in said
+
+
 def test_a_recorded_join_is_worth_nothing_on_another_connection(server: Server, tmp_path: Path) -> None:
     token = server.store.create(Role.NODE, 600, 9, time.time())
     _, request = joiner._prepare(str(tmp_path / "n"))
