@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 import cortex
 from cortex.clusters import _free_port
 from cortex.errors import Cancelled
+from cortex.limits import HEARTBEAT_S
 from tests.integration.test_cluster import Running, Words, slow, wait_for
 
 PATIENCE_S = 60.0
@@ -259,6 +261,23 @@ def test_a_class_typed_into_a_notebook_runs_on_the_cluster(
         timeout=PATIENCE_S,
     )
     assert (done.stdout, done.stderr) == ("{'aa': 2}\n", "")
+
+
+def test_status_tells_for_how_long_a_node_was_not_heard(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
+    process = cluster.nodes["node1"]
+    own = wait_for(lambda: members(cluster) if len(members(cluster)) == 1 else None)  # others' nodes are gone
+
+    def heard_s() -> float:
+        return next(node.heard_s for node in cluster.client.status().nodes if node.node in own)
+
+    process.send_signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: heard_s() > 2 * HEARTBEAT_S)
+        shown = command(tmp_path, "status", *of(cluster)).stdout
+        assert int(shown.split(" s ago")[0].split()[-1]) >= 2 * HEARTBEAT_S - 1
+    finally:
+        process.send_signal(signal.SIGCONT)
+    wait_for(lambda: heard_s() < HEARTBEAT_S)
 
 
 def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
