@@ -52,7 +52,7 @@ class DrainDriver(Driver):
 
 def reduce_result(index: int, rows: int, number: int = 0) -> m.ReduceResult:
     part = m.OutputPart(f"part-{index}", f"staged-{index}-{number}", 1, 2, ())
-    return m.ReduceResult(index, m.TaskStats(rows_in=rows), (part,))
+    return m.ReduceResult(index, m.TaskStats(rows_in=rows, bytes_in=10 * rows), (part,))
 
 
 def two_nodes(splits: int = 4, slots: int = 1) -> DrainDriver:
