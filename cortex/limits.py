@@ -192,6 +192,10 @@ NODE_CERTIFICATE_S: Final = 30 * DAY_S  # renewed by the node itself while it is
 CLIENT_CERTIFICATE_S: Final = 90 * DAY_S  # people come back after weeks: a client's, and an admin's
 CERTIFICATE_BACKDATE_S: Final = 3600.0  # clocks of two machines may differ by this much
 RENEW_AFTER_FRACTION: Final = 2 / 3  # of a certificate's life: a third is left to reach the server in
+RENEW_RETRY_S: Final = 60.0  # after a renewal that failed, or was not possible yet
+AUTHORITY_WARNED_S: Final = (
+    365 * DAY_S
+)  # before an authority's end the server's log says so: time for a new one
 TOKEN_S: Final = 1 * DAY_S  # a join token's life unless asked otherwise: a working day and its night
 TOKEN_S_MAX: Final = 365 * DAY_S
 TOKEN_USES: Final = 50  # joins a token allows unless asked otherwise

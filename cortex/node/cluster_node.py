@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
 from cortex.ids import server_name
-from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
+from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
 from cortex.node.node import Node
 from cortex.storage.filesystem import LocalFilesystem
@@ -37,7 +37,7 @@ from cortex.wire.join import Endpoint, parse_endpoint
 from cortex.wire.messages import CertificateRenewed, FromNode, Goodbye, Message, PeersRevoked, Refused
 from cortex.wire.peers import DialedProtocol, dial
 from cortex.wire.permissions import union_to
-from cortex.wire.renewal import Renewal
+from cortex.wire.renewal import Renewal, look_again_s
 from cortex.wire.versions import local_versions
 
 _log = Logger()
@@ -196,6 +196,7 @@ class ClusterNode:
         if error.code in _FINAL:
             self._fail(error)
         else:
+            self._renewing = None  # if that was refused it is tried again
             _log.warn("the server refused the node: {error}", error=error.message)
 
     def _lost(self, link: DialedProtocol[Any], error: CortexError | None) -> None:
@@ -251,7 +252,8 @@ class ClusterNode:
     # --- its own certificate ---
 
     def _look_at_certificate(self) -> None:
-        self._after("certificate", DAY_S, self._look_at_certificate)
+        again_s = look_again_s([self._identity], self._wall_clock())
+        self._after("certificate", again_s, self._look_at_certificate)
         if self._welcome and self._renewing is None and self._identity.renew_due(self._wall_clock()):
             self._renewing = Renewal(self._identity)
             assert self._link is not None
@@ -269,6 +271,9 @@ class ClusterNode:
             self._settings.options = tls.data_port(self._identity)
             _log.info("the node's certificate was renewed")
         self._renewing = None
+        self._after(
+            "certificate", look_again_s([self._identity], self._wall_clock()), self._look_at_certificate
+        )
 
     # --- time ---
 
