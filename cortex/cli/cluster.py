@@ -107,6 +107,12 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
     "--memory", metavar="SIZE", help="Cap of everything the node starts (default: half of the machine's)."
 )
 @click.option("--spill", multiple=True, metavar="DIR", help="Folder for temporary data; may be repeated.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="DIR",
+    help="Folder whose files the node may read and serve: jobs name them data:PATH; may be repeated.",
+)
 @click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
 def node(
     join: str | None,
@@ -115,6 +121,7 @@ def node(
     slots: str | None,
     memory: str | None,
     spill: tuple[str, ...],
+    data: tuple[str, ...],
     home: str | None,
 ) -> int:
     """Run a node of a cluster, in the foreground.
@@ -126,6 +133,7 @@ def node(
     Examples:
       cortex node --join head:8786/t0123456789ab-0123...
       cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex
+      cortex node --data /srv/logs --data /srv/archive
     """
 
     def command() -> int:
@@ -149,6 +157,7 @@ def node(
             memory_bytes=config.memory_bytes,
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
+            data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
         )
 
     return guarded(command)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cortex.class_spec import absolute_paths
+from cortex.class_spec import input_paths
 from cortex.cli.options import HELP, as_json, input_format, split_size
 from cortex.cli.terminal import aligned, counted, guarded, print_json, writing_out
 from cortex.errors import EXIT_DONE, UsageError
@@ -56,7 +56,7 @@ def _plan(paths: tuple[str, ...], split_bytes: int, form: str) -> InputPlan:
     from cortex.formats.planning import plan_inputs
 
     problems: list[str] = []
-    spec = InputSpec(paths=absolute_paths(list(paths), "input", problems), format=form)
+    spec = InputSpec(paths=input_paths(list(paths), problems), format=form)
     if problems:
         raise UsageError("\n".join(problems))
     return plan_inputs(spec, used_columns=None, split_bytes=split_bytes, reducers=-1)

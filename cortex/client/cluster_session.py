@@ -93,7 +93,7 @@ class ClusterSession:
         job's error (its `job_report` attribute tells what was done until then), Unreachable when the server
         does not come back, or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
         """
-        files = FoundFiles.find(spec.input.paths)
+        files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
         job = new_job_id()
         request = SubmitJob(spec, code, (), "", packed.bundle, files.listed, job)
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cortex.errors import EXIT_DONE, CortexError, SpillFull, Unreachable, UsageError
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import Role
 from cortex.limits import NODE_EXIT_S_MAX, REDIAL_FIRST_S, REDIAL_S_MAX, UNIX_PATH_BYTES_MAX
 from cortex.memory_plan import MemoryPlan, plan_memory
@@ -42,6 +43,7 @@ def run_node(
     memory_bytes: int,
     slots: int,
     spill_dirs: Sequence[str],
+    data_dirs: Sequence[str] = (),
 ) -> int:
     """Work until SIGTERM, SIGINT or the end of the cluster; gives the exit code.
 
@@ -49,6 +51,7 @@ def run_node(
     NotTrusted, or what the node failed with later.
     """
     plan = plan_memory(memory_bytes, slots)
+    roots = DataRoots(data_dirs)
     make_private_folder(home)
     lock = lock_file(os.path.join(home, _LOCK), f"another node lives in {home}")
     folder = os.path.join(home, _FOLDER)
@@ -63,9 +66,10 @@ def run_node(
         said = (
             f"cortex node {identity.id} of cluster {identity.cluster}: {plan.slots} slots,"
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
+            + (f", data in {', '.join(roots.folders)}" if roots else "")
         )
         print(said, flush=True)
-        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime)
+        return _serve(identity, folder, listen, advertise, plan, spills, roots, link, runtime)
     finally:
         for each in folders:
             each.remove()
@@ -86,6 +90,7 @@ def _serve(
     advertise: str,
     plan: MemoryPlan,
     spills: Sequence[str],
+    roots: DataRoots,
     template: socket.socket,
     runtime: str,
 ) -> int:
@@ -119,6 +124,7 @@ def _serve(
         advertise=advertise,
         plan=plan,
         spill_dirs=spills,
+        data_roots=roots,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
     )

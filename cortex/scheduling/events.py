@@ -1,7 +1,7 @@
 """What the scheduler is told, and what it answers. The edge (server.py) makes the first and obeys the second.
 
-Four of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`, `CannotServe`) and one of a
-client's (`JobReceived`) are events as they are.
+Of a node's messages those that it decides on (`AttemptFinished`, `Heartbeat`, `DataListed` and their like)
+and one of a client's (`JobReceived`) are events as they are.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    DataListed,
     FromServer,
     Heartbeat,
+    InputFound,
     JobReceived,
     NodeHello,
     SubmitJob,
@@ -104,6 +106,8 @@ Event = (
     | AttemptFailed
     | Heartbeat
     | CannotServe
+    | DataListed
+    | InputFound
     | CancelRequested
     | JobReceived
     | Tick

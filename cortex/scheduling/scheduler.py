@@ -47,8 +47,10 @@ from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    DataListed,
     EndJob,
     Heartbeat,
+    InputFound,
     JobDone,
     JobFailed,
     JobProgress,
@@ -100,6 +102,10 @@ class Scheduler:
         One whose result is lost before goes on."""
         self.stale_messages = 0
         self._turns: deque[str] = deque()
+        self._passed_over: list[Node] = []
+        """They found nothing that they may have now: asked again when there is something new, and on a
+        tick."""
+        self._openings = 0
         self._ticked_at: float | None = None
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -115,6 +121,8 @@ class Scheduler:
             CancelRequested: self._cancel_requested,
             PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
+            DataListed: self._data_listed,
+            InputFound: self._input_found,
             Tick: self._tick,
         }
 
@@ -137,6 +145,7 @@ class Scheduler:
             raise InternalError(f"job {event.job} was submitted twice")
         self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
         self._turns.append(event.job)
+        self._look_for_data(self.jobs[event.job], now)
 
     def _restored(self, event: Restored, now: float) -> None:
         self._expected = dict(event.nodes)
@@ -183,6 +192,9 @@ class Scheduler:
             node = self.leases.join(hello, now)
         self._compare(node, hello, expected == hello.incarnation, now)
         self._settle(now)
+        for job in list(self.jobs.values()):
+            job.survey.is_back(hello.node)
+            self._look_for_data(job, now)
 
     def _compare(self, node: Node, hello: NodeHello, expected: bool, now: float) -> None:
         """What the node says it holds with what we know: the two are the same afterwards."""
@@ -234,6 +246,8 @@ class Scheduler:
         self._claims.clear()
         for job in (*self.jobs.values(), *self.kept.values()):
             job.held_back = False
+        for job in list(self.jobs.values()):
+            self._look_for_data(job, now)
 
     def _node_away(self, event: NodeAway, now: float) -> None:
         node = self.leases.nodes.get(event.node)
@@ -266,6 +280,7 @@ class Scheduler:
     def _lose_results(self, name: str) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
+            job.holder_lost(name)  # a job that has failed by it ends on the next tick
         self._reopen()
 
     def _lose(self, job: JobRun, name: str) -> None:
@@ -285,6 +300,8 @@ class Scheduler:
             del self.kept[job.job]
             self.jobs[job.job] = job
             self._turns.append(job.job)
+            job.place()  # as it is now: nobody asked while it was done
+            self._ask_all(job)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -340,6 +357,8 @@ class Scheduler:
         node = self.leases.current(name, incarnation, now)
         if node is not None and node.silent:
             self.leases.revive(node)
+            for each in self.jobs.values():
+                self._ask(each, node)
             for job in sorted(node.told.keys() - self.jobs.keys() - self.kept.keys()):
                 del node.told[job]
                 self._out.append(SendToNode(name, EndJob(job)))
@@ -381,6 +400,40 @@ class Scheduler:
         job.look_for_fit_nodes(self._live_nodes(), now, wait=False)
         self._after(job, now)
 
+    def _data_listed(self, event: DataListed, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            if job.listed(event, self._nodes_here()):
+                self._ask_all(job)
+            self._after(job, now)
+
+    def _input_found(self, event: InputFound, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            job.found(event)
+
+    def _look_for_data(self, job: JobRun, now: float) -> None:
+        """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
+        yet."""
+        self._ask_all(job)
+        if job.look_for_data(self._nodes_here()):
+            self._ask_all(job)
+        if job.ended:
+            self._after(job, now)
+
+    def _ask_all(self, job: JobRun) -> None:
+        for node in self.leases.nodes.values():
+            self._ask(job, node)
+
+    def _ask(self, job: JobRun, node: Node) -> None:
+        question = job.ask(node.name) if node.hello.data_roots and node.is_here else None
+        if question is not None:
+            self._introduce(node, job)
+            self._out.append(SendToNode(node.name, question))
+
+    def _nodes_here(self) -> list[str]:
+        return sorted(node.name for node in self.leases.nodes.values() if node.is_here)
+
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
 
@@ -419,9 +472,12 @@ class Scheduler:
             self._lose_work(node, now)
         if self._restoring:
             self._wait_for_nodes(now)
+        self._ask_passed_over()
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if not job.ended:
+                job.look_for_holders(now)
             if job.ended:
                 self._after(job, now)
             else:
@@ -474,11 +530,20 @@ class Scheduler:
                 del node.told[job]
                 self._out.append(SendToNode(node.name, end))
 
+    def _ask_passed_over(self) -> None:
+        for node in self._passed_over:
+            self.leases.put_back(node)
+        self._passed_over.clear()
+
     def _dispatch(self, now: float) -> None:
         """Give nodes what they have room for, the roomiest first, each a share of what waits."""
         granted: dict[str, list[RunTask]] = {}
         left = GRANTS_PER_DECISION_MAX
-        passed_over: list[Node] = []
+        if self._passed_over:
+            openings = sum(job.openings for job in self.jobs.values())
+            if openings != self._openings:
+                self._openings = openings
+                self._ask_passed_over()
         while left > 0 and (node := self.leases.roomiest()) is not None:
             ready = sum(job.ready_tasks(self.leases.slots) for job in self.jobs.values())
             share = max(1, ready // self.leases.wanting)
@@ -486,14 +551,12 @@ class Scheduler:
             if not leased:
                 if not any(job.waits_for_others(node, self.leases.slots) for job in self.jobs.values()):
                     break
-                passed_over.append(node)
+                self._passed_over.append(node)
                 self.leases.set_aside(node)
                 continue
             left -= len(leased)
             tasks = granted.setdefault(node.name, [])
             tasks += [RunTask(running.attempt, running.task) for running in leased]
-        for node in passed_over:
-            self.leases.put_back(node)
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
 
@@ -536,6 +599,11 @@ class Scheduler:
         if job.planned_message is not None and not told.plan:
             told.plan = True
             self._out.append(SendToNode(node.name, job.planned_message))
+        if running is not None and job.may_read_from_afar(running):
+            holders = job.input_holders(told.holders, self.leases.nodes)
+            if holders is not None:
+                told.holders = job.survey.version
+                self._out.append(SendToNode(node.name, holders))
         if running is not None and running.stage == REDUCE:
             locations = job.locations(*told.locations)
             if locations is not None:
@@ -583,5 +651,6 @@ class Scheduler:
             failed_attempts=job.progress.failed_attempts,
             slowest=job.progress.slowest,
             counters=job.progress.counters,
+            locality=job.locality,
             notes=(*(job.plan.notes if job.plan is not None else ()), *job.unfit_notes()),
         )

@@ -20,6 +20,7 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
             node.disk_free_bytes,
             max(0.0, now - node.renewed_at),
             node.silent,
+            node.hello.data_roots,
         )
         for node in sorted(scheduler.leases.nodes.values(), key=lambda node: node.name)
     )
@@ -35,6 +36,7 @@ def job_statuses(scheduler: Scheduler, owners: Mapping[str, str], now: float) ->
             owners.get(run.job, ""),
             now - run.began_at,
             run.progress.stage_messages(now),
+            locality=run.locality,
         )
         for run in sorted(scheduler.jobs.values(), key=lambda run: run.began_at)
     )

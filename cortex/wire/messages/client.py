@@ -110,6 +110,20 @@ class TaskSummary(Message, frozen=True):
     """What it worked on: file and offset, or the partition."""
 
 
+class Locality(msgspec.Struct, frozen=True):
+    """Where the input of finished maps was read from. A map that read of several places is the farthest's."""
+
+    local_maps: int = 0
+    """On the node that ran them."""
+    local_bytes: int = 0
+    streamed_maps: int = 0
+    """From another node that has the file."""
+    streamed_bytes: int = 0
+    client_maps: int = 0
+    """From the job's client."""
+    client_bytes: int = 0
+
+
 class JobReport(Message, frozen=True):
     """What a finished (or failed) job did."""
 
@@ -131,6 +145,7 @@ class JobReport(Message, frozen=True):
     slowest: TaskSummary | None = None
     counters: Counters = {}
     notes: tuple[str, ...] = ()
+    locality: Locality = Locality()
 
 
 class JobDone(Message, frozen=True):
@@ -189,6 +204,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     heard_s: float
     """Seconds since it was last heard."""
     silent: bool
+    data_roots: int = 0
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -202,6 +218,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     seconds: float
     stages: tuple[StageProgress, ...] = ()
     error: str = ""
+    locality: Locality = Locality()
 
 
 class ClusterStatus(Message, frozen=True):
