@@ -16,6 +16,7 @@ from cortex.wire.messages import (
     CannotServe,
     DataListed,
     FromServer,
+    GivenBack,
     Heartbeat,
     InputFound,
     JobReceived,
@@ -23,6 +24,8 @@ from cortex.wire.messages import (
     SubmitJob,
     ToNode,
 )
+
+CANCELLED = "the job was cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,17 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The node gets no more work, finishes what it has, and is told to end when nothing of it is needed.
+    After `seconds` what it still runs, and what it keeps for jobs under way, is made elsewhere. `undo`: it
+    works again."""
+
+    node: str
+    seconds: float
+    undo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PartUnreadable:
     """A part of the output of a job cannot be read at its node, which lives."""
 
@@ -87,7 +101,7 @@ class PartUnreadable:
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
-    reason: str = "the job was cancelled"
+    reason: str = CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +122,8 @@ Event = (
     | CannotServe
     | DataListed
     | InputFound
+    | GivenBack
+    | DrainRequested
     | CancelRequested
     | JobReceived
     | Tick
@@ -138,7 +154,7 @@ class WriteDown:
 
 @dataclass(frozen=True, slots=True)
 class GiveUpNode:
-    """The node was away, and is lost now."""
+    """The node is lost now: it was away, or has been drained."""
 
     node: str
 

@@ -190,8 +190,13 @@ class Survey:
         most = max(counts.values(), default=0)
         return tuple(sorted(node for node, count in counts.items() if count == most)) if most else ()
 
-    def is_clients(self, file: int) -> bool:
-        return file < self.client_files
+    def has_alone(self, node: str) -> bool:
+        """Is there a file that nobody else has, the client neither?"""
+        if not any(self._held.get(node, b"")):
+            return False
+        members, set_of = self.sets()
+        alone = {number for number, each in enumerate(members) if each == (node,)}
+        return any(number in alone for number in set_of[self.client_files :])
 
     def lost_with(self, file: int) -> str:
         """The node that had this file last; "" if none is known."""

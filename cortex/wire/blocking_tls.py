@@ -32,8 +32,8 @@ _RECORD_BYTES_MAX = 16 * KIB + 256 + 5  # RFC 8446, 5.2: a TLSCiphertext and its
 class TlsSocket:
     """A connected TLS stream that behaves as a blocking socket. Owns the socket under it.
 
-    What `recv_into` does not hand out it does not hold back either: but for the beginning of a record, nothing
-    waits that a poll of `fileno` would not show.
+    What `recv_into` does not hand out it does not hold back either: but for the beginning of a record,
+    nothing waits that a poll of `fileno` would not show.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, name: str, who: str) -> None:
@@ -88,8 +88,8 @@ class TlsSocket:
         """
         if self._ended:
             return 0
-        # With these bytes a record may be complete that began with earlier ones, and all must fit: a poll would
-        # not show what is left.
+        # With these bytes a record may be complete that began with earlier ones, and all must fit: a poll
+        # would not show what is left.
         data = self._sock.recv(len(buffer) - _RECORD_BYTES_MAX)
         with self._tls_lock:
             if data:
