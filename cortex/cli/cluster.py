@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cortex.cli.locality import local_share, shares
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.config import Config, load_config
@@ -291,10 +292,18 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
     if not jobs:
         return []
     rows = [
-        [job.job, job.name, job.state, _tasks_done(job), format_seconds(job.seconds), job.owner]
+        [
+            job.job,
+            job.name,
+            job.state,
+            _tasks_done(job),
+            local_share(job.locality),
+            format_seconds(job.seconds),
+            job.owner,
+        ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "tasks", "time", "owner"], rows, {4})
+    return aligned(["job", "name", "state", "tasks", "maps", "time", "owner"], rows, {5})
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -356,7 +365,9 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
         if as_json:
             print_json(plain(found))
         else:
-            print("\n".join(job_lines([found]) + ([f"error: {found.error}"] if found.error else [])))
+            said = [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            said += [f"error: {found.error}"] if found.error else []
+            print("\n".join(job_lines([found]) + said))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)

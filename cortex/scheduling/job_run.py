@@ -66,6 +66,7 @@ from cortex.wire.messages import (
     MapTask,
     OutputNode,
     OutputPart,
+    PlanMade,
     PlanResult,
     PlanTask,
     ReduceResult,
@@ -226,6 +227,15 @@ class JobRun:
         sets = tuple(tuple(place[name] for name in each if name in place) for each in members)
         packed = struct.pack(f"<{len(set_of)}I", *set_of)
         return InputHolders(self.job, holders, sets, packed, survey.client_files)
+
+    def plan_made(self) -> PlanMade:
+        """The plan, for who asked for no more."""
+        assert self.plan is not None
+        members, set_of = self.survey.sets()
+        ids = [file.client_file for file in self.plan.files]
+        places = [set_of[number] if 0 <= number < len(set_of) else 0 for number in ids]
+        client = "".join("1" if 0 <= number < self.survey.client_files else "0" for number in ids)
+        return PlanMade(self.job, self.plan, tuple(members), tuple(places), client)
 
     def may_read_from_afar(self, running: Running) -> bool:
         """Also one that is at home: a plan looks at every file, and a map may have several."""
@@ -553,7 +563,7 @@ class JobRun:
             self._tables[MAP].needs_met(0, count)
         if not self.map_only:
             self._open_stage(REDUCE, TaskTable(plan.reducers, None, first))
-        self._step(JobEvent.PLANNED)
+        self._step(JobEvent.OUTPUT_DONE if self.request.plan_only else JobEvent.PLANNED)
 
     def _scanned(self, running: Running, result: ScanResult) -> None:
         assert isinstance(running.task, ScanTask)
@@ -599,7 +609,8 @@ class JobRun:
         if replaced is not None:
             self._count_map(length, *replaced, -1)
         self._count_map(length, stats, result.counters, 1)
-        self.locality = _counted(self.locality, result.origin)
+        if not self.request.staging_dir:  # on one machine all is at hand
+            self.locality = _counted(self.locality, result.origin)
 
     def _join_types(self, running: Running, types: OutputTypes) -> None:
         """Rows of all tasks of a stage must be alike, also of tasks whose rows never meet."""

@@ -589,6 +589,8 @@ class Scheduler:
         if job.state is JobState.DONE:
             self.kept[job.job] = job
             job.was_done = True
+            if job.request.plan_only:
+                self._out.append(SendToClient(job.job, job.plan_made()))
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import cortex
+from cortex.cli.__main__ import main
+from cortex.cli.progress import summary
 from cortex.errors import DataConflict, InputError, UsageError
 
 
@@ -115,3 +118,38 @@ def test_what_lies_on_one_node_alone_is_streamed_to_others(
     assert done.report.locality.client_maps == 0
     assert done.report.locality.streamed_maps > 0
     assert done.report.locality.local_maps > 0
+
+
+def test_a_cluster_shows_who_holds_what(
+    roots: list[Path],
+    cluster: cortex.LocalCluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CORTEX_HOME", str(cluster.folder / "server"))
+    mine = tmp_path / "mine.csv"
+    mine.write_text(rows(1, 100))
+    arguments = ["ls-splits", "data:logs/*.csv", "data:all.csv", str(mine), "--server", cluster.address]
+    assert main([*arguments, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    nodes = {node.node for node in cluster.client.status().nodes}
+    holders = {split["file"]: set(split["holders"]) for split in shown["splits"]}
+    assert holders.pop(str(mine)) == {"client"}
+    assert holders.pop("data:all.csv") == nodes
+    assert all(len(each) == 1 for each in holders.values())
+    assert set.union(*holders.values()) == nodes
+    assert main(arguments) == 0
+    assert "holder" in capsys.readouterr().out
+
+
+def test_shares_are_shown(
+    cluster: cortex.LocalCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = Totals(input="data:all.csv").run(cluster)
+    assert any("node-local" in line for line in summary(done))
+    monkeypatch.setenv("CORTEX_HOME", str(cluster.folder / "server"))
+    assert main(["job", done.report.job, "--server", cluster.address]) == 0
+    assert "node-local" in capsys.readouterr().out
+    assert main(["jobs", "--server", cluster.address, "--json"]) == 0
+    assert sum(job["locality"]["local_maps"] for job in json.loads(capsys.readouterr().out)) > 0

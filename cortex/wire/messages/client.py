@@ -9,7 +9,7 @@ import msgspec
 from cortex.errors import ErrorReport
 from cortex.ids import JOB_ID_OR_NONE
 from cortex.job.bundle import NO_BUNDLE, Bundle
-from cortex.job.plan import ClientFiles
+from cortex.job.plan import ClientFiles, InputPlan
 from cortex.job.spec import JobSpec
 from cortex.wire.messages.base import Counters, Message, Refused
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
@@ -72,6 +72,8 @@ class SubmitJob(Message, frozen=True):
     """The input files that the client has; it sends what the nodes read of them, until the job's end."""
     job: Annotated[str, msgspec.Meta(pattern=JOB_ID_OR_NONE)] = ""
     """"": the server gives it one."""
+    plan_only: bool = False
+    """The job is done when it is planned: `PlanMade` comes before its JobDone."""
 
 
 class JobAccepted(Message, frozen=True):
@@ -162,6 +164,19 @@ class JobFailed(Message, frozen=True):
     job: str
     error: ErrorReport
     report: JobReport
+
+
+class PlanMade(Message, frozen=True):
+    """The plan of a job that is no more than its plan."""
+
+    job: str
+    plan: InputPlan
+    sets: tuple[tuple[str, ...], ...]
+    """Nodes that have the same files."""
+    set_of: tuple[int, ...]
+    """For each file of the plan, the number of the set that has it."""
+    client_has: str
+    """For each file of the plan "1" if the client has it, else "0"."""
 
 
 class AttachJob(Message, frozen=True):
@@ -307,6 +322,7 @@ FromServer = Union[  # noqa: UP007
     BlobsTaken,
     JobAccepted,
     JobProgress,
+    PlanMade,
     JobDone,
     JobFailed,
     JobLogs,
