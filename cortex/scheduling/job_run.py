@@ -139,6 +139,8 @@ class JobRun:
         self._redos: dict[int, int] = {}
         self.survey = Survey(job, request.spec.input, request.client_files)
         self.locality = Locality()
+        self._input_holders: tuple[int, InputHolders] | None = None
+        """As of which version, one object for all nodes."""
         self._placements: dict[str, Placement] = {}
         """Of stages whose tasks read input that some nodes have at hand."""
         self._scan_lanes: dict[int, deque[int]] = {}
@@ -183,7 +185,8 @@ class JobRun:
         return True
 
     def found(self, answer: InputFound) -> None:
-        if self.survey.found(answer):
+        under_way = self.plan is not None and not self.held_back
+        if self.survey.found(answer) and (under_way or self.survey.settled):  # else there are more to come
             self.place()
 
     def holder_lost(self, node: str) -> None:
@@ -220,13 +223,17 @@ class JobRun:
         survey = self.survey
         if version == survey.version:
             return None
+        if self._input_holders is not None and self._input_holders[0] == survey.version:
+            return self._input_holders[1]
         members, set_of = survey.sets()
         numbers = {name: number for number, name in enumerate(sorted({n for each in members for n in each}))}
         holders = tuple(nodes[name].output_node for name in numbers if name in nodes)
         place = {each.node: number for number, each in enumerate(holders)}
         sets = tuple(tuple(place[name] for name in each if name in place) for each in members)
         packed = struct.pack(f"<{len(set_of)}I", *set_of)
-        return InputHolders(self.job, holders, sets, packed, survey.client_files)
+        message = InputHolders(self.job, holders, sets, packed, survey.client_files)
+        self._input_holders = survey.version, message
+        return message
 
     def plan_made(self) -> PlanMade:
         """The plan, for who asked for no more."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import re
 from array import array
 from collections.abc import Sequence
 from itertools import islice
@@ -21,6 +22,7 @@ from cortex.scheduling.task_state import TaskState, TaskTable
 
 LOST, ANY = 0, 1
 """Sets without nodes: of tasks that nobody can run now, and that anybody can."""
+_READY = re.compile(bytes([TaskState.READY]) + b"+")
 _COMPARED = 64  # sets that are looked at for the one with the most tasks: they may be thousands
 
 
@@ -48,14 +50,8 @@ class Placement:
 
     def _watch(self) -> None:
         self._table.watcher = self
-        states, total = self._table.states, len(self._table.states)
-        start = states.find(TaskState.READY)
-        while start >= 0:
-            end = start + 1
-            while end < total and states[end] == TaskState.READY:
-                end += 1
-            self.ready(start, end)
-            start = states.find(TaskState.READY, end)
+        for run in _READY.finditer(self._table.states):
+            self.ready(*run.span())
 
     # --- what the table tells ---
 

@@ -257,6 +257,7 @@ class Scheduler:
         for job in (*self.jobs.values(), *self.kept.values()):
             job.held_back = False
         for job in list(self.jobs.values()):
+            job.place()
             self._look_for_data(job, now)
 
     def _node_away(self, event: NodeAway, now: float) -> None:

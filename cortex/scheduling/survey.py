@@ -32,6 +32,8 @@ class Survey:
         self.data_files: DataFiles | None = None if self.names else ()
         """None: not known yet."""
         self._files: tuple[ClientFile, ...] | None = None if self.names else self._client
+        self._question: FindInput | None = None
+        """One object for all nodes: it may be large, and need be encoded only once."""
         self._asked: set[str] = set()
         """Nodes whose answer is due."""
         self._listed: dict[str, DataFiles] = {}
@@ -53,7 +55,9 @@ class Survey:
         if node in self._asked or node in self._held or not self._files:
             return None
         self._asked.add(node)
-        return FindInput(self._job, self._files, self._full)
+        if self._question is None:
+            self._question = FindInput(self._job, self._files, self._full)
+        return self._question
 
     def is_back(self, node: str) -> None:
         """Its link is another one: an answer that was due may be lost, and is asked for again."""
@@ -124,7 +128,7 @@ class Survey:
                     file.path, file.size_bytes, file.modified_ns, file.fingerprint
                 )
         self.data_files = ()
-        self._files = tuple(files)
+        self._files, self._question = tuple(files), None
         self._asked.clear()
         self._listed.clear()
 
