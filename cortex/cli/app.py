@@ -10,6 +10,7 @@ from cortex import __version__
 from cortex.cli import cluster, nodes
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
+from cortex.cli.put import put
 from cortex.cli.splits import ls_splits
 
 
@@ -63,6 +64,7 @@ def help_command(context: click.Context, command: str | None) -> None:
 
 cortex.add_command(mapreduce)
 cortex.add_command(ls_splits)
+cortex.add_command(put)
 for _command in (
     cluster.server,
     cluster.node,

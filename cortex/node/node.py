@@ -48,6 +48,7 @@ from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
+from cortex.node.put_keeper import PutKeeper
 from cortex.node.spill_folders import SpillFolders
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
@@ -64,6 +65,7 @@ from cortex.wire.messages import (
     Drain,
     DropPart,
     EndJob,
+    EndPut,
     FetchAhead,
     FindInput,
     FromNode,
@@ -73,12 +75,15 @@ from cortex.wire.messages import (
     InputHolders,
     InputUnread,
     JobPlanned,
+    KeepPart,
     Lease,
     ListData,
     MapLocations,
+    NameParts,
     NodeHello,
     NodeLog,
     OpenJob,
+    OpenPut,
     PartCredit,
     ReduceTask,
     ReportsKept,
@@ -182,6 +187,9 @@ class Node:
         if data_roots:
             in_thread, from_thread = self._finders.callInThread, reactor.callFromThread
             self.held = HeldInputs(name, data_roots, self._tell, in_thread, from_thread)
+        self._puts: PutKeeper | None = None
+        if data_roots:
+            self._puts = PutKeeper(name, data_roots, self._tell, WorkThread(reactor, "puts"))
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
@@ -221,6 +229,9 @@ class Node:
                 fetcher=self._input_fetcher,
                 learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
             )
+        if self._puts is not None:
+            self._puts.reader = self._input
+            self._puts.start()
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -270,6 +281,8 @@ class Node:
     def server_lost(self) -> None:
         """The link to the server has ended. What it asks for now is not known any more; all else goes on."""
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.server_lost()
         if self._shuffle is not None:
             self._shuffle.server_gone()
         if self._input is not None:
@@ -354,6 +367,9 @@ class Node:
         elif isinstance(message, FindInput):
             assert self.held is not None
             self.held.find(message)
+        elif isinstance(message, OpenPut | KeepPart | NameParts | EndPut):
+            assert self._puts is not None
+            self._puts.receive(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -368,6 +384,8 @@ class Node:
         self._queue.clear()
         self._bringing.clear()
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.stop()
         self._bundle_thread.stop()
 
         def executors_gone() -> None:

@@ -1,9 +1,9 @@
 """Every message between processes, as msgspec structs: decoding one is checking it.
 
-A module a link: `executor`, `inputs`, `node`, `client`, `admission`, `segments`, `embedded`, and what all of
-them say in `base` and `tasks`. A frame holds one message of the link's union (see `cortex.wire.framing`; for
-who may send what to the server, see `cortex.wire.permissions`). User code and results are opaque bytes on
-the way.
+A module a link: `executor`, `inputs`, `node`, `client`, `admission`, `segments`, `embedded`; `puts` for those
+of ``cortex put``, and what all of them say in `base` and `tasks`. A frame holds one message of the link's
+union (see `cortex.wire.framing`; for who may send what to the server, see `cortex.wire.permissions`). User
+code and results are opaque bytes on the way.
 """
 
 from cortex.wire.messages.admission import (
@@ -132,6 +132,22 @@ from cortex.wire.messages.node import (
     StartJob,
     ToNode,
 )
+from cortex.wire.messages.puts import (
+    BeginPut,
+    EndPut,
+    FinishPut,
+    KeepPart,
+    NameParts,
+    OfferPart,
+    OpenPut,
+    PartGone,
+    PartKept,
+    PartsNamed,
+    PartStored,
+    PutBegun,
+    PutDone,
+    PutOpened,
+)
 from cortex.wire.messages.segments import (
     FetchSegment,
     FromSegmentServer,
@@ -162,6 +178,7 @@ __all__ = [
     "AttachJob",
     "AttemptFailed",
     "AttemptFinished",
+    "BeginPut",
     "BlobChunk",
     "BlobLost",
     "BlobTaken",
@@ -181,6 +198,7 @@ __all__ = [
     "EmbeddedReady",
     "EmbeddedSetup",
     "EndJob",
+    "EndPut",
     "ExecutorExited",
     "ExecutorForked",
     "ExecutorHello",
@@ -189,6 +207,7 @@ __all__ = [
     "FetchPart",
     "FetchSegment",
     "FindInput",
+    "FinishPut",
     "ForkExecutor",
     "FromEmbedded",
     "FromExecutor",
@@ -224,6 +243,7 @@ __all__ = [
     "JobStatus",
     "Join",
     "Joined",
+    "KeepPart",
     "KillCluster",
     "Lease",
     "ListData",
@@ -235,26 +255,36 @@ __all__ = [
     "MapResult",
     "MapTask",
     "Message",
+    "NameParts",
     "NodeHello",
     "NodeLog",
     "NodeReads",
     "NodeStatus",
     "OfferBlobs",
+    "OfferPart",
     "OpenJob",
+    "OpenPut",
     "OutputNode",
     "OutputPart",
     "PartBytes",
     "PartChunk",
     "PartCredit",
+    "PartGone",
+    "PartKept",
     "PartLost",
     "PartName",
+    "PartStored",
     "PartTaken",
     "PartUnread",
+    "PartsNamed",
     "PeersRevoked",
     "PlanMade",
     "PlanResult",
     "PlanTask",
+    "PutBegun",
     "PutBlob",
+    "PutDone",
+    "PutOpened",
     "ReadInput",
     "ReduceResult",
     "ReduceTask",

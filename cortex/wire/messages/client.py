@@ -14,6 +14,7 @@ from cortex.job.spec import JobSpec
 from cortex.wire.messages.base import Counters, Message, Refused
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
 from cortex.wire.messages.node import NodeLog
+from cortex.wire.messages.puts import BeginPut, FinishPut, OfferPart, PartGone, PartKept, PutBegun, PutDone
 from cortex.wire.messages.tasks import OutputPart
 
 
@@ -315,6 +316,9 @@ ToServer = Union[  # noqa: UP007
     GetStatus,
     InputBytes,
     InputUnread,
+    BeginPut,
+    OfferPart,
+    FinishPut,
 ]
 FromServer = Union[  # noqa: UP007
     ServerHello,
@@ -331,5 +335,9 @@ FromServer = Union[  # noqa: UP007
     PartLost,
     ClusterStatus,
     ReadInput,
+    PutBegun,
+    PartKept,
+    PartGone,
+    PutDone,
     Refused,
 ]

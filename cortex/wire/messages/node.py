@@ -14,6 +14,15 @@ from cortex.limits import PROGRESS_S
 from cortex.wire.messages.base import Message
 from cortex.wire.messages.executor import JobPlanned, RunTask, TaskFailed, TaskFinished, TaskProgress
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
+from cortex.wire.messages.puts import (
+    EndPut,
+    KeepPart,
+    NameParts,
+    OpenPut,
+    PartsNamed,
+    PartStored,
+    PutOpened,
+)
 from cortex.wire.messages.tasks import MapBlock
 
 
@@ -336,6 +345,10 @@ ToNode = Union[  # noqa: UP007
     InputHolders,
     SendLogs,
     Drain,
+    OpenPut,
+    KeepPart,
+    NameParts,
+    EndPut,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -354,4 +367,7 @@ FromNode = Union[  # noqa: UP007
     DataListed,
     InputFound,
     NodeLog,
+    PutOpened,
+    PartStored,
+    PartsNamed,
 ]
