@@ -15,16 +15,17 @@ from dataclasses import dataclass
 
 from cortex.client.cluster_client import ClusterConnection
 from cortex.client.input_sender import InputSender
-from cortex.errors import InputError, NotAllowed, ProtocolError
+from cortex.errors import InputError, NotAllowed, ProtocolError, Unreachable
 from cortex.formats.file_parts import FileParts, Part
 from cortex.formats.input_bytes import LocalBytes
 from cortex.job.plan import InputFile
 from cortex.job.spec import InputSpec
-from cortex.limits import PUT_PARTS_AT_ONCE
+from cortex.limits import ANSWER_S_MAX, PUT_PARTS_AT_ONCE
 from cortex.private_folders import PrivateFolder, new_name
 from cortex.wire.messages import (
     BeginPut,
     FinishPut,
+    Message,
     OfferPart,
     PartGone,
     PartKept,
@@ -112,7 +113,7 @@ class _Putting:
                     self._made.append(part)
                 self._offer(number, self._made[number])
             if not self._offered.parts and not finished:
-                self._connection.send(FinishPut(len(self._made)))
+                self._send(FinishPut(len(self._made)))
                 finished = True
             said = self._connection.receive()
             if isinstance(said, ReadInput):
@@ -138,7 +139,17 @@ class _Putting:
 
     def _offer(self, number: int, part: Part) -> None:
         self._offered.parts[number] = part
-        self._connection.send(OfferPart(number, part.size_bytes, part.sha256))
+        self._send(OfferPart(number, part.size_bytes, part.sha256))
+
+    def _send(self, message: Message) -> None:
+        """Raises what the server said last, where it has closed the connection."""
+        try:
+            self._connection.send(message)
+        except Unreachable:
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    self._connection.receive(ANSWER_S_MAX)
+            raise
 
     def _part_kept(self, number: int) -> None:
         part = self._offered.parts.pop(number)

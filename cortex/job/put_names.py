@@ -9,7 +9,7 @@ a put that broke in its last moment left. Sorted by name, parts are in the file'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 PUT_NAME: Final = r"\A[^\x00-\x1f\x7f/\\*?\[\]{}:._ -][^\x00-\x1f\x7f/\\*?\[\]{}:]{0,99}\Z"
@@ -35,19 +35,21 @@ def is_part_name(name: str) -> bool:
     return _PART.fullmatch(name) is not None
 
 
-def missing_parts(names: Iterable[str]) -> str:
-    """What keeps these names of one folder from being all parts of one put, in words; "" for nothing, or when
-    none of them is a part's."""
-    found: dict[int, set[int]] = {}
+def lacking(names: Iterable[str], wanted: Callable[[str], bool]) -> str:
+    """What keeps these names, of one folder, from being all the parts of one put that are `wanted`, in words;
+    "" for nothing, or when none of them is a part's."""
+    found: dict[int, dict[int, str]] = {}
     for name in names:
         match = _PART.fullmatch(name)
         if match is not None:
-            found.setdefault(int(match[2]), set()).add(int(match[1]))
+            found.setdefault(int(match[2]), {})[int(match[1])] = match[3] or ""
     if len(found) > 1:
-        return "it has parts of several puts, of " + " and of ".join(map(str, sorted(found))) + " parts"
-    for parts, numbers in found.items():
-        lacking = parts - len(numbers)
-        if lacking:
-            first = next(number for number in range(parts) if number not in numbers)
-            return f"{lacking} of its {parts} parts are on no node that is here, the first is number {first}"
+        return f"there are parts of several puts, of {' and of '.join(map(str, sorted(found)))} parts"
+    for parts, endings in found.items():
+        ending = next(iter(endings.values()))
+        absent = [number for number in range(parts) if number not in endings]
+        absent = [number for number in absent if wanted(part_name(number, parts, ending))]
+        if absent:
+            said = f"{len(absent)} of its {parts} parts are on no node that is here"
+            return f"{said}, such as number {absent[0]}"
     return ""

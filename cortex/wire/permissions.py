@@ -65,7 +65,10 @@ def union_to(role: Role | None) -> Any:
 
 
 def not_allowed(role: Role | None, tag: str) -> NotAllowed | None:
-    """The error for a message named `tag` that a peer of this role sent; None if no role may send it."""
+    """The error for a message named `tag` that a peer of this role sent; None if no role may send it, or this
+    one may, and what it says is wrong."""
+    if any(tag == message.__name__ for message in MAY_SEND.get(role, ())):
+        return None
     if all(tag != message.__name__ for messages in MAY_SEND.values() for message in messages):
         return None
     return NotAllowed(f"a {_who(role)} may not send {tag}", cure=_CURES.get(role, ""))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import resource
 import time
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +17,12 @@ import pytest
 
 import cortex
 from cortex.cli.__main__ import main
+from cortex.client import put_session
+from cortex.client.cluster_client import ClusterConnection
+from cortex.client.put_session import put_file
+from cortex.errors import CortexError, DataIncomplete, InputChanged, PartDamaged
+from cortex.job.spec import InputSpec
+from cortex.wire import messages as m
 
 
 class Totals(cortex.MapReduceJob):
@@ -168,3 +176,126 @@ def test_gzip_is_put_decompressed_and_text_as_it_is(put, roots, tmp_path) -> Non
     assert b"".join(parts[name] for name in sorted(parts)).decode() == text
     copies = [sum((root / name).exists() for root in roots) for name in parts]
     assert copies == [2] * len(parts)
+
+
+def test_a_name_that_leads_out_is_refused_by_the_server_as_well(put, roots, cluster) -> None:  # type: ignore[no-untyped-def]
+    before = below(roots)
+    for name in ("../out", "a/b", ".."):
+        with (
+            ClusterConnection(cluster.config.home, cluster.config.server) as connection,
+            pytest.raises(CortexError, match=r"\$.name"),
+        ):
+            connection.ask(m.BeginPut(name, ".csv"), m.PutBegun)
+    assert below(roots) == before
+    assert not [path for root in roots for path in root.parent.glob("out*")]
+
+
+def _put(cluster: cortex.LocalCluster, path: Path, name: str, on_progress=lambda parts, size: None, **rest):  # type: ignore[no-untyped-def]
+    with ClusterConnection(cluster.config.home, cluster.config.server) as connection:
+        spec = InputSpec((str(path),))
+        return put_file(connection, str(path), spec, name, 20_000, on_progress=on_progress, **rest)
+
+
+def test_an_interrupted_put_leaves_nothing(roots, cluster, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "in.csv").write_text(rows(6, 20_000))
+    before = below(roots)
+
+    def interrupt(parts: int, size_bytes: int) -> None:
+        if parts == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _put(cluster, tmp_path / "in.csv", "interrupted", interrupt)
+    assert below(roots) == before
+    assert _put(cluster, tmp_path / "in.csv", "interrupted").parts > 3
+
+
+def test_a_file_that_changes_is_not_put(roots, cluster, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "in.csv"
+    path.write_text(rows(7, 20_000))
+    before = below(roots)
+
+    def change(parts: int, size_bytes: int) -> None:
+        if parts == 2:
+            with path.open("a") as file:
+                file.write("x,1\n")
+
+    with pytest.raises(InputChanged):
+        _put(cluster, path, "changed", change)
+    assert below(roots) == before
+
+
+def test_a_part_that_arrives_damaged_is_read_again(roots, cluster, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "in.csv"
+    path.write_text(rows(8, 10_000))
+    real, done = put_session._PartReads.read, set()
+
+    def damage(reads, number, offset, length, always=False):  # type: ignore[no-untyped-def]
+        data = real(reads, number, offset, length)
+        if number in (1, 3) and (always or number not in done):
+            done.add(number)
+            return data[:100] + bytes([data[100] ^ 1]) + data[101:]
+        return data
+
+    monkeypatch.setattr(put_session._PartReads, "read", damage)
+    report = _put(cluster, path, "damaged")
+    assert done == {1, 3}
+    parts = {name: data for name, data in below(roots).items() if name.startswith("damaged/")}
+    assert len(parts) == report.parts
+    head = b"name,value\r\n"
+    got = head + b"".join(parts[name].removeprefix(head) for name in sorted(parts))
+    assert got == path.read_bytes()
+
+    before = below(roots)
+    monkeypatch.setattr(put_session._PartReads, "read", partialmethod(damage, always=True))
+    with pytest.raises(PartDamaged):
+        _put(cluster, path, "damaged-again")
+    assert below(roots) == before
+
+
+def test_a_disk_that_fails_gets_no_parts(roots, cluster, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "in.csv"
+    path.write_text(rows(9, 20_000))
+    before = resource.prlimit(cluster.nodes["node1"].pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(cluster.nodes["node1"].pid, resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        report = _put(cluster, path, "full")
+    finally:
+        resource.prlimit(cluster.nodes["node1"].pid, resource.RLIMIT_FSIZE, before)
+    assert len(report.nodes) == 2
+    names = {name for name in below(roots) if name.startswith("full/")}
+    assert len(names) == report.parts
+    assert not (roots[0] / "full").exists()
+
+
+def test_a_node_that_is_killed_meanwhile(tmp_path, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "in.csv"
+    path.write_text(rows(10, 30_000))
+    roots = [tmp_path_factory.mktemp(f"kill{number}") for number in range(3)]
+    with cortex.LocalCluster(nodes=3, data=roots) as cluster:
+
+        def kill(parts: int, size_bytes: int) -> None:
+            if parts == 7 and cluster.nodes["node2"].poll() is None:
+                cluster.nodes["node2"].kill()
+                cluster.nodes["node2"].wait()
+
+        report = _put(cluster, path, "killed", kill)
+        assert len(report.nodes) == 2
+        assert not (roots[1] / "killed").exists()
+        there = {name for name in below([roots[0], roots[2]]) if name.startswith("killed/")}
+        assert len(there) == report.parts
+        Totals(input=path, output=tmp_path / "here").run()
+        Totals(input="data:killed/*", output=tmp_path / "there").run(cluster)
+        assert output(tmp_path / "there") == output(tmp_path / "here")
+
+        cluster.start_node("node2")
+        settled(roots)  # what it had of the put, it removes when it starts
+        cluster.nodes["node1"].kill()
+        cluster.nodes["node1"].wait()
+        deadline = time.monotonic() + 60
+        said = ""
+        while "on no node that is here" not in said:  # until the server has counted it as lost
+            assert time.monotonic() < deadline, said
+            with pytest.raises(DataIncomplete) as found:
+                Totals(input="data:killed/*").run(cluster)
+            said = found.value.message
