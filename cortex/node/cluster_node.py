@@ -33,6 +33,7 @@ from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
+from cortex.transfer.work_thread import WorkThread
 from cortex.wire import tls
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.identity import Identity, save_identity
@@ -127,6 +128,7 @@ class ClusterNode:
         self._stopping = False
         self._said_lost = False
         self._renewing: Renewal | None = None
+        self._disk = WorkThread(reactor, "identity")
         self._timers: dict[str, Any] = {}
 
     def start(self, template: Any, socket_path: str) -> None:
@@ -143,6 +145,7 @@ class ClusterNode:
             if timer.active():
                 timer.cancel()
         self._port.stopListening()
+        self._disk.stop()
         self._data.stop()
         if self._dialing is not None:
             self._dialing.cancel()
@@ -279,17 +282,32 @@ class ClusterNode:
             self._link.send(self._renewing.request)
 
     def _renewed(self, message: CertificateRenewed) -> None:
-        if self._renewing is None:
+        """It counts once it is on the disk; one that could not be put there is asked for again."""
+        renewing = self._renewing
+        if renewing is None:
             return
-        try:
-            self._identity = self._renewing.finish(message)
-            save_identity(self._folder, self._identity)
-        except CortexError as error:
-            _log.warn("the node's certificate could not be renewed: {error}", error=error.message)
-        else:
-            self._settings.options = tls.data_port(self._identity)
-            _log.info("the node's certificate was renewed")
+
+        def save() -> Identity:
+            renewed = renewing.finish(message)
+            save_identity(self._folder, renewed)
+            return renewed
+
+        self._disk.run(save, self._saved, self._not_saved)
+
+    def _saved(self, renewed: Identity) -> None:
+        self._identity = renewed
+        self._settings.options = tls.data_port(renewed)
+        _log.info("the node's certificate was renewed")
+        self._look_at_certificate_later()
+
+    def _not_saved(self, error: CortexError) -> None:
+        _log.warn("the node's certificate could not be renewed: {error}", error=error.message)
+        self._look_at_certificate_later()
+
+    def _look_at_certificate_later(self) -> None:
         self._renewing = None
+        if self._stopping:
+            return
         self._after(
             "certificate", look_again_s([self._identity], self._wall_clock()), self._look_at_certificate
         )
