@@ -15,7 +15,7 @@ from cortex.cli.locality import local_share, shares
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.config import Config, load_config
-from cortex.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from cortex.errors import EXIT_DONE, EXIT_FAILED, Unreachable, UsageError
 from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
 from cortex.limits import TOKEN_S, TOKEN_USES
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SERVER_PORT = 8786
 _NODE_PORT = 8787
+_WATCH_S = 1.0
 
 
 def of_cluster(function: _F) -> _F:
@@ -243,18 +244,29 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with connected(home, server) as connection:
-            while True:
-                found = connection.ask(GetStatus(), ClusterStatus)
-                if as_json:
-                    print_json(plain(found))
-                else:
-                    print("\n".join(status_lines(found)))
-                if not watch:
-                    return EXIT_DONE
-                sys.stdout.flush()
-                time.sleep(1.0)
-                print()
+        shown = said = False
+        while True:
+            try:
+                with connected(home, server) as connection:
+                    while True:
+                        found = connection.ask(GetStatus(), ClusterStatus)
+                        shown, said = True, False
+                        if as_json:
+                            print_json(plain(found))
+                        else:
+                            print("\n".join(status_lines(found)))
+                        if not watch:
+                            return EXIT_DONE
+                        sys.stdout.flush()
+                        time.sleep(_WATCH_S)
+                        print()
+            except Unreachable as error:  # a server that was there may come back to who watches
+                if not shown:
+                    raise
+                if not said:
+                    said = True
+                    say(f"{error.message}; trying again")
+                time.sleep(_WATCH_S)
 
     return guarded(command, as_json)
 
