@@ -25,6 +25,7 @@ from cortex.ids import server_name
 from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
 from cortex.node.node import Node
+from cortex.node.spill_meter import SpillMeter
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.transfer.data_port import DataPort
 from cortex.transfer.segment_fetcher import SegmentFetcher
@@ -62,6 +63,7 @@ class ClusterNode:
         advertise: str,
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
+        spill_quota_bytes: int = 0,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
@@ -83,9 +85,18 @@ class ClusterNode:
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
+        meter = SpillMeter(reactor, spill_dirs, spill_quota_bytes)
+
         def fetcher(landed: Any, lost: Any) -> SegmentFetcher:
             return SegmentFetcher(
-                reactor, clock, LocalFilesystem(), self._data.connect, landed, lost, self._data.check
+                reactor,
+                clock,
+                LocalFilesystem(),
+                self._data.connect,
+                landed,
+                lost,
+                self._data.check,
+                spill_account=meter.account_path,
             )
 
         self._node = Node(
@@ -102,6 +113,7 @@ class ClusterNode:
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
             host=socket.gethostname(),
+            meter=meter,
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None

@@ -42,12 +42,15 @@ def run_node(
     memory_bytes: int,
     slots: int,
     spill_dirs: Sequence[str],
+    spill_quota_bytes: int = 0,
+    log_file: str = "",
 ) -> int:
     """Work until SIGTERM, SIGINT, the end of the cluster or of this node's drain; gives the exit code. A
     second signal ends it on the spot, with EXIT_INTERRUPTED.
 
-    0 `memory_bytes` or `slots`: what the machine has. Raises UsageError, MemoryTooSmall, JoinRefused,
-    NotTrusted, or what the node failed with later.
+    `log_file` "" is standard error.
+    0 `memory_bytes` or `slots`: what the machine has; 0 `spill_quota_bytes`: what the disks take. Raises
+    UsageError, MemoryTooSmall, JoinRefused, NotTrusted, or what the node failed with later.
     """
     plan = plan_memory(memory_bytes, slots)
     make_private_folder(home)
@@ -66,7 +69,9 @@ def run_node(
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
         )
         print(said, flush=True)
-        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime)
+        return _serve(
+            identity, folder, listen, advertise, plan, spills, spill_quota_bytes, link, runtime, log_file
+        )
     finally:
         for each in folders:
             each.remove()
@@ -87,17 +92,19 @@ def _serve(
     advertise: str,
     plan: MemoryPlan,
     spills: Sequence[str],
+    spill_quota_bytes: int,
     template: socket.socket,
     runtime: str,
+    log_file: str,
 ) -> int:
     from twisted.internet import reactor as _reactor
 
     from cortex.node.cluster_node import ClusterNode
-    from cortex.wire.transports import log_to_stderr, use_monotonic_clock
+    from cortex.wire.transports import begin_log, use_monotonic_clock
 
     reactor: Any = _reactor
     use_monotonic_clock(reactor)
-    log_to_stderr()
+    begin_log(log_file)
     failure: list[CortexError] = []
     stopping = False
 
@@ -120,6 +127,7 @@ def _serve(
         advertise=advertise,
         plan=plan,
         spill_dirs=spills,
+        spill_quota_bytes=spill_quota_bytes,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
     )

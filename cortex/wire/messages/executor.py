@@ -33,6 +33,8 @@ class OpenJob(Message, frozen=True):
     """The node's unix socket for bytes of the client's files; "" on one machine, where all are at hand."""
     packages: tuple[Package, ...] = ()
     """What the code imports, in the versions of the client."""
+    spill_account: str = ""
+    """Path of the node's account of what may be spilled, parts of results included; "" on one machine."""
 
 
 class JobPlanned(Message, frozen=True):
