@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cortex.cli.locality import local_share, shares
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.config import Config, load_config
@@ -123,6 +124,12 @@ def server(listen: str | None, advertise: str | None, home: str | None, log_file
     metavar="SIZE",
     help="Most that temporary data may take (default: what its disks have free).",
 )
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="DIR",
+    help="Folder whose files the node may read and serve: jobs name them data:PATH; may be repeated.",
+)
 @click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
 @_log_file
 def node(
@@ -133,6 +140,7 @@ def node(
     memory: str | None,
     spill: tuple[str, ...],
     spill_quota: str | None,
+    data: tuple[str, ...],
     home: str | None,
     log_file: str,
 ) -> int:
@@ -146,6 +154,8 @@ def node(
     Examples:
       cortex node --join head:8786/t0123456789ab-0123...
       cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex --spill-quota 400GB
+      cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex
+      cortex node --data /srv/logs --data /srv/archive
     """
 
     def command() -> int:
@@ -171,6 +181,7 @@ def node(
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
             spill_quota_bytes=config.spill_quota_bytes,
             log_file=log_file,
+            data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
         )
 
     return guarded(command)
@@ -308,10 +319,18 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
     if not jobs:
         return []
     rows = [
-        [job.job, job.name, job.state, _tasks_done(job), format_seconds(job.seconds), job.owner]
+        [
+            job.job,
+            job.name,
+            job.state,
+            _tasks_done(job),
+            local_share(job.locality),
+            format_seconds(job.seconds),
+            job.owner,
+        ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "tasks", "time", "owner"], rows, {4})
+    return aligned(["job", "name", "state", "tasks", "maps", "time", "owner"], rows, {5})
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -373,7 +392,9 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
         if as_json:
             print_json(plain(found))
         else:
-            print("\n".join(job_lines([found]) + ([f"error: {found.error}"] if found.error else [])))
+            said = [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            said += [f"error: {found.error}"] if found.error else []
+            print("\n".join(job_lines([found]) + said))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)

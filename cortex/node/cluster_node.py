@@ -21,13 +21,16 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import server_name
 from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
+from cortex.node.held_inputs import FileReads
 from cortex.node.node import Node
 from cortex.node.spill_meter import SpillMeter
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.transfer.data_port import DataPort
+from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
@@ -64,6 +67,7 @@ class ClusterNode:
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
         spill_quota_bytes: int = 0,
+        data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
@@ -81,7 +85,13 @@ class ClusterNode:
         self._settings = tls.Renewable(tls.data_port(identity))
         self._data = DataPort(reactor, wall_clock, self._members, lambda: self._identity, self._addresses.of)
         self._data.trust(False)
-        serving = SegmentServer(reactor, clock, LocalFilesystem(), self._data.identify)
+        serving = SegmentServer(
+            reactor,
+            clock,
+            LocalFilesystem(),
+            self._data.identify,
+            inputs=self._input_reads if data_roots else None,
+        )
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
@@ -112,6 +122,11 @@ class ClusterNode:
             data_address=str(self.address),
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
+            data_roots=data_roots,
+            input_fetcher=lambda answered, failed: InputFetcher(
+                reactor, clock, self._data.connect, self._data.check, answered, failed
+            ),
+            addresses=self._addresses,
             host=socket.gethostname(),
             meter=meter,
         )
@@ -146,6 +161,10 @@ class ClusterNode:
         if self._link is not None:  # its work moves at once: nobody waits for this node to come back
             self._link.close(Goodbye(self._identity.id, self._node.incarnation) if self._welcome else None)
         self._node.stop(gone)
+
+    def _input_reads(self) -> FileReads:
+        assert self._node.held is not None
+        return FileReads(self._node.held)
 
     # --- the link to the server ---
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError, SpillFull, Unreachable, UsageError
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import Role
 from cortex.limits import NODE_EXIT_S_MAX, REDIAL_FIRST_S, REDIAL_S_MAX, UNIX_PATH_BYTES_MAX
 from cortex.memory_plan import MemoryPlan, plan_memory
@@ -44,6 +45,7 @@ def run_node(
     spill_dirs: Sequence[str],
     spill_quota_bytes: int = 0,
     log_file: str = "",
+    data_dirs: Sequence[str] = (),
 ) -> int:
     """Work until SIGTERM, SIGINT, the end of the cluster or of this node's drain; gives the exit code. A
     second signal ends it on the spot, with EXIT_INTERRUPTED.
@@ -53,6 +55,7 @@ def run_node(
     UsageError, MemoryTooSmall, JoinRefused, NotTrusted, or what the node failed with later.
     """
     plan = plan_memory(memory_bytes, slots)
+    roots = DataRoots(data_dirs)
     make_private_folder(home)
     lock = lock_file(os.path.join(home, _LOCK), f"another node lives in {home}")
     folder = os.path.join(home, _FOLDER)
@@ -67,10 +70,12 @@ def run_node(
         said = (
             f"cortex node {identity.id} of cluster {identity.cluster}: {counted(plan.slots, 'slot')},"
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
+            + (f", data in {', '.join(roots.folders)}" if roots else "")
         )
         print(said, flush=True)
+        quota = spill_quota_bytes
         return _serve(
-            identity, folder, listen, advertise, plan, spills, spill_quota_bytes, link, runtime, log_file
+            identity, folder, listen, advertise, plan, spills, quota, roots, link, runtime, log_file
         )
     finally:
         for each in folders:
@@ -93,6 +98,7 @@ def _serve(
     plan: MemoryPlan,
     spills: Sequence[str],
     spill_quota_bytes: int,
+    roots: DataRoots,
     template: socket.socket,
     runtime: str,
     log_file: str,
@@ -128,6 +134,7 @@ def _serve(
         plan=plan,
         spill_dirs=spills,
         spill_quota_bytes=spill_quota_bytes,
+        data_roots=roots,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
     )

@@ -56,12 +56,14 @@ class Running(msgspec.Struct, gc=False, eq=False):  # part of no cycle, and ther
 class Told:
     """What a node knows of a job that it was sent tasks of."""
 
-    __slots__ = ("ahead", "locations", "plan")
+    __slots__ = ("ahead", "holders", "locations", "plan")
 
     def __init__(self) -> None:
         self.plan = False
         self.ahead = False
         """Told which inputs to fetch while maps run."""
+        self.holders = -1
+        """The version of the survey as the node was last told of it (`JobRun.input_holders`)."""
         self.locations = (0, 0)
         """(version, nodes): see `MapOutputs.news`."""
 
@@ -71,7 +73,7 @@ class Node:
 
     __slots__ = (
         "away_at", "disk_free_bytes", "drain_until", "held", "hello", "memory_bytes", "memory_peak_bytes",
-        "offer", "output_node", "renewed_at", "rest_s", "rest_until", "serial", "spill_bytes",
+        "offer", "output_node", "renewed_at", "rest_by", "rest_s", "rest_until", "serial", "spill_bytes",
         "spill_limit_bytes", "state", "told", "wanted_by",
     )  # fmt: skip
 
@@ -100,6 +102,7 @@ class Node:
         self.rest_s = 0.0
         """How long it was left alone last, for it had no room to spill; 0: it has had since."""
         self.rest_until: float | None = None
+        self.rest_by = 0.0
 
     @property
     def name(self) -> str:
@@ -243,7 +246,7 @@ class LeaseBook:
         room; and other nodes may have some."""
         if node.rest_until is None:
             node.rest_s = min(SPILL_REST_S_MAX, 2 * node.rest_s) if node.rest_s else SPILL_REST_S
-            node.rest_until = now + node.rest_s
+            node.rest_until, node.rest_by = now + node.rest_s, now + SPILL_REST_S_MAX
             self._room_changed(node)
 
     def had_room(self, node: Node) -> None:
@@ -252,10 +255,11 @@ class LeaseBook:
             node.rest_s = 0.0
 
     def end_rests(self, now: float) -> None:
-        """Nodes that are still full rest on while there is another that is not."""
+        """Nodes that are still full rest on while there is another that is not: for SPILL_REST_S_MAX, as the
+        others may not be able to run what waits."""
         for node in [n for n in self.nodes.values() if n.rest_until is not None and now >= n.rest_until]:
             others = (n for n in self.nodes.values() if n.takes_work and n.rest_until is None)
-            if node.full and any(not other.full for other in others):
+            if node.full and now < node.rest_by and any(not other.full for other in others):
                 node.rest_until = now + SPILL_REST_S
             else:
                 node.rest_until = None

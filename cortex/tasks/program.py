@@ -22,6 +22,7 @@ from cortex.kernels.expressions import compile_expression, compile_filter
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.storage.spill_quota import SpillQuota
 from cortex.tasks.budget import Budget
+from cortex.tasks.client_input import Fetched
 from cortex.tasks.position import Position
 from cortex.tasks.user_errors import USER_EXCEPTIONS, user_error, user_frames
 from cortex.wire.messages import Counters
@@ -40,7 +41,9 @@ class Program:
         open_input: Opener = open_local,
         soon: Soon = at_hand,
         room: SpillQuota | None = None,
+        fetched: Fetched | None = None,
     ) -> None:
+        self.fetched = fetched or Fetched()
         self.spec = spec
         self.room = room
         """For parts of the output, where they count as spilled data."""

@@ -8,7 +8,7 @@ from cortex.errors import ErrorReport, Fault
 from cortex.limits import SPILL_REST_S, SPILL_REST_S_MAX, TASK_ATTEMPTS_MAX
 from cortex.scheduling import events
 from cortex.wire import messages as m
-from tests.unit.test_scheduler import JOB
+from tests.unit.test_scheduler import JOB, cannot
 from tests.unit.test_scheduler_drain import DrainDriver, make_plan
 
 
@@ -40,11 +40,24 @@ def test_what_found_no_room_runs_elsewhere_and_the_full_node_rests_while_another
     d.beat("o", 10)
     assert d.full("m000000.0") == ["o <- Lease 1-m000000.1 map 0+10:0>0"]
     assert d.full("m000001.0") == ["o <- Lease 1-m000001.1 map 10+10:0>0"]
-    assert d.pass_time(100 * SPILL_REST_S) == []
+    assert d.pass_time(10 * SPILL_REST_S) == []
     assert d.scheduler.leases.nodes["n"].room == 0
     d.beat("n", 10)
     d.pass_time(2 * SPILL_REST_S)
     assert d.scheduler.leases.nodes["n"].room > 0
+
+
+def test_a_node_that_stays_full_is_tried_again_in_the_end_for_others_may_not_be_fit() -> None:
+    d = FullDriver()
+    d.join("n")
+    d.submit(staging="")
+    d.join("o")
+    d.beat("n", 160)
+    d.beat("o", 10)
+    assert d.full("plan.0") == ["o <- Lease 1-plan.1"]
+    cannot(d, "o")
+    assert d.pass_time(SPILL_REST_S + 1) == []
+    assert d.pass_time(SPILL_REST_S_MAX) == ["n <- Lease 1-plan.2"]
 
 
 def test_the_only_node_is_tried_again_with_growing_rests_until_the_attempts_are_used_up() -> None:
