@@ -81,7 +81,6 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
 
 WITHOUT_RESULT = {
     "drain",
-    "nodes",
     "server",
     "node",
     "login",
