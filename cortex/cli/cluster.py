@@ -18,13 +18,13 @@ from cortex.config import Config, load_config
 from cortex.errors import EXIT_DONE, EXIT_FAILED, Unreachable, UsageError
 from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
-from cortex.limits import TOKEN_S, TOKEN_USES
+from cortex.limits import LOG_FILE_BYTES, LOG_FILES_KEPT, TOKEN_S, TOKEN_USES
 from cortex.units import counted, format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
     from cortex.client.cluster_client import ClusterConnection
     from cortex.wire.join import Endpoint
-    from cortex.wire.messages import ClusterStatus, JobStatus
+    from cortex.wire.messages import ClusterStatus, JobStatus, NodeStatus
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SERVER_PORT = 8786
@@ -58,6 +58,12 @@ def connected(home: str | None, server: str | None) -> ClusterConnection:
     return ClusterConnection(config.home, config.server)
 
 
+def _log_file(function: _F) -> _F:
+    size, kept = format_bytes(LOG_FILE_BYTES), LOG_FILES_KEPT
+    told = f"Write the log there, at most {size} and {kept} older files (default: standard error)."
+    return click.option("--log-file", metavar="PATH", default="", help=told)(function)
+
+
 @click.command(name="server", context_settings=HELP)
 @click.option(
     "--listen",
@@ -70,7 +76,8 @@ def connected(home: str | None, server: str | None) -> ClusterConnection:
     help="How others reach this machine (default: CORTEX_ADVERTISE, or its own address).",
 )
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
-def server(listen: str | None, advertise: str | None, home: str | None) -> int:
+@_log_file
+def server(listen: str | None, advertise: str | None, home: str | None, log_file: str) -> int:
     """Run the server of a cluster, in the foreground.
 
     The first start makes the cluster's certificate authority and prints the line that nodes join with.
@@ -89,7 +96,7 @@ def server(listen: str | None, advertise: str | None, home: str | None) -> int:
 
         config = settings(home=home, listen=listen, advertise=advertise)
         at, known_as = _addresses(config, _SERVER_PORT)
-        return run_server(config.home, at, Endpoint(known_as, at.port))
+        return run_server(config.home, at, Endpoint(known_as, at.port), log_file)
 
     return guarded(command)
 
@@ -114,12 +121,18 @@ def server(listen: str | None, advertise: str | None, home: str | None) -> int:
 )
 @click.option("--spill", multiple=True, metavar="DIR", help="Folder for temporary data; may be repeated.")
 @click.option(
+    "--spill-quota",
+    metavar="SIZE",
+    help="Most that temporary data may take (default: what its disks have free).",
+)
+@click.option(
     "--data",
     multiple=True,
     metavar="DIR",
     help="Folder whose files the node may read and serve: jobs name them data:PATH; may be repeated.",
 )
 @click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
+@_log_file
 def node(
     join: str | None,
     listen: str | None,
@@ -127,17 +140,21 @@ def node(
     slots: str | None,
     memory: str | None,
     spill: tuple[str, ...],
+    spill_quota: str | None,
     data: tuple[str, ...],
     home: str | None,
+    log_file: str,
 ) -> int:
     """Run a node of a cluster, in the foreground.
 
     It joins with the line that the server prints, and waits for a server that is not there yet. A home
-    that has joined before needs no line. SIGTERM or Ctrl-C ends it: what it ran runs elsewhere.
+    that has joined before needs no line. SIGTERM or Ctrl-C ends it: what it ran runs elsewhere, at once. A
+    second one ends it on the spot. To let it finish first: cortex drain.
 
     \b
     Examples:
       cortex node --join head:8786/t0123456789ab-0123...
+      cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex --spill-quota 400GB
       cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex
       cortex node --data /srv/logs --data /srv/archive
     """
@@ -152,6 +169,7 @@ def node(
             advertise=advertise,
             memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
             slots=None if slots is None else parse_slots(slots, "--slots"),
+            spill_quota_bytes=None if spill_quota is None else parse_bytes(spill_quota, "--spill-quota"),
         )
         at, known_as = _addresses(config, _NODE_PORT, any_port=True)
         return run_node(
@@ -162,6 +180,8 @@ def node(
             memory_bytes=config.memory_bytes,
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
+            spill_quota_bytes=config.spill_quota_bytes,
+            log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
         )
 
@@ -274,7 +294,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
 def status_lines(found: ClusterStatus) -> list[str]:
     slots = sum(node.slots for node in found.nodes)
     running = sum(min(node.running, node.slots) for node in found.nodes)
-    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard", "state"]
+    head = ["node", "address", "slots", "tasks", "memory", "cap", "spilled", "heard", "state"]
     rows = [
         [
             node.node,
@@ -283,7 +303,7 @@ def status_lines(found: ClusterStatus) -> list[str]:
             str(node.running),
             format_bytes(node.memory_bytes),
             format_bytes(node.memory_cap_bytes),
-            format_bytes(node.disk_free_bytes) if node.disk_free_bytes >= 0 else "?",
+            spilled(node),
             f"{node.heard_s:.0f} s ago",
             node.state,
         ]
@@ -294,6 +314,13 @@ def status_lines(found: ClusterStatus) -> list[str]:
     lines = [f"cluster {found.cluster}: {nodes}, {busy}"]
     lines += aligned(head, rows, {2, 3, 4, 5, 6}) if rows else []
     return lines + job_lines([job for job in found.jobs if not _ended(job)])
+
+
+def spilled(node: NodeStatus) -> str:
+    """What a node's temporary data takes, and may take."""
+    if node.spill_bytes < 0:
+        return "?"
+    return f"{format_bytes(node.spill_bytes)} of {format_bytes(node.spill_limit_bytes)}"
 
 
 def _ended(job: JobStatus) -> bool:

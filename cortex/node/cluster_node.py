@@ -27,6 +27,7 @@ from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UN
 from cortex.memory_plan import MemoryPlan
 from cortex.node.held_inputs import FileReads
 from cortex.node.node import Node
+from cortex.node.spill_meter import SpillMeter
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.transfer.data_port import DataPort
 from cortex.transfer.input_fetcher import InputFetcher
@@ -66,6 +67,7 @@ class ClusterNode:
         advertise: str,
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
+        spill_quota_bytes: int = 0,
         data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
@@ -94,9 +96,18 @@ class ClusterNode:
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
+        meter = SpillMeter(reactor, spill_dirs, spill_quota_bytes)
+
         def fetcher(landed: Any, lost: Any) -> SegmentFetcher:
             return SegmentFetcher(
-                reactor, clock, LocalFilesystem(), self._data.connect, landed, lost, self._data.check
+                reactor,
+                clock,
+                LocalFilesystem(),
+                self._data.connect,
+                landed,
+                lost,
+                self._data.check,
+                spill_account=meter.account_path,
             )
 
         self._node = Node(
@@ -118,6 +129,7 @@ class ClusterNode:
             ),
             addresses=self._addresses,
             host=socket.gethostname(),
+            meter=meter,
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None

@@ -26,10 +26,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, InternalError, SpillFull
+from cortex.errors import CortexError, Fault, InternalError, SpillFull
 from cortex.formats.data_roots import DataRoots
 from cortex.ids import new_job_id
 from cortex.job.bundle import NO_BUNDLE, folders_of
@@ -49,6 +50,7 @@ from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
 from cortex.node.spill_folders import SpillFolders
+from cortex.node.spill_meter import SpillMeter
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
@@ -123,7 +125,8 @@ class Node:
     ends the cluster. `spill_dirs` are the node's own folders (mode 0700, made by the caller, who also
     removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
     the agent of a node that others fetch from; None: this node is the only one. `keep_reports`: until the
-    server says ReportsKept, which one with a journal does.
+    server says ReportsKept, which one with a journal does. `meter` measures what is spilled, where a node has
+    a quota of its own.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class Node:
         input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
         addresses: Addresses | None = None,
         host: str = "",
+        meter: SpillMeter | None = None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -157,6 +161,7 @@ class Node:
         self._folders = SpillFolders(spill_dirs)
         self._data_address = data_address
         self._host = host
+        self._meter = meter
         self._drain_until: float | None = None
         """It was told to drain, and until when it may work."""
         self._versions = versions
@@ -233,6 +238,8 @@ class Node:
         )
         self._folders.start()
         self._readers.start()
+        if self._meter is not None:
+            self._meter.start()
         self._finders.start()
         self._tick()
 
@@ -361,6 +368,8 @@ class Node:
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill the executors; `gone()` when none is left and all run files are removed."""
         self._stopping = True
+        if self._meter is not None:
+            self._meter.stop()
         if self._input is not None:
             self._input.stop()
         if self._timer is not None and self._timer.active():
@@ -393,6 +402,8 @@ class Node:
         self._readers.stop()
         self._finders.stop()
         self._folders.stop()
+        if self._meter is not None:
+            self._meter.join()
         self._reactor.callFromThread(gone)
 
     # --- messages ---
@@ -445,6 +456,7 @@ class Node:
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
                 start.bundle.packages,
+                "" if self._meter is None else self._meter.account_path,
                 self.held is not None,
             )
         )
@@ -617,10 +629,18 @@ class Node:
         if isinstance(ended, TaskFinished):
             report = AttemptFinished(self._name, self._incarnation, ended)
         else:
-            report = AttemptFailed(self._name, self._incarnation, ended)
+            report = AttemptFailed(self._name, self._incarnation, self._elsewhere(ended))
         if self._keep_reports:
             self._reports[ended.attempt] = report, version
         self._send(report)
+
+    def _elsewhere(self, failed: TaskFailed) -> TaskFailed:
+        """No room here ends the job where this is the only node for good; another may have some."""
+        if self._meter is None or failed.error.code != SpillFull.code:
+            return failed
+        details = {"node": self._name, **failed.error.details}
+        error = msgspec.structs.replace(failed.error, details=details, fault=Fault.TASK.value)
+        return msgspec.structs.replace(failed, error=error)
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
         if run.attempt in self._job_of:
@@ -675,6 +695,8 @@ class Node:
             self.memory.now_bytes,
             self.memory.peak_bytes,
             self._folders.free_bytes(),
+            -1 if self._meter is None else self._meter.used_bytes,
+            -1 if self._meter is None else self._meter.limit_bytes,
         )
         self._send(beat)
 

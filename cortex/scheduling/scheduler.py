@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cortex.errors import Cancelled, CortexError, InternalError
+from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import GRANTS_PER_DECISION_MAX, LIVES_MAX, NODE_RETURN_S, PROGRESS_S, SERVER_STALL_S
 from cortex.scheduling.events import (
@@ -331,6 +331,7 @@ class Scheduler:
         running = self._held(event.node, event.incarnation, event.done.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
+            self.leases.had_room(self.leases.nodes[event.node])
             job.finished(running, event.done, now)
             self._write_end(job, running, event.done, now)
             self._after(job, now)
@@ -341,6 +342,8 @@ class Scheduler:
         running = self._held(event.node, event.incarnation, event.failed.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
+            if event.failed.error.code == SpillFull.code:
+                self.leases.rest(self.leases.nodes[event.node], now)
             job.failed(running, event.failed, now)
             self._write_end(job, running, event.failed, now)
             self._after(job, now)
@@ -383,6 +386,7 @@ class Scheduler:
         peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
         self.leases.measured(node, event.memory_bytes, peak_bytes)
         node.disk_free_bytes = event.disk_free_bytes
+        node.spill_bytes, node.spill_limit_bytes = event.spill_bytes, event.spill_limit_bytes
         if self._returning:
             self._returning.discard(node.name)
             self._settle(now)
@@ -539,6 +543,7 @@ class Scheduler:
         self._ticked_at = now
         if late_s > SERVER_STALL_S:
             self.leases.forgive(late_s)
+        self.leases.end_rests(now)
         for node in self.leases.not_back(now):
             self._give_up(node.name, now)
         for node in self.leases.expired(now):

@@ -9,17 +9,17 @@ from typing import Any
 from cortex.errors import EXIT_DONE
 from cortex.server.cluster_server import ClusterServer
 from cortex.wire.join import Endpoint
-from cortex.wire.transports import log_to_stderr, use_monotonic_clock
+from cortex.wire.transports import begin_log, use_monotonic_clock
 
 
-def run_server(home: str, listen: Endpoint, advertised: Endpoint) -> int:
+def run_server(home: str, listen: Endpoint, advertised: Endpoint, log_file: str = "") -> int:
     """Serve until SIGTERM, SIGINT or KillCluster; gives the exit code. Says on standard output where it
     listens, and on the first start how to join. Raises UsageError."""
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor
     use_monotonic_clock(reactor)
-    log_to_stderr()
+    begin_log(log_file)
 
     def stop(*_: Any) -> None:
         reactor.callFromThread(_stop)

@@ -228,6 +228,9 @@ class NodeStatus(msgspec.Struct, frozen=True):
     versions: dict[str, str] = {}
     certificate_expires_at: float = 0.0
     """Seconds since 1970; 0 where there is none, or the node is not connected."""
+    spill_bytes: int = -1
+    spill_limit_bytes: int = -1
+    """See Heartbeat."""
     waits_for: tuple[str, ...] = ()
     """Of a node that is draining: what it is still needed for."""
     leaves_in_s: float = -1.0

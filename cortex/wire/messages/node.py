@@ -133,6 +133,10 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
     disk_free_bytes: int = -1
     """Of the folders for spilled data together; -1 unknown."""
+    spill_bytes: int = -1
+    """What lies in them, as of a few seconds ago; -1 unknown, as the next is."""
+    spill_limit_bytes: int = -1
+    """All that may lie there: the node's quota, or less where the disks take less."""
 
 
 class Drain(Message, frozen=True):
