@@ -117,7 +117,7 @@ def test_every_task_is_given_out_and_only_when_it_is_ready(
             table.apply(running.popleft(), TaskEvent.RETRY if chance < 2 else TaskEvent.FINISH)
     while not table.finished:  # nobody waits for ever
         given_out = give("c")
-        now += LOCALITY_DELAY_S
+        now += 2 * LOCALITY_DELAY_S
         given_out = give("c") or given_out
         assert given_out or running
         while running:
