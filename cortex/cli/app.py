@@ -8,6 +8,7 @@ import click
 
 from cortex import __version__
 from cortex.cli import cluster
+from cortex.cli.audit import audit
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
 from cortex.cli.splits import ls_splits
@@ -74,7 +75,7 @@ for _command in (
     cluster.logs,
 ):
     cortex.add_command(_command)
-for _command in (cluster.token, cluster.kill_cluster):
+for _command in (cluster.token, cluster.kill_cluster, audit):
     cortex.add_command(_command)
 cortex.add_command(cluster.status, "cluster_status")
 cortex.add_command(cluster.kill_cluster, "kill_cluster")

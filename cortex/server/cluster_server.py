@@ -11,7 +11,6 @@ locked while a server lives in it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -26,10 +25,12 @@ from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
 from cortex.ids import Role
-from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
+from cortex.limits import AUDIT_TAIL_MAX, DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
 from cortex.private_files import lock_file, make_private_folder
+from cortex.server.audit_desk import DONE, REFUSED, AuditDesk, actor_of
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
+from cortex.storage.audit_log import AuditLog
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
 from cortex.wire import tls
@@ -39,8 +40,10 @@ from cortex.wire.join import Endpoint
 from cortex.wire.join_desk import JoinDesk, TokenDesk
 from cortex.wire.messages import (
     AdminDone,
+    AuditTail,
     CreateToken,
     FromNode,
+    GetAudit,
     KillCluster,
     ListTokens,
     Message,
@@ -50,7 +53,7 @@ from cortex.wire.messages import (
     RevokePeer,
     RevokeToken,
     ShutDown,
-    SubmitJob,
+    TokenCreated,
 )
 from cortex.wire.peers import listen_tls
 from cortex.wire.server_home import open_server_home
@@ -61,6 +64,7 @@ _LOCK: Final = "server.lock"
 _TOKENS: Final = "tokens"
 _BLOBS: Final = "blobs"
 _JOURNAL: Final = "journal"
+_AUDIT: Final = "audit"
 
 
 class ClusterServer:
@@ -101,13 +105,21 @@ class ClusterServer:
         self._run: Callable[..., Deferred[Any]] = partial(deferToThreadPool, reactor, self._pool)
         journal = Journal(os.path.join(home, _JOURNAL))
         self._journal = JournalDesk(reactor, journal, self._run, wall_clock)
+        self._audit = AuditDesk(AuditLog(os.path.join(home, _AUDIT)), self._run, wall_clock)
         self._server = Server(
-            reactor, clock, self.cluster, self._journal, blob_folder=os.path.join(home, _BLOBS)
+            reactor,
+            clock,
+            self.cluster,
+            self._journal,
+            blob_folder=os.path.join(home, _BLOBS),
+            audit=self._audit.note,
         )
         self._nodes: dict[str, Link] = {}
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}
         desk = JoinDesk(made.authority, store, self._versions)
-        self._door = Door(reactor, self._members, desk, self._run, self._said, self._lost, wall_clock)
+        self._door = Door(
+            reactor, self._members, desk, self._run, self._said, self._lost, wall_clock, self._noted
+        )
         self._settings = tls.Renewable(tls.cluster_port(made.server))
         self._port = listen_tls(reactor, listen, self._settings, Strangers(), self._door.factory())
         self._renewal = reactor.callLater(DAY_S, self._renew)
@@ -132,6 +144,7 @@ class ClusterServer:
         self._port.stopListening()
         self._server.stop()
         self._door.close()
+        self._audit.stop()
         self._journal.stop()
         self._pool.stop()
         os.close(self._lock)
@@ -144,6 +157,12 @@ class ClusterServer:
             self._node_said(link, message)
         elif isinstance(message, KillCluster):
             self._kill(link)
+        elif isinstance(message, GetAudit):
+            link.accept()
+            reading = self._run(self._audit.tail, min(max(message.count, 0), AUDIT_TAIL_MAX))
+            reading.addCallbacks(
+                lambda lines: link.send(AuditTail(tuple(lines))), self._failed, errbackArgs=(link,)
+            )
         elif isinstance(message, CreateToken | ListTokens | RevokeToken | RevokePeer):
             link.accept()
             answering = self._run(self._tokens.answer, message, self._wall_clock())
@@ -151,10 +170,6 @@ class ClusterServer:
                 self._answered, self._failed, callbackArgs=(link, message), errbackArgs=(link,)
             )
         else:
-            if isinstance(message, SubmitJob):  # who ran what: code is opaque here, its hash tells it apart
-                code = hashlib.sha256(message.code).hexdigest()
-                name = repr(message.spec.name)
-                _log.info("{peer} submits {name}, code {code}", peer=str(link.peer), name=name, code=code)
             self._server.client_said(link, message, link.peer)
 
     def _node_said(self, link: Link, message: Message) -> None:
@@ -213,9 +228,22 @@ class ClusterServer:
             self._server.detach_node(link.peer.id, for_good=link.peer.id in self._members.revoked)
             _log.info("{node} is gone", node=link.peer.id)
 
+    def _noted(
+        self, link: Link, action: str, about: str, error: CortexError | None, details: dict[str, str]
+    ) -> None:
+        """What the door has to say to the audit log."""
+        if error is not None:
+            details = {**details, "error": error.message}
+        self._audit.note(actor_of(link), action, about, DONE if error is None else REFUSED, details)
+
     # --- admins ---
 
     def _answered(self, answer: Message, link: Link, message: Message) -> None:
+        action, about = _audited(message, answer)
+        if action:
+            error = answer.error.message if isinstance(answer, Refused) else ""
+            outcome, details = (REFUSED, {"error": error}) if error else (DONE, {})
+            self._audit.note(actor_of(link), action, about, outcome, details)
         if isinstance(message, RevokePeer) and isinstance(answer, AdminDone):
             self._door.revoke(message.peer)
             for node in self._nodes.values():
@@ -228,6 +256,7 @@ class ClusterServer:
 
     def _kill(self, link: Link) -> None:
         _log.warn("{peer} ends the cluster", peer=str(link.peer))
+        self._audit.note(actor_of(link), "kill-cluster")
         self._server.cancel_all("the cluster was ended")
         for node in self._nodes.values():
             node.send(ShutDown())
@@ -243,3 +272,14 @@ class ClusterServer:
             lambda made: setattr(self._settings, "options", tls.cluster_port(made.server)),
             lambda failure: _log.failure("the server's certificate could not be looked after", failure),
         )
+
+
+def _audited(message: Message, answer: Message) -> tuple[str, str]:
+    """(action, object) of what an admin asked; "" for a question that changes nothing."""
+    if isinstance(message, CreateToken):
+        return "create-token", answer.token_id if isinstance(answer, TokenCreated) else message.role.value
+    if isinstance(message, RevokeToken):
+        return "revoke-token", message.token_id
+    if isinstance(message, RevokePeer):
+        return "revoke-peer", message.peer
+    return "", ""

@@ -10,6 +10,7 @@ for its job (AttachJob) and a node with what it holds, for a while, and a later 
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import job_statuses, node_statuses
+from cortex.server.audit_desk import DONE, REFUSED, Audit, actor_of, no_audit
 from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
 from cortex.server.job_ledger import JobLedger
@@ -148,6 +150,7 @@ class Server:
     `cluster` "": the server of one machine, which answers no hello before its node is there. It begins with
     what an earlier life left in `journal`, which the caller stops after it. Raises StateFailed for a journal
     that makes no sense.
+    `audit`: notes who did what.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any.
 
@@ -162,11 +165,13 @@ class Server:
         journal: JournalDesk | None = None,
         *,
         blob_folder: str = "",
+        audit: Audit = no_audit,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._cluster = cluster
         self._journal = journal
+        self._audit = audit
         self._scheduler = Scheduler(journalled=journal is not None)
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
@@ -361,13 +366,21 @@ class Server:
             return
         self._blobs.submitted(client, job, request.bundle)
         self._accepting[job] = client
+        actor = actor_of(client.link)
+        code = hashlib.sha256(request.code).hexdigest()  # opaque here: its hash tells it apart
+        about = {"name": request.spec.name, "code": code}
 
         def refuse(error: CortexError) -> None:
+            self._audit(actor, "submit", job, REFUSED, {**about, "error": error.message})
             self._blobs.job_ended(job)
             self._accepting.pop(job).link.send(Refused(error.report()))
 
         def accept() -> None:
             client = self._accepting.pop(job)
+            self._audit(actor, "submit", job, DONE, about)
+            if actor.id:
+                name = repr(request.spec.name)
+                _log.info("client {id} submits {name}, code {code}", id=actor.id, name=name, code=code)
             self._ledger.accepted(job, request.spec.name, owner)
             self._give(job, client)
             client.link.send(JobAccepted(job))
@@ -418,7 +431,9 @@ class Server:
     def _cancel(self, client: _Client, job: str) -> None:
         """A client ends its own jobs, over whichever link; an admin ends all."""
         if job not in client.jobs and not self._owns(client, job):
+            self._audit(actor_of(client.link), "cancel", job, REFUSED)
             return
+        self._audit(actor_of(client.link), "cancel", job)
         self._handle(CancelRequested(job))
         if job not in client.jobs:
             client.link.send(self._status())

@@ -8,10 +8,12 @@ the way.
 
 from cortex.wire.messages.admission import (
     AdminDone,
+    AuditTail,
     CertificateRenewed,
     CreateToken,
     FromServerAdmin,
     FromServerJoin,
+    GetAudit,
     Join,
     Joined,
     KillCluster,
@@ -147,6 +149,7 @@ __all__ = [
     "AttachJob",
     "AttemptFailed",
     "AttemptFinished",
+    "AuditTail",
     "BlobChunk",
     "BlobLost",
     "BlobTaken",
@@ -180,6 +183,7 @@ __all__ = [
     "FromServerAdmin",
     "FromServerJoin",
     "FromTemplate",
+    "GetAudit",
     "GetLogs",
     "GetStatus",
     "Heartbeat",

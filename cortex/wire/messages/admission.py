@@ -96,9 +96,21 @@ class KillCluster(Message, frozen=True):
     """End every node, and the server after them."""
 
 
+class GetAudit(Message, frozen=True):
+    """The last so many actions of the audit log. Answered with `AuditTail`."""
+
+    count: int
+
+
+class AuditTail(Message, frozen=True):
+    """Lines as `cortex.server.audit_desk` writes them, the oldest first."""
+
+    lines: tuple[str, ...]
+
+
 class AdminDone(Message, frozen=True):
     """It is done, and durable."""
 
 
-ToServerAdmin = Union[CreateToken, ListTokens, RevokeToken, RevokePeer, KillCluster]  # noqa: UP007
-FromServerAdmin = Union[TokenCreated, TokenList, AdminDone]  # noqa: UP007
+ToServerAdmin = Union[CreateToken, ListTokens, RevokeToken, RevokePeer, KillCluster, GetAudit]  # noqa: UP007
+FromServerAdmin = Union[TokenCreated, TokenList, AdminDone, AuditTail]  # noqa: UP007
