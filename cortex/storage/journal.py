@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cortex.errors import StateFailed
-from cortex.limits import JOBS_REMEMBERED, JOURNAL_WAL_BYTES
+from cortex.limits import JOBS_REMEMBERED, JOURNAL_FREE_BYTES, JOURNAL_WAL_BYTES
 from cortex.private_files import check_private_file, make_private_folder, write_private
 
 FILE_NAME: Final = "journal.sqlite"
@@ -39,6 +39,7 @@ CREATE INDEX records_of_job ON records (job, place);
 CREATE TABLE nodes (node TEXT PRIMARY KEY, incarnation TEXT NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
+_FREE_PAGES: Final = JOURNAL_FREE_BYTES // 4096  # SQLite's own page size
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
@@ -211,6 +212,15 @@ class Journal:
             } if unused else set()  # fmt: skip
         for name in unused - wanted:
             self._remove_code(name)
+        if unused:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """A large job has ended: its pages are given back to the disk, some after each job that ends."""
+        with contextlib.suppress(sqlite3.Error):  # what was to be written is; the next one tries again
+            (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+            if free > _FREE_PAGES:  # `execute` would give back one page alone
+                self._db.executescript(f"PRAGMA incremental_vacuum({_FREE_PAGES})")
 
     def _apply(self, change: Change, unused: set[str]) -> None:
         execute = self._db.execute
