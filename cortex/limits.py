@@ -141,6 +141,7 @@ CLIENT_RETURN_S: Final = 30.0  # from the end of a client's link to the end of i
 JOURNAL_S: Final = 0.1  # finished attempts are written down together, this late at most
 JOURNAL_RETRY_S: Final = 2.0  # after the journal could not be written: a full disk is given room by people
 JOURNAL_WAITING_MAX: Final = 100_000  # records kept while it cannot be: then its jobs go on without one
+METRICS_IDLE_S: Final = 75.0  # a connection that asks nothing: Prometheus scrapes once a minute at most
 AUDIT_FILE_BYTES: Final = 8 * MIB  # then another is begun: 30,000 actions
 AUDIT_FILES: Final = 8  # kept: a month at 8,000 actions a day
 AUDIT_WAITING_MAX: Final = 10_000  # actions that wait for the disk, a few MB; then they go to the log alone

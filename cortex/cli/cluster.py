@@ -55,6 +55,13 @@ def connect(home: str | None, server: str | None) -> ClusterConnection:
     return ClusterConnection(config.home, config.server)
 
 
+metrics_option = click.option(
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    help="Tell figures and health there, over the cluster's TLS (default: nowhere).",
+)
+
+
 @click.command(name="server", context_settings=HELP)
 @click.option(
     "--listen",
@@ -64,8 +71,9 @@ def connect(home: str | None, server: str | None) -> ClusterConnection:
     help="Address of this machine to listen on.",
 )
 @click.option("--advertise", metavar="HOST", help="How others reach this machine (default: its own address).")
+@metrics_option
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
-def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt: skip
+def server(listen: str, advertise: str | None, metrics: str | None, home: str | None) -> int:
     """Run the server of a cluster, in the foreground.
 
     The first start makes the cluster's certificate authority and prints the line that nodes join with.
@@ -83,7 +91,9 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
         from cortex.wire.join import Endpoint, parse_endpoint
 
         at = parse_endpoint(listen, "--listen")
-        return run_server(settings(home).home, at, Endpoint(advertise or own_address(at.host), at.port))
+        watched = None if metrics is None else parse_endpoint(metrics, "--metrics", any_port=True)
+        advertised = Endpoint(advertise or own_address(at.host), at.port)
+        return run_server(settings(home).home, at, advertised, watched)
 
     return guarded(command)
 
@@ -102,6 +112,7 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
 @click.option(
     "--advertise", metavar="HOST", help="How other nodes reach this machine (default: its address)."
 )
+@metrics_option
 @click.option("--slots", metavar="N", help="Tasks at once (default: one a processor).")
 @click.option(
     "--memory", metavar="SIZE", help="Cap of everything the node starts (default: half of the machine's)."
@@ -112,6 +123,7 @@ def node(
     join: str | None,
     listen: str,
     advertise: str | None,
+    metrics: str | None,
     slots: str | None,
     memory: str | None,
     spill: tuple[str, ...],
@@ -141,6 +153,7 @@ def node(
         )
         for warning in config.warnings:
             say(f"warning: {warning}")
+        watched = None if metrics is None else parse_endpoint(metrics, "--metrics", any_port=True)
         return run_node(
             config.home,
             config.join_line,
@@ -149,6 +162,7 @@ def node(
             memory_bytes=config.memory_bytes,
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
+            metrics=watched,
         )
 
     return guarded(command)

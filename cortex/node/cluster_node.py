@@ -14,8 +14,8 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -24,7 +24,9 @@ from cortex.errors import CortexError, InternalError, NotAllowed, VersionMismatc
 from cortex.ids import server_name
 from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
+from cortex.metric_text import Family
 from cortex.node.node import Node
+from cortex.node.node_metrics import node_families
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.transfer.data_port import DataPort
 from cortex.transfer.segment_fetcher import SegmentFetcher
@@ -40,6 +42,9 @@ from cortex.wire.permissions import union_to
 from cortex.wire.renewal import Renewal
 from cortex.wire.versions import local_versions
 
+if TYPE_CHECKING:
+    from cortex.wire.metrics_port import MetricsPort
+
 _log = Logger()
 _FINAL = (NotAllowed.code, VersionMismatch.code)  # what a server refuses us with for good
 
@@ -47,6 +52,7 @@ _FINAL = (NotAllowed.code, VersionMismatch.code)  # what a server refuses us wit
 class ClusterNode:
     """See the module. `template` is the template's connected socket, `folder` where `identity` is kept.
 
+    `metrics`: where its figures are told (`cortex.wire.metrics_port`); None: nowhere.
     `failed(error)` is called once when the node can go on no more, `ended()` when an admin has ended the
     cluster; in both cases the caller calls `stop`. `reactor` times by the monotonic `clock`; certificates go
     by `wall_clock`. Raises UsageError for an address that cannot be listened on.
@@ -64,6 +70,7 @@ class ClusterNode:
         spill_dirs: Sequence[str],
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
+        metrics: Endpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -80,6 +87,7 @@ class ClusterNode:
         self._data = DataPort(reactor, wall_clock, self._members, lambda: self._identity, self._addresses.of)
         self._data.trust(False)
         serving = SegmentServer(reactor, clock, LocalFilesystem(), self._data.identify)
+        self._serving = serving
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
@@ -112,6 +120,13 @@ class ClusterNode:
         self._said_lost = False
         self._renewing: Renewal | None = None
         self._timers: dict[str, Any] = {}
+        self._metrics: MetricsPort | None = None
+        if metrics is not None:
+            from cortex.wire.metrics_port import MetricsPort  # and with it twisted.web
+
+            self._metrics = MetricsPort(
+                reactor, metrics, self._settings, self._members, self._families, self._ailing, wall_clock
+            )
 
     def start(self, template: Any, socket_path: str) -> None:
         """Start the executors, and dial the server until it answers."""
@@ -127,12 +142,32 @@ class ClusterNode:
             if timer.active():
                 timer.cancel()
         self._port.stopListening()
+        if self._metrics is not None:
+            self._metrics.stop()
         self._data.stop()
         if self._dialing is not None:
             self._dialing.cancel()
         if self._link is not None:
             self._link.close()
         self._node.stop(gone)
+
+    @property
+    def metrics_port(self) -> int:
+        """0: none."""
+        return 0 if self._metrics is None else self._metrics.port
+
+    def _families(self) -> Iterable[Family]:
+        serving = self._serving
+        return node_families(
+            self._node.figures(),
+            self._welcome,
+            serving.sent_bytes,
+            len(serving.connections),
+            self._identity.expires_at,
+        )
+
+    def _ailing(self) -> list[str]:
+        return [] if self._welcome else [f"no link to the server at {self._identity.server}"]
 
     # --- the link to the server ---
 

@@ -42,6 +42,7 @@ def run_node(
     memory_bytes: int,
     slots: int,
     spill_dirs: Sequence[str],
+    metrics: Endpoint | None = None,
 ) -> int:
     """Work until SIGTERM, SIGINT or the end of the cluster; gives the exit code.
 
@@ -65,7 +66,7 @@ def run_node(
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
         )
         print(said, flush=True)
-        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime)
+        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime, metrics)
     finally:
         for each in folders:
             each.remove()
@@ -88,6 +89,7 @@ def _serve(
     spills: Sequence[str],
     template: socket.socket,
     runtime: str,
+    metrics: Endpoint | None,
 ) -> int:
     from twisted.internet import reactor as _reactor
 
@@ -121,7 +123,11 @@ def _serve(
         spill_dirs=spills,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
+        metrics=metrics,
     )
+    if metrics is not None:
+        told = Endpoint(metrics.host, node.metrics_port)
+        print(f"metrics for clients of the cluster: https://{told}/metrics", flush=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: reactor.callFromThread(stop))
     reactor.callWhenRunning(node.start, template, os.path.join(runtime, "executors.sock"))

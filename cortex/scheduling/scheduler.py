@@ -43,6 +43,7 @@ from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.tally import Tally
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
@@ -99,6 +100,7 @@ class Scheduler:
         """Jobs done, until their client has committed the result (or is gone): nodes keep what they have.
         One whose result is lost before goes on."""
         self.stale_messages = 0
+        self.tally = Tally()
         self._turns: deque[str] = deque()
         self._ticked_at: float | None = None
         self._out: list[Instruction] = []
@@ -137,6 +139,7 @@ class Scheduler:
             raise InternalError(f"job {event.job} was submitted twice")
         self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
         self._turns.append(event.job)
+        self.tally.jobs_submitted += 1
 
     def _restored(self, event: Restored, now: float) -> None:
         self._expected = dict(event.nodes)
@@ -261,6 +264,8 @@ class Scheduler:
         """The node's attempts are abandoned and what it kept of map output is gone."""
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
+            self.tally.abandoned[running.stage] += 1
+        self.tally.nodes_lost += 1
         self._lose_results(node.name)
 
     def _lose_results(self, name: str) -> None:
@@ -304,6 +309,7 @@ class Scheduler:
         if running is not None:
             job = self.jobs[running.job]
             job.finished(running, event.done, now)
+            self.tally.task_finished(running.stage, event.done)
             self._write_end(job, running, event.done, now)
             self._after(job, now)
 
@@ -314,6 +320,7 @@ class Scheduler:
         if running is not None:
             job = self.jobs[running.job]
             job.failed(running, event.failed, now)
+            self.tally.task_failed(running.stage, event.failed.error)
             self._write_end(job, running, event.failed, now)
             self._after(job, now)
 
@@ -350,6 +357,7 @@ class Scheduler:
         if node is None:
             self.stale_messages += 1
             return
+        self.tally.heartbeats += 1
         peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
         self.leases.measured(node, event.memory_bytes, peak_bytes)
         node.disk_free_bytes = event.disk_free_bytes
@@ -455,6 +463,8 @@ class Scheduler:
         del self.jobs[job.job]
         self._turns.remove(job.job)
         report = self._report(job, now)
+        if not job.was_done:
+            self.tally.jobs_ended[job.state.value] += 1
         if job.state is JobState.DONE:
             self.kept[job.job] = job
             job.was_done = True

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
@@ -26,10 +26,12 @@ from twisted.python.threadpool import ThreadPool
 from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
 from cortex.ids import Role
 from cortex.limits import AUDIT_TAIL_MAX, DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
+from cortex.metric_text import Family
 from cortex.private_files import lock_file, make_private_folder
 from cortex.server.audit_desk import DONE, REFUSED, AuditDesk, actor_of
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
+from cortex.server.server_metrics import server_ailing, server_families
 from cortex.storage.audit_log import AuditLog
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
@@ -56,8 +58,11 @@ from cortex.wire.messages import (
     TokenCreated,
 )
 from cortex.wire.peers import listen_tls
-from cortex.wire.server_home import open_server_home
+from cortex.wire.server_home import ServerHome, open_server_home
 from cortex.wire.versions import check_versions, local_versions
+
+if TYPE_CHECKING:
+    from cortex.wire.metrics_port import MetricsPort
 
 _log = Logger()
 _LOCK: Final = "server.lock"
@@ -70,6 +75,7 @@ _AUDIT: Final = "audit"
 class ClusterServer:
     """`reactor` times its calls by the monotonic `clock`; certificates and tokens go by `wall_clock`.
 
+    `metrics`: where its figures are told (`cortex.wire.metrics_port`); None: nowhere.
     `stopped()` is called when an admin has ended the cluster. Raises UsageError for a home in use or an
     address that cannot be listened on.
     """
@@ -82,6 +88,7 @@ class ClusterServer:
         advertised: Endpoint,
         stopped: Callable[[], None],
         *,
+        metrics: Endpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -122,6 +129,25 @@ class ClusterServer:
         )
         self._settings = tls.Renewable(tls.cluster_port(made.server))
         self._port = listen_tls(reactor, listen, self._settings, Strangers(), self._door.factory())
+        self._expiries = {
+            "authority": made.authority.certificate.not_valid_after_utc.timestamp(),
+            "server": made.server.expires_at,
+            "admin": made.admin.expires_at,
+        }
+        self._metrics_settings = tls.Renewable(tls.data_port(made.server))
+        self._metrics: MetricsPort | None = None
+        if metrics is not None:
+            from cortex.wire.metrics_port import MetricsPort  # and with it twisted.web
+
+            self._metrics = MetricsPort(
+                reactor,
+                metrics,
+                self._metrics_settings,
+                self._members,
+                self._families,
+                lambda: server_ailing(self._server, self._journal),
+                wall_clock,
+            )
         self._renewal = reactor.callLater(DAY_S, self._renew)
 
     @property
@@ -133,6 +159,11 @@ class ClusterServer:
         return self._tokens.invite(role, TOKEN_S, TOKEN_USES, self._wall_clock()).text()
 
     @property
+    def metrics_port(self) -> int:
+        """0: none."""
+        return 0 if self._metrics is None else self._metrics.port
+
+    @property
     def invited_before(self) -> bool:
         """False on the first start: nobody can have joined."""
         return bool(self._store.tokens())
@@ -142,6 +173,8 @@ class ClusterServer:
         if self._renewal.active():
             self._renewal.cancel()
         self._port.stopListening()
+        if self._metrics is not None:
+            self._metrics.stop()
         self._server.stop()
         self._door.close()
         self._audit.stop()
@@ -269,8 +302,18 @@ class ClusterServer:
         self._renewal = self._reactor.callLater(DAY_S, self._renew)
         opening = self._run(open_server_home, self._home, self._advertised, self._wall_clock())
         opening.addCallbacks(
-            lambda made: setattr(self._settings, "options", tls.cluster_port(made.server)),
+            self._renewed,
             lambda failure: _log.failure("the server's certificate could not be looked after", failure),
+        )
+
+    def _renewed(self, made: ServerHome) -> None:
+        self._settings.options = tls.cluster_port(made.server)
+        self._metrics_settings.options = tls.data_port(made.server)
+        self._expiries.update(server=made.server.expires_at, admin=made.admin.expires_at)
+
+    def _families(self) -> Iterable[Family]:
+        return server_families(
+            self._server, self._journal, self._audit, self._door.connections(), self._expiries
         )
 
 

@@ -23,6 +23,7 @@ from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError,
 from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
+from cortex.metric_text import Histogram
 from cortex.scheduling.events import (
     CancelRequested,
     Event,
@@ -94,6 +95,8 @@ if TYPE_CHECKING:  # the certificates' library is not needed on one machine
 
 _log = Logger()
 M = TypeVar("M")
+DECISION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
+"""Seconds: a decision is promised to take 10 ms at most."""
 
 
 class NodeLink(Protocol):
@@ -172,6 +175,7 @@ class Server:
         self._cluster = cluster
         self._journal = journal
         self._audit = audit
+        self.decision_seconds = Histogram(DECISION_BOUNDS)
         self._scheduler = Scheduler(journalled=journal is not None)
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
@@ -207,6 +211,23 @@ class Server:
         if journal is not None:
             journal.reports_kept = lambda node, attempts: self._to_node(node, ReportsKept(attempts))
             self._restore(journal)
+
+    @property
+    def cluster(self) -> str:
+        return self._cluster
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """To look at."""
+        return self._scheduler
+
+    @property
+    def relayed_result_bytes(self) -> int:
+        return self._relay.relayed_bytes
+
+    @property
+    def relayed_input_bytes(self) -> int:
+        return self._input.relayed_bytes
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -532,11 +553,13 @@ class Server:
         self._told_before = {}
 
     def _handle(self, event: Event) -> None:
+        began_at = self._clock()
         try:
-            instructions = self._scheduler.handle(event, self._clock())
+            instructions = self._scheduler.handle(event, began_at)
         except Exception:
             self._start_over(traceback.format_exc())
             return
+        self.decision_seconds.add(self._clock() - began_at)
         for instruction in instructions:
             if isinstance(instruction, SendToNode):
                 self._to_node(instruction.node, instruction.message)
@@ -612,7 +635,9 @@ class Server:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
+        tally = self._scheduler.tally
         self._scheduler = Scheduler(journalled=self._journal is not None)
+        self._scheduler.tally = tally
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))

@@ -8,6 +8,7 @@ refused before. Blocking work (the disk under a join) runs in `run`, never on th
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,12 @@ class Door:
         for link in list(self._links):
             if link.peer is not None and link.peer.id == peer:
                 link.close(Refused(NotAllowed(f"{link.peer} was revoked").report()))
+
+    def connections(self) -> dict[str, int]:
+        """How many links there are, by role; "stranger" for peers that may only join."""
+        return dict(
+            Counter("stranger" if each.peer is None else each.peer.role.value for each in self._links)
+        )
 
     def close(self) -> None:
         """Close every link."""
