@@ -275,7 +275,7 @@ class Life:
         else:
             assert isinstance(run.task, m.ReduceTask)
             part = m.OutputPart("part-00000.csv", f"{run.attempt}.csv", 10, 6, (("k", "string"),))
-            result = m.ReduceResult(0, m.TaskStats(rows_in=10, rows_out=10), (part,))
+            result = m.ReduceResult(0, m.TaskStats(rows_in=10, bytes_in=1000, rows_out=10), (part,))
         return m.TaskFinished(run.attempt, result, 0.1, 1)
 
     def round(self, jobs: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cortex.cli.cluster import connect, of_cluster
+from cortex.cli.cluster import connected, of_cluster
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded
 from cortex.errors import EXIT_DONE
@@ -35,7 +35,7 @@ def audit(last: int, home: str | None, server: str | None, as_json: bool) -> int
     def command() -> int:
         from cortex.wire.messages import AuditTail, GetAudit
 
-        with connect(home, server) as connection:
+        with connected(home, server) as connection:
             lines = connection.ask(GetAudit(last), AuditTail).lines
         if as_json:
             for line in lines:

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, from_report
 from cortex.ids import Role
-from cortex.wire.gate import Members
+from cortex.wire.gate import Members, revoked
 from cortex.wire.join_desk import JoinDesk
 from cortex.wire.messages import Join, Joined, Message, Refused, RenewCertificate
 from cortex.wire.peers import AcceptedProtocol
@@ -74,7 +74,7 @@ class Door:
         self._members.revoke(peer)
         for link in list(self._links):
             if link.peer is not None and link.peer.id == peer:
-                link.close(Refused(NotAllowed(f"{link.peer} was revoked").report()))
+                link.close(Refused(revoked(link.peer).report()))
 
     def connections(self) -> dict[str, int]:
         """How many links there are, by role; "stranger" for peers that may only join."""
