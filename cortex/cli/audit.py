@@ -9,7 +9,7 @@ import click
 
 from cortex.cli.cluster import connected, of_cluster
 from cortex.cli.options import HELP, as_json
-from cortex.cli.terminal import aligned, guarded
+from cortex.cli.terminal import aligned, guarded, printable
 from cortex.errors import EXIT_DONE
 from cortex.limits import AUDIT_TAIL_MAX
 
@@ -42,16 +42,11 @@ def audit(last: int, home: str | None, server: str | None, as_json: bool) -> int
                 print(line)
             return EXIT_DONE
         head = ["time", "who", "from", "action", "of", "outcome"]
-        rows = [[_shown(cell) for cell in _row(line)] for line in lines]
+        rows = [[printable(cell) for cell in _row(line)] for line in lines]
         print("\n".join(aligned(head, rows, set())) if lines else "nothing yet")
         return EXIT_DONE
 
     return guarded(command, as_json)
-
-
-def _shown(text: str) -> str:
-    """Others chose some of it: nothing that a terminal would obey."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _row(line: str) -> list[str]:

@@ -23,11 +23,13 @@ from twisted.logger import Logger
 from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
 from cortex.ids import server_name
 from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
+from cortex.machine_report import MachineReport, examine_machine
 from cortex.memory_plan import MemoryPlan
 from cortex.metric_text import Family
+from cortex.node.examination import Examination
 from cortex.node.node import Node
 from cortex.node.node_metrics import node_families
-from cortex.storage.filesystem import LocalFilesystem
+from cortex.storage.filesystem import LocalFilesystem, is_memory_backed
 from cortex.transfer.data_port import DataPort
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
@@ -36,7 +38,14 @@ from cortex.wire import tls
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.identity import Identity, save_identity
 from cortex.wire.join import Endpoint, parse_endpoint
-from cortex.wire.messages import CertificateRenewed, FromNode, Goodbye, Message, PeersRevoked, Refused
+from cortex.wire.messages import (
+    CertificateRenewed,
+    Examine,
+    Goodbye,
+    Message,
+    PeersRevoked,
+    Refused,
+)
 from cortex.wire.peers import DialedProtocol, dial
 from cortex.wire.permissions import union_to
 from cortex.wire.renewal import Renewal
@@ -121,6 +130,19 @@ class ClusterNode:
         self._said_lost = False
         self._renewing: Renewal | None = None
         self._timers: dict[str, Any] = {}
+        folders = [("home", folder), *(("spill", each) for each in spill_dirs)]
+
+        def report() -> MachineReport:
+            return examine_machine(
+                wall_clock(),
+                local_versions(),
+                folders,
+                is_memory_backed,
+                memory_cap_bytes=plan.cap_bytes,
+                certificate_expires_at=self._identity.expires_at,
+            )
+
+        self._examination = Examination(reactor, identity.id, report, self._send, wall_clock)
         self._metrics: MetricsPort | None = None
         if metrics is not None:
             from cortex.wire.metrics_port import MetricsPort  # and with it twisted.web
@@ -146,6 +168,7 @@ class ClusterNode:
         if self._metrics is not None:
             self._metrics.stop()
         self._data.stop()
+        self._examination.stop()
         if self._dialing is not None:
             self._dialing.cancel()
         if self._link is not None:  # its work moves at once: nobody waits for this node to come back
@@ -191,7 +214,7 @@ class ClusterNode:
         self._open = True
         self._node.hello()
 
-    def _send(self, message: FromNode) -> None:
+    def _send(self, message: Message) -> None:
         if self._link is not None and self._open:  # never before the hello
             self._link.send(message)
 
@@ -206,6 +229,8 @@ class ClusterNode:
                 self._data.put_out(peer)
         elif isinstance(message, CertificateRenewed):
             self._renewed(message)
+        elif isinstance(message, Examine):
+            self._examination.examine(message)
         else:
             self._node.receive(message)  # type: ignore[arg-type]  # the link's decoder gives no other
 

@@ -25,14 +25,17 @@ from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, InternalError, ProtocolError, UsageError, VersionMismatch
 from cortex.ids import Role
-from cortex.limits import AUDIT_TAIL_MAX, DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
+from cortex.limits import AUDIT_TAIL_MAX, DAY_S, EXAMINE_S_MAX, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
+from cortex.machine_report import examine_machine
 from cortex.metric_text import Family
 from cortex.private_files import lock_file, make_private_folder
 from cortex.server.audit_desk import DONE, REFUSED, AuditDesk, actor_of
+from cortex.server.examinations import Examinations
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
 from cortex.server.server_metrics import server_ailing, server_families
 from cortex.storage.audit_log import AuditLog
+from cortex.storage.filesystem import is_memory_backed
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
 from cortex.units import counted
@@ -46,8 +49,10 @@ from cortex.wire.messages import (
     AuditTail,
     CreateToken,
     DrainNode,
+    Examined,
     FromNode,
     GetAudit,
+    GetDiagnosis,
     KillCluster,
     ListTokens,
     Message,
@@ -151,6 +156,7 @@ class ClusterServer:
                 lambda: server_ailing(self._server, self._journal),
                 wall_clock,
             )
+        self._examinations = Examinations(wall_clock, lambda: (self.port, self.metrics_port))
         self._renewal = reactor.callLater(DAY_S, self._renew)
 
     @property
@@ -193,6 +199,8 @@ class ClusterServer:
             self._node_said(link, message)
         elif isinstance(message, KillCluster):
             self._kill(link)
+        elif isinstance(message, GetDiagnosis):
+            self._diagnose(link)
         elif isinstance(message, GetAudit):
             link.accept()
             reading = self._run(self._audit.tail, min(max(message.count, 0), AUDIT_TAIL_MAX))
@@ -222,6 +230,9 @@ class ClusterServer:
             raise ProtocolError(f"a node sent {type(message).__name__}")
         if message.node != link.peer.id:
             raise ProtocolError(f"{link.peer} spoke for node {message.node!r}")
+        if isinstance(message, Examined):
+            self._examinations.answered(message)
+            return
         deliver(message)  # type: ignore[arg-type]  # the link's decoder gives no other
 
     def _node_hello(self, link: Link, hello: NodeHello) -> None:
@@ -273,6 +284,23 @@ class ClusterServer:
         if error is not None:
             details = {**details, "error": error.message}
         self._audit.note(actor_of(link), action, about, DONE if error is None else REFUSED, details)
+
+    def _diagnose(self, link: Link) -> None:
+        known = self._server.scheduler.leases.nodes
+        addresses = {name: node.hello.data_address for name, node in known.items()}
+        number = self._examinations.begin(link, addresses, self._nodes)
+        reporting = self._run(
+            examine_machine,
+            self._wall_clock(),
+            self._versions,
+            [("home", self._home)],
+            is_memory_backed,
+            certificate_expires_at=self._expiries["server"],
+        )
+        reporting.addCallbacks(
+            lambda report: self._examinations.reported(number, report), self._failed, errbackArgs=(link,)
+        )
+        self._reactor.callLater(EXAMINE_S_MAX, self._examinations.give_up, number)
 
     # --- admins ---
 
