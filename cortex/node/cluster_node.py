@@ -21,16 +21,19 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import server_name
-from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
+from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.machine_report import MachineReport, examine_machine
 from cortex.memory_plan import MemoryPlan
 from cortex.metric_text import Family
 from cortex.node.examination import Examination
+from cortex.node.held_inputs import FileReads
 from cortex.node.node import Node
 from cortex.node.node_metrics import node_families
 from cortex.storage.filesystem import LocalFilesystem, is_memory_backed
 from cortex.transfer.data_port import DataPort
+from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
@@ -48,7 +51,7 @@ from cortex.wire.messages import (
 )
 from cortex.wire.peers import DialedProtocol, dial
 from cortex.wire.permissions import union_to
-from cortex.wire.renewal import Renewal
+from cortex.wire.renewal import Renewal, look_again_s
 from cortex.wire.versions import local_versions
 
 if TYPE_CHECKING:
@@ -77,6 +80,7 @@ class ClusterNode:
         advertise: str,
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
+        data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
         metrics: Endpoint | None = None,
@@ -95,7 +99,13 @@ class ClusterNode:
         self._settings = tls.Renewable(tls.data_port(identity))
         self._data = DataPort(reactor, wall_clock, self._members, lambda: self._identity, self._addresses.of)
         self._data.trust(False)
-        serving = SegmentServer(reactor, clock, LocalFilesystem(), self._data.identify)
+        serving = SegmentServer(
+            reactor,
+            clock,
+            LocalFilesystem(),
+            self._data.identify,
+            inputs=self._input_reads if data_roots else None,
+        )
         self._serving = serving
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
@@ -118,6 +128,11 @@ class ClusterNode:
             data_address=str(self.address),
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
+            data_roots=data_roots,
+            input_fetcher=lambda answered, failed: InputFetcher(
+                reactor, clock, self._data.connect, self._data.check, answered, failed
+            ),
+            addresses=self._addresses,
             host=socket.gethostname(),
         )
         self._link: DialedProtocol[Any] | None = None
@@ -193,6 +208,10 @@ class ClusterNode:
     def _ailing(self) -> list[str]:
         return [] if self._welcome else [f"no link to the server at {self._identity.server}"]
 
+    def _input_reads(self) -> FileReads:
+        assert self._node.held is not None
+        return FileReads(self._node.held)
+
     # --- the link to the server ---
 
     def _dial(self) -> None:
@@ -256,6 +275,7 @@ class ClusterNode:
         if error.code in _FINAL:
             self._fail(error)
         else:
+            self._renewing = None  # if that was refused it is tried again
             _log.warn("the server refused the node: {error}", error=error.message)
 
     def _lost(self, link: DialedProtocol[Any], error: CortexError | None) -> None:
@@ -311,7 +331,8 @@ class ClusterNode:
     # --- its own certificate ---
 
     def _look_at_certificate(self) -> None:
-        self._after("certificate", DAY_S, self._look_at_certificate)
+        again_s = look_again_s([self._identity], self._wall_clock())
+        self._after("certificate", again_s, self._look_at_certificate)
         if self._welcome and self._renewing is None and self._identity.renew_due(self._wall_clock()):
             self._renewing = Renewal(self._identity)
             assert self._link is not None
@@ -329,6 +350,9 @@ class ClusterNode:
             self._settings.options = tls.data_port(self._identity)
             _log.info("the node's certificate was renewed")
         self._renewing = None
+        self._after(
+            "certificate", look_again_s([self._identity], self._wall_clock()), self._look_at_certificate
+        )
 
     # --- time ---
 

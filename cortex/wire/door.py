@@ -19,9 +19,10 @@ from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, from_report
 from cortex.ids import Role
+from cortex.wire.authority import not_after
 from cortex.wire.gate import Members, revoked
 from cortex.wire.join_desk import JoinDesk
-from cortex.wire.messages import Join, Joined, Message, Refused, RenewCertificate
+from cortex.wire.messages import CertificateRenewed, Join, Joined, Message, Refused, RenewCertificate
 from cortex.wire.peers import AcceptedProtocol
 from cortex.wire.permissions import union_from
 from cortex.wire.tls import exporter_of
@@ -128,6 +129,8 @@ class Door:
         error = from_report(answer.error) if isinstance(answer, Refused) else None
         details = {"token": asked.token_id} if isinstance(asked, Join) else {}
         self._noted(link, action, answer.id if isinstance(answer, Joined) else "", error, details)
+        if isinstance(answer, CertificateRenewed):
+            link.renewed(not_after(answer.certificate_der))
         if isinstance(answer, Joined):
             _log.info("{id} joined", id=answer.id)
         if isinstance(answer, Refused):

@@ -101,6 +101,8 @@ class _Request(Request):
             _log.failure("the metrics could not be told")
             status, kind, text = 500, _PLAIN, "a bug in cortex; the log says more\n"
         body = text.encode()
+        if status == 403:
+            channel.persistent = False  # another connection may show another certificate
         respond.setResponseCode(status)
         respond.setHeader(b"content-type", kind.encode())
         respond.setHeader(b"content-length", b"%d" % len(body))

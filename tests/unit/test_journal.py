@@ -131,7 +131,7 @@ def test_the_file_gives_back_what_ended_jobs_took_also_while_the_server_lives(
     monkeypatch.setattr("cortex.storage.journal._FREE_PAGES", 100)
     journal = Journal(str(folder))
     journal.write([added(), *[j.RecordAdded(JOB, bytes(4000))] * 500])
-    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal._file.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     large = os.path.getsize(folder / "journal.sqlite")
     assert large > 2_000_000
     journal.write([ended()])
@@ -139,7 +139,7 @@ def test_the_file_gives_back_what_ended_jobs_took_also_while_the_server_lives(
         other = f"j{number:012x}"
         journal.write([added(other)])
         journal.write([ended(other)])
-    journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    journal._file.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert os.path.getsize(folder / "journal.sqlite") < 110 * 4096 + 100_000
     journal.close()
 
