@@ -4,7 +4,7 @@
 comes back or never does, which bring a file; nodes whose links break, and nodes that are lost. Between rounds
 nothing is under way, so what is held then is what the server keeps for good: that must not grow.
 
-    python -m benchmarks.server_life [--jobs 10000] [--at-once 100] [--folder DIR]
+    python -m benchmarks.server_life [--jobs 10000] [--at-once 100] [--folder DIR] [--json FILE]
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import queue
-import resource
 import sys
 import tempfile
 import time
@@ -33,7 +32,7 @@ from cortex.ids import Role
 from cortex.job.bundle import NO_BUNDLE, Bundle, BundleFile
 from cortex.job.plan import InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
-from cortex.limits import CLIENT_RETURN_S, JOBS_REMEMBERED, NODE_AWAY_S, PROGRESS_S
+from cortex.limits import CLIENT_RETURN_S, NODE_AWAY_S, PROGRESS_S
 from cortex.process_memory import own_anonymous_bytes
 from cortex.server.audit_desk import AuditDesk
 from cortex.server.journal_desk import JournalDesk
@@ -346,20 +345,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="where the server's files are (default: temporary)")
+    parser.add_argument("--json", type=Path, help="where to write the figures (default: standard output)")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         life = Life(Path(folder))
         began = time.process_time()
+        held = []
         report = max(options.at_once, options.jobs // 10)
         while life.jobs < options.jobs:
             life.round(min(options.at_once, options.jobs - life.jobs))
             if life.jobs % report == 0 or life.jobs == options.jobs:
-                print(json.dumps(life.figures()), flush=True)
+                held.append(life.figures())
         spent_s = time.process_time() - began
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"ends": life.ends, "ms_per_job": spent_s / life.jobs * 1000, "peak": peak_bytes}))
-        print(f"what is remembered: {JOBS_REMEMBERED} ended jobs", file=sys.stderr)
         life.end()
+    figures = {"held": held, "ends": life.ends, "ms_per_job": round(spent_s / life.jobs * 1000, 3)}
+    if options.json is None:
+        print(json.dumps(figures, indent=1))
+    else:
+        options.json.write_text(json.dumps(figures) + "\n")
     return 0
 
 
