@@ -64,6 +64,13 @@ def _log_file(function: _F) -> _F:
     return click.option("--log-file", metavar="PATH", default="", help=told)(function)
 
 
+metrics_option = click.option(
+    "--metrics",
+    metavar="ADDRESS:PORT",
+    help="Tell figures and health there, over the cluster's TLS (default: nowhere).",
+)
+
+
 @click.command(name="server", context_settings=HELP)
 @click.option(
     "--listen",
@@ -75,9 +82,12 @@ def _log_file(function: _F) -> _F:
     metavar="HOST",
     help="How others reach this machine (default: CORTEX_ADVERTISE, or its own address).",
 )
+@metrics_option
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
 @_log_file
-def server(listen: str | None, advertise: str | None, home: str | None, log_file: str) -> int:
+def server(
+    listen: str | None, advertise: str | None, metrics: str | None, home: str | None, log_file: str
+) -> int:
     """Run the server of a cluster, in the foreground.
 
     The first start makes the cluster's certificate authority and prints the line that nodes join with.
@@ -96,7 +106,8 @@ def server(listen: str | None, advertise: str | None, home: str | None, log_file
 
         config = settings(home=home, listen=listen, advertise=advertise)
         at, known_as = _addresses(config, _SERVER_PORT)
-        return run_server(config.home, at, Endpoint(known_as, at.port), log_file)
+        at_port = Endpoint(known_as, at.port)
+        return run_server(config.home, at, at_port, log_file, _watched(metrics))
 
     return guarded(command)
 
@@ -115,6 +126,7 @@ def server(listen: str | None, advertise: str | None, home: str | None, log_file
     metavar="HOST",
     help="How other nodes reach this machine (default: CORTEX_ADVERTISE, or its own address).",
 )
+@metrics_option
 @click.option("--slots", metavar="N", help="Tasks at once (default: one a processor).")
 @click.option(
     "--memory", metavar="SIZE", help="Cap of everything the node starts (default: half of the machine's)."
@@ -137,6 +149,7 @@ def node(
     join: str | None,
     listen: str | None,
     advertise: str | None,
+    metrics: str | None,
     slots: str | None,
     memory: str | None,
     spill: tuple[str, ...],
@@ -183,6 +196,7 @@ def node(
             spill_quota_bytes=config.spill_quota_bytes,
             log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
+            metrics=_watched(metrics),
         )
 
     return guarded(command)
@@ -198,6 +212,13 @@ def _addresses(config: Config, port: int, any_port: bool = False) -> tuple[Endpo
     if config.advertise:
         return at, parse_host(config.advertise, "the address to advertise")
     return at, own_address(at.host)
+
+
+def _watched(metrics: str | None) -> Endpoint | None:
+    """Where to tell figures, if anywhere."""
+    from cortex.wire.join import parse_endpoint
+
+    return None if metrics is None else parse_endpoint(metrics, "--metrics", any_port=True)
 
 
 def own_address(listen_host: str) -> str:

@@ -49,6 +49,7 @@ from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
+from cortex.node.node_metrics import NodeFigures
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
 from cortex.transfer.bundle_fetch import BundleFetch
@@ -78,10 +79,12 @@ from cortex.wire.messages import (
     Lease,
     ListData,
     MapLocations,
+    MapResult,
     NodeHello,
     NodeLog,
     OpenJob,
     PartCredit,
+    ReduceResult,
     ReduceTask,
     ReportsKept,
     Revoke,
@@ -202,6 +205,7 @@ class Node:
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
+        self._finished = self._failed_attempts = self._spilled_bytes = 0
         self._bundle_thread = WorkThread(reactor, "bundles")
         self._bundles = BundleFetch(name, send, self._bundle_thread, self._open_job, self._cannot_serve)
 
@@ -242,6 +246,28 @@ class Node:
             self._meter.start()
         self._finders.start()
         self._tick()
+
+    def figures(self) -> NodeFigures:
+        """What it is doing, for its metrics."""
+        shuffle = self._shuffle
+        running = len(self._job_of) - len(self._queue) - len(self._bringing)
+        return NodeFigures(
+            node=self._name,
+            slots=self._plan.slots,
+            running=max(0, running),
+            queued=len(self._queue) + len(self._bringing),
+            jobs=len(self._jobs),
+            memory_bytes=self.memory.now_bytes,
+            memory_peak_bytes=self.memory.peak_bytes,
+            memory_limit_bytes=self._plan.cap_bytes,
+            memory_paused=self.memory.paused,
+            spill_free_bytes=self._folders.free_bytes(),
+            finished=self._finished,
+            failed=self._failed_attempts,
+            spilled_bytes=self._spilled_bytes,
+            fetched_bytes=0 if shuffle is None else shuffle.fetched_bytes,
+            fetched_segments=0 if shuffle is None else shuffle.fetched_segments,
+        )
 
     def hello(self) -> None:
         """The way to the server is open (again): say who this is, what it holds, and what the server may
@@ -628,7 +654,11 @@ class Node:
         report: AttemptFinished | AttemptFailed
         if isinstance(ended, TaskFinished):
             report = AttemptFinished(self._name, self._incarnation, ended)
+            self._finished += 1
+            if isinstance(ended.result, MapResult | ReduceResult):
+                self._spilled_bytes += ended.result.stats.spilled_bytes
         else:
+            self._failed_attempts += 1
             report = AttemptFailed(self._name, self._incarnation, self._elsewhere(ended))
         if self._keep_reports:
             self._reports[ended.attempt] = report, version

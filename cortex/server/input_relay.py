@@ -47,6 +47,7 @@ class InputRelay:
         to_client: Callable[[Any, FromServer], None],
         is_there: Callable[[str], bool],
     ) -> None:
+        self.relayed_bytes = 0
         self._to_node = to_node
         self._to_client = to_client
         self._is_there = is_there
@@ -112,6 +113,8 @@ class InputRelay:
         if found is None:
             return  # its node is lost
         node, read = found
+        if isinstance(message, InputBytes):
+            self.relayed_bytes += len(message.data)
         asked = self._asked[node][job]
         asked.reads -= 1
         asked.size_bytes -= read.length

@@ -11,6 +11,7 @@ from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.plan import ClientFile, DataFiles
 from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
+from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Message
 from cortex.wire.messages.executor import JobPlanned, RunTask, TaskFailed, TaskFinished, TaskProgress
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
@@ -313,6 +314,32 @@ class NodeLog(Message, frozen=True):
     node: str
     request: int
     text: str
+
+
+class Examine(Message, frozen=True):
+    """Look at your machine, and try the ports of these nodes. Answered with `Examined`."""
+
+    request: int
+    others: tuple[OutputNode, ...]
+
+
+class PortClosed(msgspec.Struct, frozen=True):
+    """A node's port that another could not connect to."""
+
+    node: str
+    address: str
+    why: str
+
+
+class Examined(Message, frozen=True):
+    node: str
+    request: int
+    now: float
+    """Seconds since 1970, when this was sent."""
+    report: MachineReport | None
+    closed: tuple[PortClosed, ...]
+    error: str = ""
+    """Why there is no report."""
 
 
 class ShutDown(Message, frozen=True):
