@@ -39,7 +39,7 @@ from cortex.limits import (
     PROGRESS_S,
     TASK_SILENCE_S_MAX,
 )
-from cortex.memory_plan import MemoryPlan
+from cortex.memory_plan import MemoryPlan, job_executor_bytes, job_slots
 from cortex.node.executor_pool import ExecutorPool
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
@@ -60,6 +60,7 @@ from cortex.wire.messages import (
     EndJob,
     FetchAhead,
     FromNode,
+    GaveBack,
     Heartbeat,
     InputBytes,
     InputUnread,
@@ -70,6 +71,7 @@ from cortex.wire.messages import (
     NodeLog,
     OpenJob,
     PartCredit,
+    Recall,
     ReduceTask,
     ReportsKept,
     Revoke,
@@ -270,6 +272,8 @@ class Node:
             self._lease(message)
         elif isinstance(message, Revoke):
             self._revoke(message)
+        elif isinstance(message, Recall):
+            self._give_back(message)
         elif isinstance(message, ReportsKept):
             for attempt in message.attempts:
                 self._reports.pop(attempt, None)
@@ -367,6 +371,11 @@ class Node:
         if self._input is not None:
             self._input.open_job(name)
         start, names = job.start, job.start.bundle.names("file")
+        slots, executor_bytes = self._plan.slots, self._plan.executor_bytes
+        memory_bytes = start.spec.resources.memory_bytes
+        if memory_bytes and self._shuffle is not None:  # of one machine alone it is the cap of all
+            slots = job_slots(memory_bytes, slots)
+            executor_bytes = job_executor_bytes(self._plan, memory_bytes)
         self._pool.open_job(
             OpenJob(
                 start.job,
@@ -375,12 +384,13 @@ class Node:
                 start.sys_path,
                 job.work_dir,
                 job.staging_dir,
-                self._plan.executor_bytes,
+                executor_bytes,
                 job.bundle_dir if start.bundle.files else "",
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
                 start.bundle.packages,
-            )
+            ),
+            slots,
         )
         self.room()
 
@@ -432,6 +442,17 @@ class Node:
             self._reports.pop(attempt, None)
             self._pool.revoke(attempt)
         self.room()
+
+    def _give_back(self, message: Recall) -> None:
+        """What has not begun, the last leased first: that whose inputs are still on their way, too."""
+        job = message.job
+        waiting = {run.attempt for of, run in (*self._queue, *self._bringing.values()) if of == job}
+        last_first = [attempt for attempt in reversed(self._job_of) if attempt in waiting]
+        given_back = tuple(last_first[: message.attempts])
+        for attempt in given_back:
+            self._forget(attempt)
+        self._queue = deque(item for item in self._queue if item[1].attempt in self._job_of)
+        self._send(GaveBack(self._name, self._incarnation, job, given_back))
 
     def _send_logs(self, message: SendLogs) -> None:
         assert self._pool is not None
@@ -493,24 +514,28 @@ class Node:
     # --- what the pool says ---
 
     def room(self) -> None:
-        """Give out waiting attempts while executors take them."""
+        """Give out waiting attempts while executors take them. First to idle executors of their jobs: a slot
+        stays with its job while something waits for it. Then the pool is to have executors of other jobs."""
         if self._pool is None or self._dispatching or self._stopping:
             return
         self._dispatching = True
         try:
             waiting: deque[tuple[str, RunTask]] = deque()
-            refused: set[str] = set()
             running = len(self._pool.running())
-            while self._queue and running < self._plan.slots and not (self.memory.paused and running):
-                job, run = self._queue.popleft()
-                if job not in refused and self._pool.run(job, run):
-                    running += 1
-                    self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
-                else:
-                    refused.add(job)
-                    waiting.append((job, run))
-            waiting.extend(self._queue)
-            self._queue = waiting
+            for bound in (True, False):
+                refused: set[str] = set()
+                waiting.clear()
+                while self._queue and running < self._plan.slots and not (self.memory.paused and running):
+                    job, run = self._queue.popleft()
+                    if job not in refused and self._pool.run(job, run, bound):
+                        running += 1
+                        self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
+                    else:
+                        refused.add(job)
+                        waiting.append((job, run))
+                self._queue.extendleft(reversed(waiting))
+            if self._queue and not (self.memory.paused and running):
+                self._pool.make_room([job for job, _ in self._queue], self._plan.slots - running)
         finally:
             self._dispatching = False
 
@@ -586,8 +611,14 @@ class Node:
             self.memory.now_bytes,
             self.memory.peak_bytes,
             self._folders.free_bytes(),
+            self._idle_slots(),
         )
         self._send(beat)
+
+    def _idle_slots(self) -> int:
+        if self._pool is None or not self._bringing:
+            return 0
+        return max(0, self._plan.slots - len(self._pool.running()) - len(self._queue))
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)

@@ -1,7 +1,7 @@
 """What the scheduler is told, and what it answers. The edge (server.py) makes the first and obeys the second.
 
-Four of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`, `CannotServe`) and one of a
-client's (`JobReceived`) are events as they are.
+Five of a node's messages (`AttemptFinished`, `AttemptFailed`, `GaveBack`, `Heartbeat`, `CannotServe`) and
+one of a client's (`JobReceived`) are events as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cortex.wire.messages import (
     AttemptFinished,
     CannotServe,
     FromServer,
+    GaveBack,
     Heartbeat,
     JobReceived,
     NodeHello,
@@ -25,8 +26,11 @@ from cortex.wire.messages import (
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
+    """`user`: whose share of the slots it is part of."""
+
     job: str
     request: SubmitJob
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class JobKept:
     lives: int
     """Of the server, that have worked at it before this one."""
     records: Iterable[JobRecord]
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,7 @@ Event = (
     | PartUnreadable
     | AttemptFinished
     | AttemptFailed
+    | GaveBack
     | Heartbeat
     | CannotServe
     | CancelRequested

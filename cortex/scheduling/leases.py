@@ -1,5 +1,10 @@
 """Leases: which node has which attempts, how much room it has, and when it was last heard.
 
+A node has slots, and beside each a *successor*: an attempt that waits there and takes the slot when the
+attempt before it has ended, if both are of one job. So slots stay with jobs without being asked about, and
+change jobs by successors not being leased, or recalled. Which job has how many of a node's slots is counted
+here by the rule by which the node gives them out.
+
 A node's incarnation is checked here, so that nothing from an earlier life of a node, or about an
 attempt it no longer holds, gets any further. Sums over all nodes are kept, not made: no question but
 `expired` costs more with a thousand nodes than with one.
@@ -67,9 +72,9 @@ class Node:
     Away: its link has ended, a moment ago."""
 
     __slots__ = (
-        "away", "away_at", "disk_free_bytes", "held", "hello", "memory_bytes", "memory_peak_bytes", "offer",
-        "output_node",
-        "renewed_at", "serial", "silent", "told",
+        "away", "away_at", "busy", "disk_free_bytes", "free_counted", "held", "held_of", "hello", "limits",
+        "memory_bytes", "memory_peak_bytes", "offer", "output_node", "recalling", "renewed_at", "serial",
+        "silent", "slots_of", "spare", "told", "turn_at",
     )  # fmt: skip
 
     def __init__(self, hello: NodeHello, serial: int, now: float) -> None:
@@ -82,6 +87,22 @@ class Node:
         self.away = False
         self.away_at = 0.0
         self.held: dict[AttemptId, Running] = {}
+        self.held_of: dict[str, int] = {}
+        """Job -> attempts of it among them."""
+        self.slots_of: dict[str, int] = {}
+        """Job -> slots that it has here."""
+        self.turn_at: dict[str, float] = {}
+        """Job -> since when it has any."""
+        self.limits: dict[str, int] = {}
+        """Job -> slots that it may have here, where it says less memory than the node has."""
+        self.busy = 0
+        """Slots that jobs have; more than there are when some jobs' reduces wait for their inputs."""
+        self.spare = 0
+        """Slots that the node says stand idle all the same."""
+        self.recalling = False
+        """It was asked for leases that have not begun, and has not answered yet."""
+        self.free_counted = 0
+        """Its free slots as `LeaseBook.free_slots` knows them."""
         self.offer = 0.0
         """The part of its slots that it has room for, as `LeaseBook.roomiest` knows it."""
         self.told: dict[str, Told] = {}
@@ -103,7 +124,68 @@ class Node:
         """Attempts it may still be given: its slots and a short queue, so that no slot waits for us."""
         if not self.is_here:
             return 0
-        return self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
+        ahead = self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
+        return max(ahead, self.hello.slots + self.spare if self.spare else 0)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no job has, or that stand idle."""
+        return max(0, self.hello.slots - self.busy) + self.spare if self.is_here else 0
+
+    def may_take_slot(self, job: str) -> bool:
+        return job not in self.limits or self.slots_of.get(job, 0) < self.limits[job]
+
+    def waiting(self, job: str) -> int:
+        """Attempts of the job that wait here for a slot."""
+        return self.held_of.get(job, 0) - self.slots_of.get(job, 0)
+
+    def successors_wanted(self, job: str) -> int:
+        """Attempts that may wait here for the slots that the job has."""
+        if self.busy > self.hello.slots:
+            return 0
+        return self.slots_of.get(job, 0) * (1 + LEASES_AHEAD_PER_SLOT) - self.held_of.get(job, 0)
+
+    @property
+    def has_successors(self) -> bool:
+        return len(self.held) > self.busy
+
+    def begin(self, running: Running, now: float) -> list[tuple[str, int]]:
+        """It is leased: it takes a slot that is free, or waits for one of its job's. Gives what changed, as
+        (job, how many slots more)."""
+        job = running.job
+        self.held[running.attempt] = running
+        self.held_of[job] = self.held_of.get(job, 0) + 1
+        if not self.may_take_slot(job):
+            return [(job, 0)]
+        if self.busy >= self.hello.slots:
+            if not self.spare:
+                return [(job, 0)]
+            self.spare -= 1
+        return [self._slot_to(job, now)]
+
+    def end(self, running: Running, now: float) -> list[tuple[str, int]]:
+        """It is over: its slot is its successor's, or that of another job that waits here."""
+        job = running.job
+        left = self.held_of[job] - 1
+        self.held_of[job] = left
+        changed = [(job, 0)]
+        if self.slots_of.get(job, 0) > left:
+            self.busy -= 1
+            self.slots_of[job] = left
+            changed = [(job, -1)]
+            heirs = (each for each in self.held_of if self.waiting(each) and self.may_take_slot(each))
+            if self.busy < self.hello.slots and (heir := next(heirs, None)) is not None:
+                changed.append(self._slot_to(heir, now))
+        if not left:
+            for kept in (self.held_of, self.slots_of, self.turn_at, self.limits):
+                kept.pop(job, None)
+        return changed
+
+    def _slot_to(self, job: str, now: float) -> tuple[str, int]:
+        self.busy += 1
+        self.turn_at.setdefault(job, now)
+        self.slots_of[job] = self.slots_of.get(job, 0) + 1
+        return job, 1
 
     @property
     def wants(self) -> bool:
@@ -123,6 +205,16 @@ class LeaseBook:
         self.memory_peak_bytes = 0
         self.wanting = 0
         """Nodes that want a lease."""
+        self.free_slots = 0
+        """Of all nodes."""
+        self.now = 0.0
+        """Of the event that is handled."""
+        self.slots_of: dict[str, int] = {}
+        """Job -> slots that it has at all nodes."""
+        self.changed: dict[str, None] = {}
+        """Jobs whose leases changed, until somebody has looked."""
+        self.with_successors: dict[str, Node] = {}
+        """Nodes where attempts wait for slots."""
         self._joined = 0
         self._by_room: list[tuple[float, int, str]] = []
         """A heap of (-offer, serial, name); an entry that is not the node's offer any more is void."""
@@ -142,7 +234,7 @@ class LeaseBook:
         self.silence(node)
         self.cap_bytes += hello.memory_bytes - node.hello.memory_bytes
         node.hello, node.output_node = hello, OutputNode(hello.node, hello.data_address)
-        node.renewed_at, node.away = now, False
+        node.renewed_at, node.away, node.recalling, node.spare = now, False, False, 0
         self.revive(node)
 
     def leave(self, name: str) -> Node | None:
@@ -207,21 +299,47 @@ class LeaseBook:
     # --- leases ---
 
     def hold(self, node: Node, leased: Iterable[Running]) -> None:
-        node.held.update((running.attempt, running) for running in leased)
+        for running in leased:
+            self.lease(node, running)
         self._room_changed(node)
+
+    def lease(self, node: Node, running: Running) -> None:
+        """One of several: `put_back` the node after the last."""
+        self._count(node.begin(running, self.now))
 
     def take(self, node: Node, attempt: str) -> Running | None:
         """The attempt, held by the node no more; None if it did not hold it."""
         running = node.held.pop(attempt, None)  # type: ignore[call-overload]
         if running is not None:
+            self._count(node.end(running, self.now))
             self._room_changed(node)
         return running  # type: ignore[no-any-return]
 
     def take_all(self, node: Node) -> list[Running]:
         held = list(node.held.values())
-        node.held.clear()
+        for running in held:
+            self._count([(running.job, -node.slots_of.pop(running.job, 0))])
+        for kept in (node.held, node.held_of, node.turn_at, node.limits):
+            kept.clear()
+        node.busy = node.spare = 0
+        node.recalling = False
         self._room_changed(node)
         return held
+
+    def _count(self, changes: Iterable[tuple[str, int]]) -> None:
+        for job, more in changes:
+            self.changed[job] = None
+            if more:
+                self.slots_of[job] = self.slots_of.get(job, 0) + more
+                if not self.slots_of[job]:
+                    del self.slots_of[job]
+
+    def stands_idle(self, node: Node, slots: int) -> None:
+        """The node says that so many slots stand idle, though reduces wait for their inputs there."""
+        spare = max(0, slots - max(0, node.hello.slots - node.busy))
+        if spare != node.spare:
+            node.spare = spare
+            self._room_changed(node)
 
     def release(self, attempts: Iterable[Running]) -> None:
         for running in attempts:
@@ -249,6 +367,13 @@ class LeaseBook:
 
     def _room_changed(self, node: Node) -> None:
         self._offer(node, node.room / node.hello.slots if node.wants else 0.0)
+        free = node.free_slots
+        self.free_slots += free - node.free_counted
+        node.free_counted = free
+        if node.has_successors and self.nodes.get(node.name) is node:
+            self.with_successors[node.name] = node
+        else:
+            self.with_successors.pop(node.name, None)
 
     def _offer(self, node: Node, offer: float) -> None:
         if offer == node.offer:

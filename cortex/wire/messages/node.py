@@ -92,6 +92,14 @@ class Revoke(Message, frozen=True):
     attempts: tuple[str, ...]
 
 
+class Recall(Message, frozen=True):
+    """Give back so many attempts of this job that have not begun, the last leased first: another job is to
+    have the slots. Answered with `GaveBack`."""
+
+    job: str
+    attempts: int
+
+
 class ReportsKept(Message, frozen=True):
     """The ends of these attempts are in the server's journal, or not wanted: they need not be told again."""
 
@@ -116,6 +124,15 @@ class AttemptFailed(Message, frozen=True):
     failed: TaskFailed
 
 
+class GaveBack(Message, frozen=True):
+    """These attempts had not begun, and never will. Fewer than were asked for when the others have begun."""
+
+    node: str
+    incarnation: str
+    job: str
+    attempts: tuple[str, ...]
+
+
 class Heartbeat(Message, frozen=True):
     """Renews every lease of the node. Memory is of the whole process tree, client included."""
 
@@ -126,6 +143,8 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
     disk_free_bytes: int = -1
     """Of the folders for spilled data together; -1 unknown."""
+    idle_slots: int = 0
+    """That stand idle while reduces wait for their inputs here."""
 
 
 class SendPart(Message, frozen=True):
@@ -243,6 +262,7 @@ ToNode = Union[  # noqa: UP007
     FetchAhead,
     Lease,
     Revoke,
+    Recall,
     ReportsKept,
     EndJob,
     SendPart,
@@ -259,6 +279,7 @@ FromNode = Union[  # noqa: UP007
     NodeHello,
     AttemptFinished,
     AttemptFailed,
+    GaveBack,
     Heartbeat,
     CannotServe,
     PartChunk,
