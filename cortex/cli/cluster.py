@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from cortex.cli.options import HELP, as_json
-from cortex.cli.terminal import aligned, counted, guarded, plain, print_json, say
+from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.config import Config, load_config
 from cortex.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
 from cortex.limits import TOKEN_S, TOKEN_USES
-from cortex.units import format_bytes, format_seconds, parse_bytes
+from cortex.units import counted, format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
     from cortex.client.cluster_client import ClusterConnection
+    from cortex.wire.join import Endpoint
     from cortex.wire.messages import ClusterStatus, JobStatus
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -40,9 +41,9 @@ def _of_cluster(function: _F) -> _F:
     return server(home(function))
 
 
-def settings(home: str | None, server: str | None = None) -> Config:
-    """Flags before the environment before ``.env``; warnings go to standard error."""
-    config = load_config(home=home, server=server)
+def settings(**flags: Any) -> Config:
+    """`load_config`; warnings go to standard error."""
+    config = load_config(**flags)
     for warning in config.warnings:
         say(f"warning: {warning}")
     return config
@@ -51,21 +52,23 @@ def settings(home: str | None, server: str | None = None) -> Config:
 def _connect(home: str | None, server: str | None) -> ClusterConnection:
     from cortex.client.cluster_client import ClusterConnection
 
-    config = settings(home, server)
+    config = settings(home=home, server=server)
     return ClusterConnection(config.home, config.server)
 
 
 @click.command(name="server", context_settings=HELP)
 @click.option(
     "--listen",
-    default=f"0.0.0.0:{_SERVER_PORT}",
-    show_default=True,
     metavar="ADDRESS:PORT",
-    help="Address of this machine to listen on.",
+    help=f"Address of this machine to listen on (default: CORTEX_LISTEN, or 0.0.0.0:{_SERVER_PORT}).",
 )
-@click.option("--advertise", metavar="HOST", help="How others reach this machine (default: its own address).")
+@click.option(
+    "--advertise",
+    metavar="HOST",
+    help="How others reach this machine (default: CORTEX_ADVERTISE, or its own address).",
+)
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
-def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt: skip
+def server(listen: str | None, advertise: str | None, home: str | None) -> int:
     """Run the server of a cluster, in the foreground.
 
     The first start makes the cluster's certificate authority and prints the line that nodes join with.
@@ -80,10 +83,11 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
 
     def command() -> int:
         from cortex.server.server_process import run_server
-        from cortex.wire.join import Endpoint, parse_endpoint
+        from cortex.wire.join import Endpoint
 
-        at = parse_endpoint(listen, "--listen")
-        return run_server(settings(home).home, at, Endpoint(advertise or own_address(at.host), at.port))
+        config = settings(home=home, listen=listen, advertise=advertise)
+        at, known_as = _addresses(config, _SERVER_PORT)
+        return run_server(config.home, at, Endpoint(known_as, at.port))
 
     return guarded(command)
 
@@ -94,13 +98,13 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
 )
 @click.option(
     "--listen",
-    default=f"0.0.0.0:{_NODE_PORT}",
-    show_default=True,
     metavar="ADDRESS:PORT",
-    help="Where other nodes fetch map outputs.",
+    help=f"Where other nodes fetch map outputs (default: CORTEX_LISTEN, or 0.0.0.0:{_NODE_PORT}).",
 )
 @click.option(
-    "--advertise", metavar="HOST", help="How other nodes reach this machine (default: its address)."
+    "--advertise",
+    metavar="HOST",
+    help="How other nodes reach this machine (default: CORTEX_ADVERTISE, or its own address).",
 )
 @click.option("--slots", metavar="N", help="Tasks at once (default: one a processor).")
 @click.option(
@@ -110,7 +114,7 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
 @click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
 def node(
     join: str | None,
-    listen: str,
+    listen: str | None,
     advertise: str | None,
     slots: str | None,
     memory: str | None,
@@ -130,28 +134,39 @@ def node(
 
     def command() -> int:
         from cortex.node.node_process import run_node
-        from cortex.wire.join import parse_endpoint
 
-        at = parse_endpoint(listen, "--listen", any_port=True)
-        config = load_config(
+        config = settings(
             home=home,
             join_line=join,
+            listen=listen,
+            advertise=advertise,
             memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
             slots=None if slots is None else parse_slots(slots, "--slots"),
         )
-        for warning in config.warnings:
-            say(f"warning: {warning}")
+        at, known_as = _addresses(config, _NODE_PORT, any_port=True)
         return run_node(
             config.home,
             config.join_line,
             at,
-            advertise or own_address(at.host),
+            known_as,
             memory_bytes=config.memory_bytes,
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
         )
 
     return guarded(command)
+
+
+def _addresses(config: Config, port: int, any_port: bool = False) -> tuple[Endpoint, str]:
+    """Where a server or a node listens, and what others call this machine."""
+    from cortex.wire.join import Endpoint, parse_endpoint, parse_host
+
+    at = Endpoint("0.0.0.0", port)
+    if config.listen:
+        at = parse_endpoint(config.listen, "the address to listen at", any_port=any_port)
+    if config.advertise:
+        return at, parse_host(config.advertise, "the address to advertise")
+    return at, own_address(at.host)
 
 
 def own_address(listen_host: str) -> str:
@@ -167,13 +182,13 @@ def own_address(listen_host: str) -> str:
 
 
 @click.command(name="login", context_settings=HELP)
-@click.argument("line", metavar="HOST:PORT/TOKEN.CAHASH")
+@click.argument("line", metavar="HOST:PORT/TOKEN.CAHASH", required=False)
 @click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME).")
-def login(line: str, home: str | None) -> int:
+def login(line: str | None, home: str | None) -> int:
     """Become a client of a cluster: get a certificate for this machine's commands.
 
-    The line comes from `cortex token create --role client`, run where the server was started. Whoever
-    started the server needs none.
+    The line (or CORTEX_JOIN, out of sight of process lists) comes from `cortex token create --role client`,
+    run where the server was started. Whoever started the server needs none.
 
     \b
     Examples:
@@ -186,9 +201,15 @@ def login(line: str, home: str | None) -> int:
         from cortex.wire.joiner import join_cluster
         from cortex.wire.versions import local_versions
 
-        folder = os.path.join(settings(home).home, CLIENT_FOLDER)
+        config = settings(home=home, join_line=line)
+        if not config.join_line:
+            raise UsageError(
+                "there is no line to log in with",
+                cure="give it behind login, or as CORTEX_JOIN: cortex token create --role client prints one",
+            )
+        folder = os.path.join(config.home, CLIENT_FOLDER)
         roles = (Role.CLIENT, Role.ADMIN)
-        identity = join_cluster(line, folder, local_versions(), roles, time.time())
+        identity = join_cluster(config.join_line, folder, local_versions(), roles, time.time())
         print(f"logged in to cluster {identity.cluster} at {identity.server} as {identity.id}")
         return EXIT_DONE
 

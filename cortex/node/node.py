@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, SpillFull
+from cortex.errors import CortexError, InternalError, SpillFull
 from cortex.ids import new_job_id
 from cortex.job.bundle import NO_BUNDLE, folders_of
 from cortex.limits import (
@@ -257,8 +258,19 @@ class Node:
             ready()
 
     def receive(self, message: ToNode) -> None:
+        """A message of the server. One that cannot be taken ends the node, with the cause: its job could
+        not go on, and nobody would know why."""
         if self._stopping or self._pool is None:
             return
+        try:
+            self._take(message)
+        except CortexError as error:
+            self._fail(error)
+        except Exception as error:
+            said = f"node {self._name} could not take {type(message).__name__}: {error}"
+            self._fail(InternalError(said, details={"traceback": traceback.format_exc()}))
+
+    def _take(self, message: ToNode) -> None:
         if isinstance(message, StartJob):
             self._start_job(message)
         elif isinstance(message, JobPlanned):
@@ -570,6 +582,9 @@ class Node:
         self._logs.add(job, executor, text)
 
     def pool_lost(self, error: CortexError) -> None:
+        self._fail(error)
+
+    def _fail(self, error: CortexError) -> None:
         if not self._stopping:
             self._stopping = True
             self._failed(error)

@@ -24,7 +24,7 @@ from cortex.private_files import lock_file, make_private_folder
 from cortex.private_folders import PrivateFolder, new_name, remove_left_over, runtime_parent
 from cortex.storage.filesystem import refuse_memory_backed
 from cortex.tasks.template_start import start_template
-from cortex.units import format_bytes
+from cortex.units import counted, format_bytes
 from cortex.wire.identity import Identity, load_identity
 from cortex.wire.join import Endpoint
 
@@ -61,7 +61,7 @@ def run_node(
             refuse_memory_backed(spill)
         runtime = _private(runtime_parent(UNIX_PATH_BYTES_MAX), folders)
         said = (
-            f"cortex node {identity.id} of cluster {identity.cluster}: {plan.slots} slots,"
+            f"cortex node {identity.id} of cluster {identity.cluster}: {counted(plan.slots, 'slot')},"
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
         )
         print(said, flush=True)

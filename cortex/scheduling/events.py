@@ -23,6 +23,8 @@ from cortex.wire.messages import (
     ToNode,
 )
 
+CANCELLED = "the job was cancelled"
+
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
@@ -90,7 +92,7 @@ class PartUnreadable:
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
-    reason: str = "the job was cancelled"
+    reason: str = CANCELLED
 
 
 @dataclass(frozen=True, slots=True)

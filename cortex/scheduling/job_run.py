@@ -30,7 +30,7 @@ from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_stat
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.prefetch import Prefetch
-from cortex.scheduling.progress import BYTES_OUT, AddedStats, Progress, stats_tuple
+from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, Progress, stats_tuple
 from cortex.scheduling.records import JobRecord, NodeGone, PartGone
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
@@ -655,7 +655,19 @@ class JobRun:
                 final.needs_met(0, final.total)
             self._step(JobEvent.MAPPED)
         if final.finished:
+            self._check_bytes()
             self._step(JobEvent.OUTPUT_DONE)
+
+    def _check_bytes(self) -> None:
+        """As many bytes as all maps wrote have reached reduces. Rows were compared partition by partition."""
+        if self.map_only:
+            return
+        wrote, read = (self.progress.stages[MAP].sums[BYTES_OUT], self.progress.stages[REDUCE].sums[BYTES_IN])
+        if wrote != read:
+            raise RowsLost(
+                f"the maps wrote {format_count(wrote)} bytes and the reduces read {format_count(read)}",
+                cure="this is a bug in cortex; please report it with the job",
+            )
 
     def _step(self, event: JobEvent) -> None:
         self.state = next_job_state(self.state, event)

@@ -32,6 +32,7 @@ from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
+from cortex.units import counted
 from cortex.wire import tls
 from cortex.wire.door import Door, Link
 from cortex.wire.gate import Members, Strangers
@@ -193,7 +194,7 @@ class ClusterServer:
         deliver = self._from_node[link] = self._server.attach_node(link)
         link.send(PeersRevoked(self._members.revoked))
         deliver(hello)
-        _log.info("{node} is here, with {slots} slots", node=hello.node, slots=hello.slots)
+        _log.info("{node} is here, with {slots}", node=hello.node, slots=counted(hello.slots, "slot"))
 
     def _lost(self, link: Link, error: CortexError | None) -> None:
         assert link.peer is not None
@@ -228,7 +229,7 @@ class ClusterServer:
 
     def _kill(self, link: Link) -> None:
         _log.warn("{peer} ends the cluster", peer=str(link.peer))
-        self._server.cancel_all("the cluster was ended")
+        self._server.cancel_all(f"{link.peer} has ended the cluster")
         for node in self._nodes.values():
             node.send(ShutDown())
         link.close(AdminDone())

@@ -23,6 +23,7 @@ from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
 from cortex.scheduling.events import (
+    CANCELLED,
     CancelRequested,
     Event,
     GiveUpNode,
@@ -419,7 +420,8 @@ class Server:
         """A client ends its own jobs, over whichever link; an admin ends all."""
         if job not in client.jobs and not self._owns(client, job):
             return
-        self._handle(CancelRequested(job))
+        by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
+        self._handle(CancelRequested(job, by))
         if job not in client.jobs:
             client.link.send(self._status())
 
