@@ -21,7 +21,13 @@ from typing import Any, cast
 from cortex.api import MapReduceJob, plain_function
 from cortex.errors import JobFileError, UsageError
 from cortex.job.declared import Problem, validate_declared
-from cortex.job.overrides import absolute_path, current_folder, dialect_problems, parse_reducers
+from cortex.job.overrides import (
+    absolute_path,
+    current_folder,
+    dialect_problems,
+    parse_priority,
+    parse_reducers,
+)
 from cortex.job.spec import (
     INPUT_FORMATS,
     OUTPUT_FORMATS,
@@ -169,6 +175,7 @@ class SpecBuilder:
             files=self._files(),
             modules=self._modules(),
             env=self._env(),
+            priority=self._priority(),
         )
         if map_form == "declared" and reduce_form in ("none", "aggregate"):
             for option in ("files", "modules", "env"):
@@ -335,6 +342,13 @@ class SpecBuilder:
         except UsageError as error:
             self._problem(f"{error.message}; {error.cure}")
             return -1
+
+    def _priority(self) -> int:
+        try:
+            return parse_priority(self.job.priority)
+        except UsageError as error:
+            self._problem(f"{error.message}; {error.cure}")
+            return 0
 
     def _bytes(self, option: str) -> int:
         value = getattr(self.job, option)

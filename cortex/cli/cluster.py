@@ -18,6 +18,7 @@ from cortex.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
 from cortex.limits import TOKEN_S, TOKEN_USES
+from cortex.sharing_policy import parse_cap, parse_weights
 from cortex.units import counted, format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
@@ -68,7 +69,26 @@ def _connect(home: str | None, server: str | None) -> ClusterConnection:
     help="How others reach this machine (default: CORTEX_ADVERTISE, or its own address).",
 )
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
-def server(listen: str | None, advertise: str | None, home: str | None) -> int:
+@click.option("--jobs-per-user", metavar="N", help="Jobs of one user under way at once (default: 100).")
+@click.option(
+    "--queued-tasks",
+    metavar="N",
+    help="Tasks of all jobs, not begun, at which no further job is taken (default: 2000000).",
+)
+@click.option(
+    "--user-weight",
+    multiple=True,
+    metavar="USER=W",
+    help="Weight of a user's share of the slots (default: 1 each); may be repeated.",
+)
+def server(
+    listen: str | None,
+    advertise: str | None,
+    home: str | None,
+    jobs_per_user: str | None,
+    queued_tasks: str | None,
+    user_weight: tuple[str, ...],
+) -> int:
     """Run the server of a cluster, in the foreground.
 
     The first start makes the cluster's certificate authority and prints the line that nodes join with.
@@ -79,15 +99,23 @@ def server(listen: str | None, advertise: str | None, home: str | None) -> int:
     Examples:
       cortex server
       cortex server --listen 10.0.0.5:8786 --advertise head.example.org
+      cortex server --jobs-per-user 20 --user-weight c0123456789ab=2
     """
 
     def command() -> int:
         from cortex.server.server_process import run_server
         from cortex.wire.join import Endpoint
 
-        config = settings(home=home, listen=listen, advertise=advertise)
+        config = settings(
+            home=home,
+            listen=listen,
+            advertise=advertise,
+            jobs_per_user=None if jobs_per_user is None else parse_cap(jobs_per_user, "--jobs-per-user"),
+            queued_tasks=None if queued_tasks is None else parse_cap(queued_tasks, "--queued-tasks"),
+            user_weights=parse_weights(user_weight, "--user-weight") if user_weight else None,
+        )
         at, known_as = _addresses(config, _SERVER_PORT)
-        return run_server(config.home, at, Endpoint(known_as, at.port))
+        return run_server(config.home, at, Endpoint(known_as, at.port), config.sharing)
 
     return guarded(command)
 
@@ -281,10 +309,19 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
     if not jobs:
         return []
     rows = [
-        [job.job, job.name, job.state, _tasks_done(job), format_seconds(job.seconds), job.owner]
+        [
+            job.job,
+            job.name,
+            job.state,
+            "" if _ended(job) else f"{job.slots}/{job.slots_wanted}",
+            str(job.priority),
+            _tasks_done(job),
+            format_seconds(job.seconds),
+            job.owner,
+        ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "tasks", "time", "owner"], rows, {4})
+    return aligned(["job", "name", "state", "slots", "priority", "tasks", "time", "user"], rows, {3, 4, 6})
 
 
 def _tasks_done(job: JobStatus) -> str:

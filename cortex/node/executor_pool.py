@@ -189,8 +189,8 @@ class ExecutorPool:
         """Attempts of these jobs wait, one for each time that a job is named, and no idle executor is theirs:
         have so many executors for them soon. Starts them, or ends idle ones, whose jobs have nothing for
         them, so that others are started in their place."""
-        coming = [executor for executor in self._executors.values() if executor.link is None or executor.ending]
-        idle = [executor for executor in self._executors.values() if executor.idle and not executor.ending]
+        coming = [each for each in self._executors.values() if each.link is None or each.ending]
+        idle = [each for each in self._executors.values() if each.idle]
         bound = Counter(executor.job for executor in self._executors.values())
         for job in jobs:
             if executors <= 0:

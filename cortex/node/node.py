@@ -38,6 +38,7 @@ from cortex.limits import (
     MEMORY_SAMPLE_S,
     PART_READERS,
     PROGRESS_S,
+    SLOT_KEPT_S,
     TASK_SILENCE_S_MAX,
 )
 from cortex.memory_plan import MemoryPlan, job_executor_bytes, job_slots
@@ -157,6 +158,8 @@ class Node:
         self._keep_reports = keep_reports
         self._reports: dict[str, tuple[AttemptFinished | AttemptFailed, int]] = {}
         """Ends that were not acknowledged, in order, each with what was in `_versions_read`."""
+        self._slots_kept = 0
+        """Slots that jobs left, and that wait for the server's word who has them next."""
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
@@ -423,6 +426,7 @@ class Node:
             self._pool.planned(message)
 
     def _lease(self, message: Lease) -> None:
+        self._slots_kept = 0
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
             unfit = self._jobs[job].unfit
@@ -537,7 +541,8 @@ class Node:
             for bound in (True, False):
                 refused: set[str] = set()
                 waiting.clear()
-                while self._queue and running < self._plan.slots and not (self.memory.paused and running):
+                slots = self._plan.slots - (0 if bound else self._slots_kept)
+                while self._queue and running < slots and not (self.memory.paused and running):
                     job, run = self._queue.popleft()
                     if job not in refused and self._pool.run(job, run, bound):
                         running += 1
@@ -547,7 +552,7 @@ class Node:
                         waiting.append((job, run))
                 self._queue.extendleft(reversed(waiting))
             if self._queue and not (self.memory.paused and running):
-                self._pool.make_room([job for job, _ in self._queue], self._plan.slots - running)
+                self._pool.make_room([job for job, _ in self._queue], slots - running)
         finally:
             self._dispatching = False
 
@@ -560,6 +565,7 @@ class Node:
             return
         version = self._versions_read.get(ended.attempt, 0)
         self._forget(ended.attempt)
+        self._keep_slot(job)
         if self._shuffle is not None and isinstance(ended, TaskFinished):
             self._shuffle.used(job, ended.result)
         if self.memory.peak_bytes != self._reported_peak:
@@ -629,6 +635,16 @@ class Node:
             self._idle_slots(),
         )
         self._send(beat)
+
+    def _keep_slot(self, job: str) -> None:
+        """A task of this job has ended. If only others wait here, its slot is not theirs yet."""
+        if self._queue and all(each != job for each, _ in self._queue):
+            self._slots_kept += 1
+            self._reactor.callLater(SLOT_KEPT_S, self._keep_no_slot)
+
+    def _keep_no_slot(self) -> None:
+        self._slots_kept = 0
+        self.room()
 
     def _idle_slots(self) -> int:
         if self._pool is None or not self._bringing:

@@ -15,7 +15,7 @@ What a grant costs grows with the logarithm of the number of jobs.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cortex.limits import PRIORITY_SHARE
 
@@ -187,7 +187,7 @@ class _Job:
 class FairShares:
     """Of the jobs under way. `weights`: of users by name; those not named have 1."""
 
-    def __init__(self, weights: dict[str, float] | None = None) -> None:
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self._weights = weights or {}
         self._users: dict[str, _User] = {}
         self._jobs: dict[str, _Job] = {}
@@ -239,6 +239,11 @@ class FairShares:
     def slots_of(self, name: str) -> int:
         """That the job holds."""
         return self._jobs[name].entry.slots
+
+    def jobs_of(self, user: str) -> int:
+        """Jobs of this user under way."""
+        found = self._users.get(user)
+        return 0 if found is None else found.jobs
 
     def ready_of(self, name: str) -> int:
         """Its tasks that could be leased."""

@@ -164,7 +164,7 @@ class Node:
         return [self._slot_to(job, now)]
 
     def end(self, running: Running, now: float) -> list[tuple[str, int]]:
-        """It is over: its slot is its successor's, or that of another job that waits here."""
+        """It is over: its slot is its successor's, or free."""
         job = running.job
         left = self.held_of[job] - 1
         self.held_of[job] = left
@@ -173,12 +173,20 @@ class Node:
             self.busy -= 1
             self.slots_of[job] = left
             changed = [(job, -1)]
-            heirs = (each for each in self.held_of if self.waiting(each) and self.may_take_slot(each))
-            if self.busy < self.hello.slots and (heir := next(heirs, None)) is not None:
-                changed.append(self._slot_to(heir, now))
         if not left:
             for kept in (self.held_of, self.slots_of, self.turn_at, self.limits):
                 kept.pop(job, None)
+        return changed
+
+    def settle(self, now: float) -> list[tuple[str, int]]:
+        """Slots that nobody was leased anything for go to what waits here."""
+        changed = []
+        while self.busy < self.hello.slots and self.has_successors:
+            heirs = (each for each in self.held_of if self.waiting(each) and self.may_take_slot(each))
+            heir = next(heirs, None)
+            if heir is None:
+                break
+            changed.append(self._slot_to(heir, now))
         return changed
 
     def _slot_to(self, job: str, now: float) -> tuple[str, int]:
@@ -213,6 +221,8 @@ class LeaseBook:
         """Job -> slots that it has at all nodes."""
         self.changed: dict[str, None] = {}
         """Jobs whose leases changed, until somebody has looked."""
+        self._unsettled: dict[str, Node] = {}
+        """Nodes with free slots where attempts wait."""
         self.with_successors: dict[str, Node] = {}
         """Nodes where attempts wait for slots."""
         self._joined = 0
@@ -334,6 +344,13 @@ class LeaseBook:
                 if not self.slots_of[job]:
                     del self.slots_of[job]
 
+    def settle(self) -> None:
+        """All that is to be leased now is: what nodes do by themselves with slots that are free."""
+        for node in list(self._unsettled.values()):
+            self._count(node.settle(self.now))
+            self._room_changed(node)
+        self._unsettled.clear()
+
     def stands_idle(self, node: Node, slots: int) -> None:
         """The node says that so many slots stand idle, though reduces wait for their inputs there."""
         spare = max(0, slots - max(0, node.hello.slots - node.busy))
@@ -372,6 +389,8 @@ class LeaseBook:
         node.free_counted = free
         if node.has_successors and self.nodes.get(node.name) is node:
             self.with_successors[node.name] = node
+            if node.busy < node.hello.slots:
+                self._unsettled[node.name] = node
         else:
             self.with_successors.pop(node.name, None)
 

@@ -18,7 +18,7 @@ dropped, so at most one attempt of a task is ever accepted.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -100,7 +100,7 @@ class Scheduler:
     than 1.
     """
 
-    def __init__(self, journalled: bool = False, user_weights: dict[str, float] | None = None) -> None:
+    def __init__(self, journalled: bool = False, user_weights: Mapping[str, float] | None = None) -> None:
         self._journalled = journalled
         self._expected: dict[str, str] = {}
         """Nodes of an earlier life that are not back yet: name -> incarnation."""
@@ -565,6 +565,7 @@ class Scheduler:
             self.leases.put_back(node)
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
+        self.leases.settle()
         if self._recall_due and left > 0:
             self._recall_due = False
             self._recall(now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.scheduler import Scheduler
 from cortex.wire.messages import JobStatus, NodeStatus
 
@@ -25,6 +26,12 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
     )
 
 
+def _wanted(scheduler: Scheduler, run: JobRun) -> int:
+    """Slots that a job has, or could fill with tasks that are leased or ready; no more than there are."""
+    leased = max(len(run.running), scheduler.shares.slots_of(run.job))
+    return min(scheduler.leases.slots, leased + scheduler.shares.ready_of(run.job))
+
+
 def job_statuses(scheduler: Scheduler, owners: Mapping[str, str], now: float) -> tuple[JobStatus, ...]:
     """Jobs under way, the oldest first; `owners`: job -> id of its client."""
     return tuple(
@@ -35,6 +42,9 @@ def job_statuses(scheduler: Scheduler, owners: Mapping[str, str], now: float) ->
             owners.get(run.job, ""),
             now - run.began_at,
             run.progress.stage_messages(now),
+            priority=run.request.spec.priority,
+            slots=scheduler.shares.slots_of(run.job),
+            slots_wanted=_wanted(scheduler, run),
         )
         for run in sorted(scheduler.jobs.values(), key=lambda run: run.began_at)
     )

@@ -30,6 +30,7 @@ from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
 from cortex.private_files import lock_file, make_private_folder
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
+from cortex.sharing_policy import SharingPolicy
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
 from cortex.units import counted
@@ -79,6 +80,7 @@ class ClusterServer:
         advertised: Endpoint,
         stopped: Callable[[], None],
         *,
+        sharing: SharingPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -103,7 +105,12 @@ class ClusterServer:
         journal = Journal(os.path.join(home, _JOURNAL))
         self._journal = JournalDesk(reactor, journal, self._run, wall_clock)
         self._server = Server(
-            reactor, clock, self.cluster, self._journal, blob_folder=os.path.join(home, _BLOBS)
+            reactor,
+            clock,
+            self.cluster,
+            self._journal,
+            blob_folder=os.path.join(home, _BLOBS),
+            sharing=sharing or SharingPolicy(),
         )
         self._nodes: dict[str, Link] = {}
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}

@@ -22,6 +22,7 @@ from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError,
 from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
+from cortex.scheduling.admission import refusal
 from cortex.scheduling.events import (
     CANCELLED,
     CancelRequested,
@@ -45,6 +46,7 @@ from cortex.server.job_ledger import JobLedger
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.log_desk import LogDesk
 from cortex.server.part_relay import PartRelay, results_lost
+from cortex.sharing_policy import SharingPolicy
 from cortex.storage.blob_store import BlobStore
 from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
@@ -151,6 +153,7 @@ class Server:
     that makes no sense.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any.
+    `sharing`: among its users; None where there is one, whose jobs are all taken.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
@@ -163,12 +166,14 @@ class Server:
         journal: JournalDesk | None = None,
         *,
         blob_folder: str = "",
+        sharing: SharingPolicy | None = None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._cluster = cluster
         self._journal = journal
-        self._scheduler = Scheduler(journalled=journal is not None)
+        self._sharing = sharing
+        self._scheduler = self._new_scheduler()
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
         self._clients: dict[MessageProtocol[Any], _Client] = {}
@@ -203,6 +208,10 @@ class Server:
         if journal is not None:
             journal.reports_kept = lambda node, attempts: self._to_node(node, ReportsKept(attempts))
             self._restore(journal)
+
+    def _new_scheduler(self) -> Scheduler:
+        weights = None if self._sharing is None else self._sharing.weights
+        return Scheduler(journalled=self._journal is not None, user_weights=weights)
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -360,6 +369,12 @@ class Server:
             else:
                 client.link.send(Refused(NotAllowed(f"{job} is no job of yours").report()))
             return
+        if self._sharing is not None:
+            accepting = sum(each.owner == owner for each in self._accepting.values())
+            error = refusal(request, owner, accepting, self._scheduler, self._sharing)
+            if error is not None:
+                client.link.send(Refused(error.report()))
+                return
         self._blobs.submitted(client, job, request.bundle)
         self._accepting[job] = client
 
@@ -372,7 +387,7 @@ class Server:
             self._ledger.accepted(job, request.spec.name, owner)
             self._give(job, client)
             client.link.send(JobAccepted(job))
-            self._handle(JobSubmitted(job, request))
+            self._handle(JobSubmitted(job, request, owner))
 
         if self._journal is None:
             accept()
@@ -599,7 +614,7 @@ class Server:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
-        self._scheduler = Scheduler(journalled=self._journal is not None)
+        self._scheduler = self._new_scheduler()
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))

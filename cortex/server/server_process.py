@@ -8,11 +8,12 @@ from typing import Any
 
 from cortex.errors import EXIT_DONE
 from cortex.server.cluster_server import ClusterServer
+from cortex.sharing_policy import SharingPolicy
 from cortex.wire.join import Endpoint
 from cortex.wire.transports import log_to_stderr, use_monotonic_clock
 
 
-def run_server(home: str, listen: Endpoint, advertised: Endpoint) -> int:
+def run_server(home: str, listen: Endpoint, advertised: Endpoint, sharing: SharingPolicy) -> int:
     """Serve until SIGTERM, SIGINT or KillCluster; gives the exit code. Says on standard output where it
     listens, and on the first start how to join. Raises UsageError."""
     from twisted.internet import reactor as _reactor
@@ -28,7 +29,7 @@ def run_server(home: str, listen: Endpoint, advertised: Endpoint) -> int:
         server.stop()
         reactor.stop()
 
-    server = ClusterServer(reactor, home, listen, advertised, stop)
+    server = ClusterServer(reactor, home, listen, advertised, stop, sharing=sharing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     endpoint = Endpoint(advertised.host, server.port)
