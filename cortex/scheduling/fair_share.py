@@ -20,6 +20,9 @@ from collections.abc import Iterator, Mapping
 from cortex.limits import PRIORITY_SHARE
 
 
+_EQUAL = 1e-6  # of keys: they are sums of fractions
+
+
 def weight_of(priority: int) -> float:
     """Of a job, among those of its user."""
     return float(PRIORITY_SHARE) ** priority
@@ -266,4 +269,7 @@ class FairShares:
         level, ours, its = self._level, mine.user.entry, theirs.user.entry
         if mine.user is theirs.user:
             level, ours, its = mine.user.level, mine.entry, theirs.entry
-        return level.key_without_one(ours) > level.key(its)
+        (without, served_at), (key, its_served_at) = level.key_without_one(ours), level.key(its)
+        if abs(without - key) < _EQUAL:  # as good: only who has nothing is let in
+            return not its.slots and served_at > its_served_at
+        return without > key
