@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cortex.cli.locality import local_share, shares
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.config import Config, load_config
@@ -31,7 +32,7 @@ _SERVER_PORT = 8786
 _NODE_PORT = 8787
 
 
-def _of_cluster(function: _F) -> _F:
+def of_cluster(function: _F) -> _F:
     """Options of commands that ask the server."""
     server = click.option(
         "--server",
@@ -50,7 +51,7 @@ def settings(**flags: Any) -> Config:
     return config
 
 
-def _connect(home: str | None, server: str | None) -> ClusterConnection:
+def connected(home: str | None, server: str | None) -> ClusterConnection:
     from cortex.client.cluster_client import ClusterConnection
 
     config = settings(home=home, server=server)
@@ -139,6 +140,12 @@ def server(
     "--memory", metavar="SIZE", help="Cap of everything the node starts (default: half of the machine's)."
 )
 @click.option("--spill", multiple=True, metavar="DIR", help="Folder for temporary data; may be repeated.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="DIR",
+    help="Folder whose files the node may read and serve: jobs name them data:PATH; may be repeated.",
+)
 @click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
 def node(
     join: str | None,
@@ -147,6 +154,7 @@ def node(
     slots: str | None,
     memory: str | None,
     spill: tuple[str, ...],
+    data: tuple[str, ...],
     home: str | None,
 ) -> int:
     """Run a node of a cluster, in the foreground.
@@ -158,6 +166,7 @@ def node(
     Examples:
       cortex node --join head:8786/t0123456789ab-0123...
       cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex
+      cortex node --data /srv/logs --data /srv/archive
     """
 
     def command() -> int:
@@ -180,6 +189,7 @@ def node(
             memory_bytes=config.memory_bytes,
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
+            data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
         )
 
     return guarded(command)
@@ -245,7 +255,7 @@ def login(line: str | None, home: str | None) -> int:
 
 
 @click.command(name="status", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> int:
@@ -261,7 +271,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             while True:
                 found = connection.ask(GetStatus(), ClusterStatus)
                 if as_json:
@@ -280,7 +290,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
 def status_lines(found: ClusterStatus) -> list[str]:
     slots = sum(node.slots for node in found.nodes)
     running = sum(min(node.running, node.slots) for node in found.nodes)
-    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard"]
+    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard", "state"]
     rows = [
         [
             node.node,
@@ -290,13 +300,14 @@ def status_lines(found: ClusterStatus) -> list[str]:
             format_bytes(node.memory_bytes),
             format_bytes(node.memory_cap_bytes),
             format_bytes(node.disk_free_bytes) if node.disk_free_bytes >= 0 else "?",
-            f"{node.heard_s:.0f} s ago" + (", silent" if node.silent else ""),
+            f"{node.heard_s:.0f} s ago",
+            node.state,
         ]
         for node in found.nodes
     ]
-    lines = [
-        f"cluster {found.cluster}: {counted(len(rows), 'node')}, {running} of {counted(slots, 'slot')} busy"
-    ]
+    rows += [[node.node, *["?"] * 7, f"expected {node.leaves_in_s:.0f} s"] for node in found.expected]
+    nodes, busy = counted(len(found.nodes), "node"), f"{running} of {counted(slots, 'slot')} busy"
+    lines = [f"cluster {found.cluster}: {nodes}, {busy}"]
     lines += aligned(head, rows, {2, 3, 4, 5, 6}) if rows else []
     return lines + job_lines([job for job in found.jobs if not _ended(job)])
 
@@ -316,12 +327,14 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
             "" if _ended(job) else f"{job.slots}/{job.slots_wanted}",
             str(job.priority),
             _tasks_done(job),
+            local_share(job.locality),
             format_seconds(job.seconds),
             job.owner,
         ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "slots", "priority", "tasks", "time", "user"], rows, {3, 4, 6})
+    head = ["job", "name", "state", "slots", "priority", "tasks", "maps", "time", "user"]
+    return aligned(head, rows, {3, 4, 7})
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -329,7 +342,7 @@ def _tasks_done(job: JobStatus) -> str:
 
 
 @click.command(name="jobs", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     """List jobs: those under way, and the last that ended.
@@ -343,7 +356,7 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(GetStatus(), ClusterStatus).jobs
         if as_json:
             print_json(plain(found))
@@ -357,7 +370,7 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 @click.command(name="job", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait for its end; the exit code is then the job's.")
-@_of_cluster
+@of_cluster
 @as_json
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
     """Show one job.
@@ -371,7 +384,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             while True:
                 known = connection.ask(GetStatus(), ClusterStatus).jobs
                 found = next((each for each in known if each.job == job_id), None)
@@ -383,7 +396,9 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
         if as_json:
             print_json(plain(found))
         else:
-            print("\n".join(job_lines([found]) + ([f"error: {found.error}"] if found.error else [])))
+            said = [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            said += [f"error: {found.error}"] if found.error else []
+            print("\n".join(job_lines([found]) + said))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)
@@ -391,7 +406,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
 
 @click.command(name="cancel", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def cancel(job_id: str, home: str | None, server: str | None) -> int:
     """Cancel a job of yours (or, as admin, any).
 
@@ -403,7 +418,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import CancelJob, ClusterStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             known = connection.ask(CancelJob(job_id), ClusterStatus).jobs
         state = next((each.state for each in known if each.job == job_id), "cancelled")
         print(f"{job_id} is {state}" + ("" if state == "cancelled" else ": it had ended before"))
@@ -414,7 +429,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="logs", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 @as_json
 def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> int:
     """Show what the code of a job of yours wrote on its nodes: the last lines of each.
@@ -427,7 +442,7 @@ def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> in
     def command() -> int:
         from cortex.wire.messages import GetLogs, JobLogs
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(GetLogs(job_id), JobLogs)
         if as_json:
             print_json(plain(found))
@@ -460,7 +475,7 @@ def token() -> None:
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )
 @click.option("--uses", type=click.IntRange(min=1), default=TOKEN_USES, show_default=True)
-@_of_cluster
+@of_cluster
 @as_json
 def token_create(
     role: str, hours: float, uses: int, home: str | None, server: str | None, as_json: bool
@@ -470,7 +485,7 @@ def token_create(
     def command() -> int:
         from cortex.wire.messages import CreateToken, TokenCreated
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             made = connection.ask(CreateToken(Role(role), hours * 3600, uses), TokenCreated)
         if as_json:
             print_json(plain(made))
@@ -482,7 +497,7 @@ def token_create(
 
 
 @token.command(name="list", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     """List join tokens, without their secrets."""
@@ -490,7 +505,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ListTokens, TokenList
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(ListTokens(), TokenList).tokens
         if as_json:
             print_json(plain(found))
@@ -514,7 +529,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
 
 @token.command(name="revoke", context_settings=HELP)
 @click.argument("token_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     """End a join token, or put out the member of this id.
 
@@ -530,7 +545,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, RevokePeer, RevokeToken
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             if token_id == connection.identity.id:
                 raise UsageError(f"{token_id} is you", cure="another admin may put you out")
             revoke = RevokeToken(token_id) if is_token_id(token_id) else RevokePeer(token_id)
@@ -543,7 +558,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="kill-cluster", context_settings=HELP)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_of_cluster
+@of_cluster
 def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     """End every node and the server. Jobs under way are lost.
 
@@ -556,7 +571,7 @@ def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, KillCluster
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             if not yes:
                 click.confirm(f"End the cluster at {connection.endpoint}?", abort=True)
             connection.ask(KillCluster(), AdminDone)

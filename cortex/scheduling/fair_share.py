@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 
 from cortex.limits import PRIORITY_SHARE
 
-
 _EQUAL = 1e-6  # of keys: they are sums of fractions
 
 

@@ -140,7 +140,7 @@ class Simulation:
         self.accepted: dict[str, list[str]] = {}
         self.unfit_said: set[str] = set()
         self.old: list[events.Event] = []
-        self.given_back: list[tuple[FakeNode, m.GaveBack]] = []
+        self.given_back: list[tuple[FakeNode, m.GivenBack]] = []
         """Answers to recalls that are on their way."""
         self.recalled = 0
         self.lives = 0
@@ -265,7 +265,7 @@ class Simulation:
         given_back = tuple(reversed(waiting[-message.attempts :]))
         node.queue = [r for r in node.queue if r.attempt not in given_back]
         self.recalled += len(given_back)
-        answer = m.GaveBack(node.name, node.incarnation, message.job, given_back)
+        answer = m.GivenBack(node.name, node.incarnation, given_back)
         self.given_back.append((node, answer))
 
     def answers(self, node: FakeNode) -> bool:

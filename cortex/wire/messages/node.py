@@ -8,6 +8,7 @@ import msgspec
 
 from cortex.errors import ErrorReport
 from cortex.job.bundle import NO_BUNDLE, Bundle
+from cortex.job.plan import ClientFile, DataFiles
 from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
 from cortex.wire.messages.base import Message
@@ -36,6 +37,12 @@ class NodeHello(Message, frozen=True):
     attempts: dict[str, int] = {}
     """That it was leased, and that have not ended or whose end was not acknowledged (ReportsKept); each with
     its ReduceTask's `version`, or 0."""
+    draining_s: float = -1.0
+    """It was told to drain, and has so many seconds left; -1: it was not."""
+    host: str = ""
+    """The machine's name, for people."""
+    data_roots: int = 0
+    """Folders that it may read and serve; 0: none was named."""
 
 
 class StartJob(Message, frozen=True):
@@ -94,7 +101,7 @@ class Revoke(Message, frozen=True):
 
 class Recall(Message, frozen=True):
     """Give back so many attempts of this job that have not begun, the last leased first: another job is to
-    have the slots. Answered with `GaveBack`."""
+    have the slots. Answered with `GivenBack`."""
 
     job: str
     attempts: int
@@ -124,15 +131,6 @@ class AttemptFailed(Message, frozen=True):
     failed: TaskFailed
 
 
-class GaveBack(Message, frozen=True):
-    """These attempts had not begun, and never will. Fewer than were asked for when the others have begun."""
-
-    node: str
-    incarnation: str
-    job: str
-    attempts: tuple[str, ...]
-
-
 class Heartbeat(Message, frozen=True):
     """Renews every lease of the node. Memory is of the whole process tree, client included."""
 
@@ -145,6 +143,29 @@ class Heartbeat(Message, frozen=True):
     """Of the folders for spilled data together; -1 unknown."""
     idle_slots: int = 0
     """That stand idle while reduces wait for their inputs here."""
+
+
+class Drain(Message, frozen=True):
+    """Give back what has not begun (GivenBack); nothing more is leased, and ShutDown follows when nothing of
+    this node is needed any more. `seconds`, from now, is when what still runs is given up. -1: work again."""
+
+    seconds: float
+
+
+class GivenBack(Message, frozen=True):
+    """These attempts were leased to the node and have not begun: they run elsewhere. The answer to Recall has
+    fewer than were asked for, or none, when the others have begun."""
+
+    node: str
+    incarnation: str
+    attempts: tuple[str, ...]
+
+
+class Goodbye(Message, frozen=True):
+    """The node ends now, and does not come back as it was."""
+
+    node: str
+    incarnation: str
 
 
 class SendPart(Message, frozen=True):
@@ -229,6 +250,56 @@ class BlobLost(Message, frozen=True):
     error: ErrorReport
 
 
+class ListData(Message, frozen=True):
+    """Which files do these data names stand for below your data roots? Answered with `DataListed`."""
+
+    job: str
+    names: tuple[str, ...]
+    full: bool
+    """Fingerprints are of whole files."""
+
+
+class DataListed(Message, frozen=True):
+    node: str
+    job: str
+    found: DataFiles = ()
+    """For each name."""
+    error: ErrorReport | None = None
+    """What kept the node from looking."""
+
+
+class FindInput(Message, frozen=True):
+    """Which of the job's files do you have below your data roots? A file's id is its place. Answered with
+    `InputFound`; from then on the node serves them, until the job's end."""
+
+    job: str
+    files: tuple[ClientFile, ...]
+    full: bool
+
+
+class InputFound(Message, frozen=True):
+    node: str
+    job: str
+    held: bytes
+    """A bit for each file, the first is the lowest of the first byte: this node has the same."""
+
+
+class InputHolders(Message, frozen=True):
+    """Who has the job's files: sent before a task that may read some from afar, and again when it has
+    changed.
+
+    `sets` are of numbers in `nodes`; `set_of` has, for each file, the number of its set, in four bytes,
+    little-endian.
+    """
+
+    job: str
+    nodes: tuple[OutputNode, ...]
+    sets: tuple[tuple[int, ...], ...]
+    set_of: bytes
+    client_files: int
+    """The first so many are the client's, which has them as well."""
+
+
 class NodeReads(Message, frozen=True):
     """Ask the job's client for it."""
 
@@ -252,7 +323,7 @@ class NodeLog(Message, frozen=True):
 
 
 class ShutDown(Message, frozen=True):
-    """An admin ends the cluster: kill what runs, remove what was spilled, end."""
+    """The cluster ends, or the node is drained: kill what runs, remove what was spilled, end."""
 
 
 ToNode = Union[  # noqa: UP007
@@ -272,20 +343,27 @@ ToNode = Union[  # noqa: UP007
     BlobLost,
     InputBytes,
     InputUnread,
+    ListData,
+    FindInput,
+    InputHolders,
     SendLogs,
+    Drain,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
     NodeHello,
     AttemptFinished,
     AttemptFailed,
-    GaveBack,
     Heartbeat,
     CannotServe,
+    GivenBack,
+    Goodbye,
     PartChunk,
     PartUnread,
     FetchBlob,
     BlobTaken,
     NodeReads,
+    DataListed,
+    InputFound,
     NodeLog,
 ]
