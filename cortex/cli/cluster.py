@@ -19,6 +19,7 @@ from cortex.errors import EXIT_DONE, EXIT_FAILED, Unreachable, UsageError
 from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
 from cortex.limits import LOG_FILE_BYTES, LOG_FILES_KEPT, TOKEN_S, TOKEN_USES
+from cortex.sharing_policy import parse_cap, parse_weights
 from cortex.units import counted, format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
@@ -85,8 +86,27 @@ metrics_option = click.option(
 @metrics_option
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
 @_log_file
+@click.option("--jobs-per-user", metavar="N", help="Jobs of one user under way at once (default: 100).")
+@click.option(
+    "--queued-tasks",
+    metavar="N",
+    help="Tasks of all jobs, not begun, at which no further job is taken (default: 2000000).",
+)
+@click.option(
+    "--user-weight",
+    multiple=True,
+    metavar="USER=W",
+    help="Weight of a user's share of the slots (default: 1 each); may be repeated.",
+)
 def server(
-    listen: str | None, advertise: str | None, metrics: str | None, home: str | None, log_file: str
+    listen: str | None,
+    advertise: str | None,
+    metrics: str | None,
+    home: str | None,
+    log_file: str,
+    jobs_per_user: str | None,
+    queued_tasks: str | None,
+    user_weight: tuple[str, ...],
 ) -> int:
     """Run the server of a cluster, in the foreground.
 
@@ -98,16 +118,24 @@ def server(
     Examples:
       cortex server
       cortex server --listen 10.0.0.5:8786 --advertise head.example.org
+      cortex server --jobs-per-user 20 --user-weight c0123456789ab=2
     """
 
     def command() -> int:
         from cortex.server.server_process import run_server
         from cortex.wire.join import Endpoint
 
-        config = settings(home=home, listen=listen, advertise=advertise)
+        config = settings(
+            home=home,
+            listen=listen,
+            advertise=advertise,
+            jobs_per_user=None if jobs_per_user is None else parse_cap(jobs_per_user, "--jobs-per-user"),
+            queued_tasks=None if queued_tasks is None else parse_cap(queued_tasks, "--queued-tasks"),
+            user_weights=parse_weights(user_weight, "--user-weight") if user_weight else None,
+        )
         at, known_as = _addresses(config, _SERVER_PORT)
         at_port = Endpoint(known_as, at.port)
-        return run_server(config.home, at, at_port, log_file, _watched(metrics))
+        return run_server(config.home, at, at_port, config.sharing, log_file, _watched(metrics))
 
     return guarded(command)
 
@@ -356,6 +384,8 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
             job.job,
             job.name,
             job.state,
+            "" if _ended(job) else f"{job.slots}/{job.slots_wanted}",
+            str(job.priority),
             _tasks_done(job),
             local_share(job.locality),
             format_seconds(job.seconds),
@@ -363,7 +393,8 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
         ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "tasks", "maps", "time", "owner"], rows, {5})
+    head = ["job", "name", "state", "slots", "priority", "tasks", "maps", "time", "user"]
+    return aligned(head, rows, {3, 4, 7})
 
 
 def _tasks_done(job: JobStatus) -> str:

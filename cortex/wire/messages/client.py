@@ -276,6 +276,11 @@ class JobStatus(msgspec.Struct, frozen=True):
     stages: tuple[StageProgress, ...] = ()
     error: str = ""
     locality: Locality = Locality()
+    priority: int = 0
+    slots: int = 0
+    """That it has now."""
+    slots_wanted: int = 0
+    """That it has or could use now, by its tasks that could run."""
 
 
 class ClusterStatus(Message, frozen=True):
