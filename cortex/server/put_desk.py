@@ -12,7 +12,7 @@ from typing import Any
 
 from cortex.errors import CortexError, ProtocolError, UsageError
 from cortex.ids import new_put_id
-from cortex.scheduling.put_run import PutRun, Say
+from cortex.scheduling.put_run import PutRun, PutState, Say
 from cortex.server.input_relay import InputRelay
 from cortex.wire.messages import (
     BeginPut,
@@ -28,7 +28,8 @@ from cortex.wire.messages import (
 
 class PutDesk:
     """`to_node(node, message)` and `to_client(client, message)` send, `refuse(client, refused)` tells and
-    closes; clients are told apart by identity."""
+    closes; clients are told apart by identity. `note(client, request, error)` hears of each put at its end,
+    with "" where it is done."""
 
     def __init__(
         self,
@@ -37,12 +38,14 @@ class PutDesk:
         to_node: Callable[[str, Any], None],
         to_client: Callable[[Any, Any], None],
         refuse: Callable[[Any, Refused], None],
+        note: Callable[[Any, BeginPut, str], None],
     ) -> None:
         self._clock = clock
         self._relay = relay
         self._to_node = to_node
         self._to_client = to_client
         self._refuse = refuse
+        self._note = note
         self._runs: dict[str, tuple[PutRun, Any]] = {}
         """Put -> (it, its client)."""
         self._of: dict[Any, str] = {}
@@ -55,6 +58,7 @@ class PutDesk:
             error: CortexError = UsageError(
                 f"data:{request.name} is being put by somebody just now", cure="name another with --as"
             )
+            self._note(client, request, error.message)
             self._refuse(client, Refused(error.report()))
             return
         run = PutRun(new_put_id(), request, nodes, self._clock())
@@ -102,6 +106,7 @@ class PutDesk:
         if run.ended and self._runs.pop(run.put, None) is not None:
             del self._of[client]
             self._relay.close_job(run.put)
+            self._note(client, run.request, _cause(run, said))
         for node, message in said:
             if node:
                 self._to_node(node, message)
@@ -113,3 +118,9 @@ class PutDesk:
             self._refuse(client, message)
         else:
             self._to_client(client, message)
+
+
+def _cause(run: PutRun, said: list[Say]) -> str:
+    """Why it has failed; "" where it is done."""
+    refused = (message.error.message for _, message in said if isinstance(message, Refused))
+    return "" if run.state is PutState.DONE else next(refused, "the client's connection ended")
