@@ -34,6 +34,7 @@ PUT_COPIES_MAX: Final = 16  # of a part: each is read of the client by itself
 PUT_BLOCK_BYTES_MIN: Final = 4 * KIB  # parts end where a block does, a 16th of a part: smaller ones are slow
 PUT_AHEAD_BYTES: Final = 4 * MIB  # of a part, asked for by its node and not yet written: 40 ms at 100 MB/s
 PUT_PART_TRIES_MAX: Final = 4  # of a part that arrives damaged: then it is the way, or the client's memory
+PUT_STALL_S: Final = 60.0  # a disk that takes nothing of a part for so long is given no more: it may stall
 PUT_OPEN_S_MAX: Final = 15.0  # nodes have this long to say whether they take parts: less than ANSWER_S_MAX
 
 # The job's own text

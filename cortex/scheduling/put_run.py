@@ -11,7 +11,8 @@ be undone, and FAILED says that it is.
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,7 +27,7 @@ from cortex.errors import (
     PutFailed,
     from_report,
 )
-from cortex.limits import PUT_OPEN_S_MAX, PUT_PART_TRIES_MAX, PUT_PARTS_AT_ONCE
+from cortex.limits import PUT_OPEN_S_MAX, PUT_PART_TRIES_MAX, PUT_PARTS_AT_ONCE, PUT_STALL_S
 from cortex.units import counted, format_bytes
 from cortex.wire.messages import (
     BeginPut,
@@ -99,8 +100,6 @@ def choose(rooms: Mapping[str, Room], size_bytes: int, without: Container[str]) 
 class _Part:
     size_bytes: int
     sha256: str
-    offered: bool = True
-    """The client answers reads of it."""
     holders: set[str] = field(default_factory=set)
     reading: set[str] = field(default_factory=set)
     """Nodes that are reading it."""
@@ -124,7 +123,12 @@ class PutRun:
         self._out: dict[str, CortexError] = {}
         """Nodes that take no (more) parts."""
         self._parts: dict[int, _Part] = {}
-        self._finish: FinishPut | None = None
+        self._offered: set[int] = set()
+        """Of these the client answers reads."""
+        self._acts: Counter[str] = Counter()
+        """Node -> how often it has shown that its disk takes something."""
+        self._quiet: dict[str, tuple[int, float]] = {}
+        """Node that is reading -> (what it had shown, since when it has shown no more)."""
 
     @property
     def ended(self) -> bool:
@@ -141,14 +145,25 @@ class PutRun:
         name, overwrite = self.request.name, self.request.overwrite
         return [(node, OpenPut(self.put, name, overwrite)) for node in sorted(self._here)]
 
-    def tick(self, now: float) -> list[Say]:
-        """Nodes that do not answer are done without."""
-        if self.state is not PutState.OPENING or now < self._answer_until:
-            return []
-        for node in self._waiting:
-            self._out[node] = PutFailed(f"it did not answer in {PUT_OPEN_S_MAX:g} s")
-        self._waiting.clear()
-        return self._all_answered()
+    def tick(self, now: float, owed: Callable[[str], bool]) -> list[Say]:
+        """Nodes that do not answer are done without, and so are those that have what they asked for and do
+        nothing with it: `owed(node)` tells whether reads of its are unanswered."""
+        if self.state is PutState.OPENING and now >= self._answer_until:
+            for node in self._waiting:
+                self._out[node] = PutFailed(f"it did not answer in {PUT_OPEN_S_MAX:g} s")
+            self._waiting.clear()
+            return self._all_answered()
+        reading = {node for number in self._offered for node in self._parts[number].reading}
+        at_work = self._waiting if self.state is PutState.NAMING else reading
+        self._quiet = {node: quiet for node, quiet in self._quiet.items() if node in at_work}
+        said: list[Say] = []
+        for node in sorted(at_work):
+            acts, since = self._quiet.setdefault(node, (self._acts[node], now))
+            if acts != self._acts[node] or owed(node):
+                self._quiet[node] = self._acts[node], now
+            elif now - since >= PUT_STALL_S and not self.ended:
+                said += self._stalled(node)
+        return said
 
     # --- nodes ---
 
@@ -170,11 +185,12 @@ class PutRun:
         if self.state is not PutState.TAKING or part is None or answer.node not in part.reading:
             return []
         part.reading.discard(answer.node)
+        self._acts[answer.node] += 1
         if answer.error is None:
             part.holders.add(answer.node)
             if len(part.holders) < self.request.copies:
                 return []
-            part.offered = False
+            self._offered.discard(answer.part)
             return [("", PartKept(answer.part, tuple(sorted(part.holders))))]
         error = _at(answer.node, from_report(answer.error))
         self._take_back(answer.node, part)
@@ -189,6 +205,10 @@ class PutRun:
             self._rooms.pop(answer.node, None)
             self._out[answer.node] = error
         return self._give(answer.part, part)
+
+    def reads(self, node: str) -> None:
+        """It asks for more of a part: what it asked for before is on its disk."""
+        self._acts[node] += 1
 
     def named(self, answer: PartsNamed) -> list[Say]:
         if self.state is not PutState.NAMING or answer.node not in self._waiting:
@@ -217,24 +237,22 @@ class PutRun:
         for number, part in self._parts.items():
             if node in part.holders:
                 part.holders.discard(node)
-                if not part.offered and len(part.holders) + 1 == self.request.copies:
+                if number not in self._offered and len(part.holders) + 1 == self.request.copies:
                     said.append(("", PartGone(number)))
             elif node not in part.reading:
                 continue
             part.reading.discard(node)
-            if part.offered:
+            if number in self._offered and not self.ended:
                 said += self._give(number, part)
-            if self.ended:
-                break
         return said
 
     # --- the client ---
 
     def offered(self, offer: OfferPart) -> list[Say]:
         part = self._parts.get(offer.part)
-        open_now = sum(each.offered for each in self._parts.values())
-        whole = part is not None and (part.offered or len(part.holders) >= self.request.copies)
-        if self.state is not PutState.TAKING or whole or open_now >= PUT_PARTS_AT_ONCE:
+        whole = part is not None and len(part.holders) >= self.request.copies
+        again = offer.part in self._offered
+        if self.state is not PutState.TAKING or whole or again or len(self._offered) >= PUT_PARTS_AT_ONCE:
             raise ProtocolError(f"part {offer.part} was offered out of turn, or with too many others")
         if part is not None and part.sha256 != offer.sha256:
             if part.holders:  # written anew, by another version of a library
@@ -242,7 +260,7 @@ class PutRun:
             part = None
         if part is None:
             part = self._parts[offer.part] = _Part(offer.size_bytes, offer.sha256)
-        part.offered = True
+        self._offered.add(offer.part)
         return self._give(offer.part, part)
 
     def finish(self, message: FinishPut) -> list[Say]:
@@ -305,6 +323,20 @@ class PutRun:
             room.given_bytes += part.size_bytes
             part.reading.add(node)
             said.append((node, KeepPart(self.put, number, part.size_bytes, part.sha256)))
+        return said
+
+    def _stalled(self, node: str) -> list[Say]:
+        error = PutFailed(f"its disk took nothing for {PUT_STALL_S:g} s", details={"node": node})
+        if self.state is PutState.NAMING:
+            return self.fail(error)
+        self._rooms.pop(node, None)
+        self._out[node] = error
+        said: list[Say] = []
+        for number in sorted(self._offered):
+            part = self._parts[number]
+            if node in part.reading and not self.ended:
+                part.reading.discard(node)
+                said += self._give(number, part)
         return said
 
     def _take_back(self, node: str, part: _Part) -> None:

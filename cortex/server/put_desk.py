@@ -8,6 +8,7 @@ ProtocolErrors they raise are the client's fault.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from cortex.errors import CortexError, ProtocolError, UsageError
@@ -98,9 +99,15 @@ class PutDesk:
         for run, client in list(self._runs.values()):
             self._act(run, client, run.node_lost(node))
 
+    def node_reads(self, node: str, put: str) -> None:
+        """A node asks for input under this id, which may be a job's."""
+        found = self._runs.get(put)
+        if found is not None:
+            found[0].reads(node)
+
     def tick(self) -> None:
         for run, client in list(self._runs.values()):
-            self._act(run, client, run.tick(self._clock()))
+            self._act(run, client, run.tick(self._clock(), partial(self._relay.owes, run.put)))
 
     def _act(self, run: PutRun, client: Any, said: list[Say]) -> None:
         if run.ended and self._runs.pop(run.put, None) is not None:

@@ -332,6 +332,7 @@ class Server:
         elif isinstance(message, NodeReads):
             known = self._nodes.get(message.node)
             if known is not None and known[1] is link:  # else it has come back meanwhile, and asks again
+                self._puts.node_reads(message.node, message.asked.job)
                 self._input.read(message)
         elif isinstance(message, NodeLog):
             self._logs.answered(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
@@ -20,7 +21,7 @@ from cortex.cli.__main__ import main
 from cortex.client import put_session
 from cortex.client.cluster_client import ClusterConnection
 from cortex.client.put_session import put_file
-from cortex.errors import CortexError, DataIncomplete, InputChanged, PartDamaged
+from cortex.errors import CortexError, DataIncomplete, InputChanged, PartDamaged, Unreachable
 from cortex.job.spec import InputSpec
 from cortex.wire import messages as m
 
@@ -268,7 +269,7 @@ def test_a_disk_that_fails_gets_no_parts(roots, cluster, tmp_path) -> None:  # t
     assert not (roots[0] / "full").exists()
 
 
-def test_a_node_that_is_killed_meanwhile(tmp_path, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
+def test_a_node_or_the_server_is_killed_meanwhile(tmp_path, tmp_path_factory) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "in.csv"
     path.write_text(rows(10, 30_000))
     roots = [tmp_path_factory.mktemp(f"kill{number}") for number in range(3)]
@@ -290,6 +291,24 @@ def test_a_node_that_is_killed_meanwhile(tmp_path, tmp_path_factory) -> None:  #
 
         cluster.start_node("node2")
         settled(roots)  # what it had of the put, it removes when it starts
+
+        def kill_server(parts: int, size_bytes: int) -> None:
+            if parts == 2 and cluster.server.poll() is None:
+                cluster.server.kill()
+                cluster.server.wait()
+
+        with pytest.raises(Unreachable):
+            _put(cluster, path, "orphan", kill_server)
+        before = below(roots)
+        assert not [name for name in before if name.startswith("orphan")]
+        cluster.start_server()
+        deadline = time.monotonic() + 60
+        nodes = 0
+        while nodes < 3:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(Unreachable):
+                nodes = len(cluster.client.status().nodes)
+        assert _put(cluster, path, "orphan").parts == report.parts
         cluster.nodes["node1"].kill()
         cluster.nodes["node1"].wait()
         deadline = time.monotonic() + 60

@@ -122,6 +122,15 @@ def test_a_file_of_no_rows_is_one_part(tmp_path: Path) -> None:
     assert pq.read_table(pa.BufferReader(part)).schema.names == ["a"]
 
 
+def test_gzip_is_not_read_from_its_middle(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n" + b"1,2\n" * 100))
+    parts = FileParts(str(path), InputSpec((str(path),)), 100, str(tmp_path))
+    made = list(parts)
+    with pytest.raises(InputError, match="from its beginning"):
+        parts.again(0, made[0])
+
+
 def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     for name, data, error in (
         ("none.csv", b"", InputError),

@@ -17,7 +17,7 @@ from cortex.errors import (
     ProtocolError,
     PutFailed,
 )
-from cortex.limits import PUT_OPEN_S_MAX, PUT_PART_TRIES_MAX, PUT_PARTS_AT_ONCE
+from cortex.limits import PUT_OPEN_S_MAX, PUT_PART_TRIES_MAX, PUT_PARTS_AT_ONCE, PUT_STALL_S
 from cortex.scheduling.put_run import PutEvent, PutRun, PutState, Room, Say, choose
 from cortex.wire import messages as m
 
@@ -93,8 +93,8 @@ def test_without_a_node_that_takes_parts_it_fails_with_every_nodes_cause() -> No
     run = PutRun(PUT, m.BeginPut("big", ""), ("a", "b"), 0.0)
     run.begin()
     assert run.opened(m.PutOpened("a", PUT, error=PutFailed("it may not write").report())) == []
-    assert run.tick(PUT_OPEN_S_MAX - 1) == []
-    said = run.tick(PUT_OPEN_S_MAX)
+    assert run.tick(PUT_OPEN_S_MAX - 1, lambda node: False) == []
+    said = run.tick(PUT_OPEN_S_MAX, lambda node: False)
     assert refused(said) == "put"
     assert isinstance(said[-1][1], m.Refused)
     assert "it may not write" in said[-1][1].error.details["node a"]
@@ -156,6 +156,36 @@ def test_what_a_lost_node_had_is_asked_for_again() -> None:
     assert readers(offer(run, 0), 0) == ["b"]
     stored(run, "b", 0)
     assert run.finish(m.FinishPut(3)) == [("b", m.NameParts(PUT, 3, ".csv"))]
+
+
+def test_a_disk_that_takes_nothing_is_done_without() -> None:
+    run = begun({"a": MANY, "b": MANY - 1})
+    assert readers(offer(run, 0), 0) == ["a"]
+    assert readers(offer(run, 1), 1) == ["b"]
+    stored(run, "b", 1)
+    owed: set[str] = {"a"}
+    now = 0.0
+    for _ in range(5):  # the client is slow: nobody's disk is blamed
+        assert run.tick(now, owed.__contains__) == []
+        now += PUT_STALL_S - 1
+    owed.clear()
+    for _ in range(5):  # the disk is slow: it goes on all the same
+        run.reads("a")
+        assert run.tick(now, owed.__contains__) == []
+        now += PUT_STALL_S - 1
+    assert readers(run.tick(now + 1, owed.__contains__), 0) == ["b"]
+    assert stored(run, "a", 0) == []  # too late
+    assert readers(offer(run, 2), 2) == ["b"]
+    assert stored(run, "b", 0) == [("", m.PartKept(0, ("b",)))]
+    stored(run, "b", 2)
+
+    run.finish(m.FinishPut(3))
+    assert run.tick(now, owed.__contains__) == []
+    run.named(m.PartsNamed("a", PUT))
+    said = run.tick(now + PUT_STALL_S, owed.__contains__)
+    assert refused(said) == "put"
+    assert ("a", m.EndPut(PUT, undo=True)) in said
+    assert run.tick(now + 2 * PUT_STALL_S, owed.__contains__) == []
 
 
 def test_a_node_that_is_lost_while_naming_ends_it_if_it_had_parts() -> None:
