@@ -29,7 +29,7 @@ DATA_PACK_BYTES: Final = 1 * MIB  # of small files below data roots in one map: 
 PUT_PARTS_AT_ONCE: Final = (
     4  # that a client offers: nodes write in turn, and 4 temporary files of SPLIT_BYTES
 )
-PUT_PARTS_MAX: Final = 1_000_000  # of one put: 64 TB in splits
+PUT_PARTS_MAX: Final = 100_000  # of one put: 6 TB in splits; the server keeps a kilobyte of each
 PUT_COPIES_MAX: Final = 16  # of a part: each is read of the client by itself
 PUT_BLOCK_BYTES_MIN: Final = 4 * KIB  # parts end where a block does, a 16th of a part: smaller ones are slow
 PUT_AHEAD_BYTES: Final = 4 * MIB  # of a part, asked for by its node and not yet written: 40 ms at 100 MB/s

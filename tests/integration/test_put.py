@@ -139,7 +139,7 @@ def test_a_parquet_file_is_put_by_row_groups(put, roots, cluster, tmp_path) -> N
     assert output(tmp_path / "there") == output(tmp_path / "here")
 
 
-def test_a_name_that_is_there_is_refused_unless_it_is_to_be_replaced(put, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_name_that_is_there_is_refused_or_replaced(put, roots, cluster, tmp_path, capfd) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "twice.csv").write_text(rows(3, 3000))
     assert put(tmp_path / "twice.csv", "--part-size", "5KB")[0] == 0
     before = below(roots)
@@ -151,6 +151,11 @@ def test_a_name_that_is_there_is_refused_unless_it_is_to_be_replaced(put, roots,
     assert code == 0
     after = {name: data for name, data in below(roots).items() if name.startswith("twice/")}
     assert len(after) == report["parts"] < sum(name.startswith("twice/") for name in before)
+
+    assert main(["put", str(tmp_path / "twice.csv"), "--overwrite", "--server", cluster.address]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("data:twice/*: 1 part, ")
+    assert [line.split(":")[1] for line in said[1:]] == [f" 1 part, {said[0].rpartition(', ')[2]}"]
 
     (roots[0] / "mine").mkdir()
     (roots[0] / "mine" / "notes.txt").write_text("not put")
