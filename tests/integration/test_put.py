@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import random
 import resource
@@ -82,7 +83,7 @@ def below(roots: list[Path]) -> dict[str, bytes]:
         str(path.relative_to(root)): path.read_bytes()
         for root in roots
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "_SHA256SUMS"
     }
 
 
@@ -102,6 +103,11 @@ def test_a_csv_file_is_put_and_read_where_it_lies(put, roots, cluster, tmp_path,
     head = b"name,value\r\n"
     assert all(part.startswith(head) and len(part) <= 50_000 for part in parts.values())
     assert head + b"".join(parts[name].removeprefix(head) for name in sorted(parts)) == text.encode()
+
+    for root in roots:
+        for line in (root / "big" / "_SHA256SUMS").read_text().splitlines():
+            sha256, name = line.split("  ")
+            assert hashlib.sha256((root / "big" / name).read_bytes()).hexdigest() == sha256
 
     Totals(input=tmp_path / "big.csv", output=tmp_path / "here").run()
     done = Totals(input="data:big/*", output=tmp_path / "there").run(cluster)
