@@ -165,8 +165,11 @@ def drain(name: str, timeout: float, undo: bool, no_wait: bool, home: str | None
         from cortex.wire.messages import AdminDone, DrainNode
 
         with connected(home, server) as connection:
-            node = _named(_status(connection), name).node
+            known = _status(connection)
+            node = _named(known, name).node
             connection.ask(DrainNode(node, timeout, undo), AdminDone)
+            if not undo and not any(each.state == "up" for each in known if each.node != node):
+                say("warning: no other node takes work now: jobs will wait for one")
             if undo or no_wait:
                 print(f"{node} works again" if undo else f"{node} is draining")
                 return EXIT_DONE

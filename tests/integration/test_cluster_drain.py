@@ -77,7 +77,7 @@ WANTED = {f"key{key}": 6 * 6 for key in range(40)}
 
 
 class Running(threading.Thread):
-    def __init__(self, folder: Path, cluster: cortex.LocalCluster) -> None:
+    def __init__(self, folder: Path, cluster: cortex.LocalCluster | cortex.Client) -> None:
         super().__init__(daemon=True)
         self.marks = folder / "marks"
         self.marks.mkdir()
@@ -145,12 +145,31 @@ def test_what_a_node_runs_when_its_time_is_over_runs_elsewhere(
     node = id_of(cluster, "node1")
     drained = command(cluster, "drain", node, "--timeout", "0.5")
     assert drained.stdout == f"{node} has left\n", drained.stderr
-    assert "waits for: 1 tasks" in drained.stderr
+    assert " waits for: " in drained.stderr
+    assert " task" in drained.stderr
     assert cluster.nodes["node1"].wait(PATIENCE_S) == 0
     running.go("gate", "reduces")
     result = running.result()
     assert dict(result) == WANTED
     assert result.report.failed_attempts == 0
+
+
+def test_a_drain_outlives_the_servers_restart(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
+    running = Running(tmp_path, cluster)
+    wait_for(lambda: len(running.begun()) == 2)
+    node = id_of(cluster, "node1")
+    assert command(cluster, "drain", node, "--no-wait").returncode == 0
+    assert cluster.server is not None
+    cluster.server.kill()
+    cluster.server.wait()
+    cluster.start_server()
+    wait_for(lambda: listed(cluster).get(node, {}).get("state") == "draining")
+    running.go("gate", "reduces")
+    assert cluster.nodes["node1"].wait(PATIENCE_S) == 0
+    result = running.result()
+    assert dict(result) == WANTED
+    assert result.report.failed_attempts == 0
+    assert len(running.begun()) == 6
 
 
 def test_a_drain_is_undone_and_a_node_that_is_not_there_is_said(cluster: cortex.LocalCluster) -> None:
@@ -215,6 +234,25 @@ def test_nodes_are_listed_with_their_versions_and_certificates_and_are_put_out(
     assert cluster.nodes["node1"].wait(PATIENCE_S) == 1
     assert f"node {node} was revoked" in cluster.output("node1")
     assert node not in listed(cluster)
+
+
+def test_a_client_that_is_put_out_is_cut_off_from_the_job_that_it_follows(
+    cluster: cortex.LocalCluster, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    line = command(cluster, "token", "create", "--role", "client").stdout.split()[-1]
+    login = [sys.executable, "-m", "cortex", "login", line, "--home", str(home)]
+    assert subprocess.run(login, capture_output=True, timeout=PATIENCE_S).returncode == 0
+    client = cortex.Client(cluster.address, home=home)
+    running = Running(tmp_path, client)
+    wait_for(lambda: len(running.begun()) == 2)
+    found = load_identity(str(home / "client"))
+    assert found is not None
+    assert command(cluster, "token", "revoke", found.id).returncode == 0
+    error = running.result()
+    assert isinstance(error, CortexError)
+    assert f"client {found.id} was" in error.message, error
+    running.go("gate", "reduces")
 
 
 def test_nodes_are_expected_back_after_the_servers_restart(cluster: cortex.LocalCluster) -> None:
