@@ -46,6 +46,7 @@ def run_node(
     spill_quota_bytes: int = 0,
     log_file: str = "",
     data_dirs: Sequence[str] = (),
+    metrics: Endpoint | None = None,
 ) -> int:
     """Work until SIGTERM, SIGINT, the end of the cluster or of this node's drain; gives the exit code. A
     second signal ends it on the spot, with EXIT_INTERRUPTED.
@@ -75,7 +76,7 @@ def run_node(
         print(said, flush=True)
         quota = spill_quota_bytes
         return _serve(
-            identity, folder, listen, advertise, plan, spills, quota, roots, link, runtime, log_file
+            identity, folder, listen, advertise, plan, spills, quota, roots, link, runtime, log_file, metrics
         )
     finally:
         for each in folders:
@@ -102,6 +103,7 @@ def _serve(
     template: socket.socket,
     runtime: str,
     log_file: str,
+    metrics: Endpoint | None,
 ) -> int:
     from twisted.internet import reactor as _reactor
 
@@ -137,7 +139,11 @@ def _serve(
         data_roots=roots,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
+        metrics=metrics,
     )
+    if metrics is not None:
+        told = Endpoint(metrics.host, node.metrics_port)
+        print(f"metrics for clients of the cluster: https://{told}/metrics", flush=True)
     signals = 0
 
     def asked(*_: Any) -> None:
