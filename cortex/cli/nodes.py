@@ -10,7 +10,7 @@ import click
 from cortex.cli.cluster import connected, of_cluster, spilled
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
-from cortex.errors import EXIT_DONE, UsageError
+from cortex.errors import EXIT_DONE, Unreachable, UsageError
 from cortex.limits import DRAIN_S
 from cortex.units import format_bytes, format_seconds
 
@@ -173,17 +173,29 @@ def drain(name: str, timeout: float, undo: bool, no_wait: bool, home: str | None
             if undo or no_wait:
                 print(f"{node} works again" if undo else f"{node} is draining")
                 return EXIT_DONE
-            said: tuple[str, ...] = ()
-            while True:
-                found = next((each for each in _status(connection) if each.node == node), None)
-                if found is None:
-                    print(f"{node} has left")
-                    return EXIT_DONE
-                if found.state == "up":
-                    raise UsageError(f"{node} is drained no more", cure="somebody has undone it")
-                if found.waits_for and found.waits_for != said:
-                    said = found.waits_for
-                    say(f"{node} waits for: {'; '.join(said)}")
-                time.sleep(_LOOK_S)
+        _wait_until_left(home, server, node)
+        print(f"{node} has left")
+        return EXIT_DONE
 
     return guarded(command)
+
+
+def _wait_until_left(home: str | None, server: str | None, node: str) -> None:
+    """Say what the node is needed for, until it is gone; a server that starts again is waited for."""
+    said: tuple[str, ...] = ()
+    while True:
+        try:
+            with connected(home, server) as connection:
+                while found := next((each for each in _status(connection) if each.node == node), None):
+                    if found.state == "up":
+                        raise UsageError(f"{node} works again", cure="somebody has undone its drain")
+                    if found.waits_for and found.waits_for != said:
+                        said = found.waits_for
+                        say(f"{node} waits for: {'; '.join(said)}")
+                    time.sleep(_LOOK_S)
+                return
+        except Unreachable as error:
+            if said != (error.message,):
+                said = (error.message,)
+                say(f"{error.message}; trying again")
+            time.sleep(_LOOK_S)

@@ -158,7 +158,9 @@ def test_a_drain_outlives_the_servers_restart(cluster: cortex.LocalCluster, tmp_
     running = Running(tmp_path, cluster)
     wait_for(lambda: len(running.begun()) == 2)
     node = id_of(cluster, "node1")
-    assert command(cluster, "drain", node, "--no-wait").returncode == 0
+    drain = [sys.executable, "-m", "cortex", "drain", node, "--home", str(cluster.folder / "server")]
+    waiting = subprocess.Popen(drain, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: listed(cluster)[node]["state"] == "draining")
     assert cluster.server is not None
     cluster.server.kill()
     cluster.server.wait()
@@ -166,6 +168,8 @@ def test_a_drain_outlives_the_servers_restart(cluster: cortex.LocalCluster, tmp_
     wait_for(lambda: listed(cluster).get(node, {}).get("state") == "draining")
     running.go("gate", "reduces")
     assert cluster.nodes["node1"].wait(PATIENCE_S) == 0
+    out, err = waiting.communicate(timeout=PATIENCE_S)
+    assert (waiting.returncode, out) == (0, f"{node} has left\n"), err
     result = running.result()
     assert dict(result) == WANTED
     assert result.report.failed_attempts == 0
