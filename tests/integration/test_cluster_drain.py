@@ -154,6 +154,54 @@ def test_what_a_node_runs_when_its_time_is_over_runs_elsewhere(
     assert result.report.failed_attempts == 0
 
 
+class Steady(cortex.MapReduceJob):
+    """Takes a few seconds on two or three nodes."""
+
+    reducers = 6
+
+    def map(self, line: str) -> Iterator[tuple[str, int]]:
+        time.sleep(0.2)
+        for key in range(40):
+            yield f"key{key}", len(line)
+
+    def reduce(self, key: str, values: Any) -> Iterator[tuple[str, int]]:
+        time.sleep(0.02)
+        yield key, sum(values)
+
+
+def test_nodes_are_drained_and_started_again_one_after_the_other_while_jobs_run(tmp_path: Path) -> None:
+    """As an upgrade to a patch release does it."""
+    (tmp_path / "in.txt").write_text("".join(f"line{i:02}\n" for i in range(40)))
+    wanted = {f"key{key}": 6 * 40 for key in range(40)}
+    ends: list[Any] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                ends.append(dict(Steady(input=str(tmp_path / "in.txt"), split_size=7).run(cluster)))
+            except CortexError as error:
+                ends.append(error)
+
+    with cortex.LocalCluster(nodes=3) as cluster:
+        jobs = threading.Thread(target=run)
+        jobs.start()
+        try:
+            for name in list(cluster.nodes):
+                wait_for(lambda: any(job.state == "mapping" for job in cluster.client.status().jobs))
+                node = id_of(cluster, name)
+                drained = command(cluster, "drain", node, "--timeout", "1")
+                assert drained.returncode == 0, drained.stderr
+                assert cluster.nodes[name].wait(PATIENCE_S) == 0
+                cluster.start_node(name)
+                wait_for(lambda node=node: listed(cluster).get(node, {}).get("state") == "up")
+        finally:
+            stop.set()
+            jobs.join(PATIENCE_S)
+        assert ends
+        assert all(end == wanted for end in ends), ends
+
+
 def test_a_drain_outlives_the_servers_restart(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
     running = Running(tmp_path, cluster)
     wait_for(lambda: len(running.begun()) == 2)
