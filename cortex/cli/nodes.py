@@ -58,8 +58,9 @@ def nodes() -> None:
 def nodes_list(home: str | None, server: str | None, as_json: bool) -> int:
     """List nodes: state, versions, memory, disk, and how long their certificates are good.
 
-    A state is up, silent (no heartbeat, its work is given to others), away (its link has just ended),
-    expected (known from before the server's restart), draining, or leaving (it only keeps finished results).
+    A state is up, full (it had no room for spilled data, and gets no work for a while), silent (no heartbeat,
+    its work is given to others), away (its link has just ended), expected (known from before the server's
+    restart), draining, or leaving (it only keeps finished results).
     """
 
     def command() -> int:
@@ -187,7 +188,7 @@ def _wait_until_left(home: str | None, server: str | None, node: str) -> None:
         try:
             with connected(home, server) as connection:
                 while found := next((each for each in _status(connection) if each.node == node), None):
-                    if found.state == "up":
+                    if found.state in ("up", "full"):
                         raise UsageError(f"{node} works again", cure="somebody has undone its drain")
                     if found.waits_for and found.waits_for != said:
                         said = found.waits_for
