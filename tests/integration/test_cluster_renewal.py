@@ -127,15 +127,46 @@ def test_a_link_whose_owner_does_not_renew_ends_with_its_certificate_and_the_cur
         assert "cortex login" in late.stderr
 
 
+_DUE = """
+import sys
+from cortex.wire import authority, join_desk
+authority.CERTIFICATE_BACKDATE_S = 4 * 3600.0
+authority.LIFE_S.update(dict.fromkeys(authority.LIFE_S, 3600.0))
+if %r:
+    def renew(self, *_):
+        raise OSError("no space left")
+    join_desk.JoinDesk.renew = renew
+from cortex.cli.__main__ import main
+sys.exit(main())
+"""
+
+
+class Due(cortex.LocalCluster):
+    """More than two thirds of the life of its certificates are over when they are issued."""
+
+    broken = False
+
+    def _command(self, name: str) -> list[str]:
+        return (
+            [sys.executable, "-P", "-c", _DUE % self.broken] if name == "server" else super()._command(name)
+        )
+
+
+class Broken(Due):
+    """And it cannot renew any."""
+
+    broken = True
+
+
 def test_a_certificate_that_cannot_be_kept_is_said_and_the_command_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with ShortLived(nodes=1) as cluster:
+    with Due(nodes=1) as cluster:
         home = tmp_path / "home"
         token = command(cluster.folder / "server", "token", "create", "--role", "client").stdout
         assert command(home, "login", token.split()[-1]).returncode == 0
         before = expires_at(home / "client")
-        time.sleep(LIFE_S * 0.7)
+        time.sleep(1.1)  # what is issued now ends later
 
         def fails(folder: str, identity: Any) -> None:
             raise StateFailed(f"{folder} is read-only")
@@ -149,6 +180,23 @@ def test_a_certificate_that_cannot_be_kept_is_said_and_the_command_works(
         with ClusterConnection(str(home)) as connection:
             assert connection.identity.expires_at == expires_at(home / "client") > before
         assert capsys.readouterr().err == ""
+
+
+def test_a_server_that_cannot_renew_a_certificate_keeps_nobody_from_working(tmp_path: Path) -> None:
+    with Broken(nodes=1) as cluster:
+        home = tmp_path / "home"
+        token = command(cluster.folder / "server", "token", "create", "--role", "client").stdout
+        assert command(home, "login", token.split()[-1]).returncode == 0
+        shown = command(home, "status")
+        assert shown.returncode == 0, shown.stderr
+        assert "the certificate was not renewed: the server could not answer" in shown.stderr
+        (tmp_path / "in.txt").write_text("line00\n")
+        job = Long(input=str(tmp_path / "in.txt"))
+        assert dict(job.run(cortex.Client(cluster.address, home=home))) == {f"key{i}": 1 for i in range(50)}
+        wait_for(
+            lambda: "the server refused the node: the server could not answer" in cluster.output("node1")
+        )
+        assert cluster.nodes["node1"].poll() is None
 
 
 _TOLD = """
