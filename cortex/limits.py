@@ -22,7 +22,7 @@ INFER_FILES_MAX: Final = 16  # files sampled: headers are checked in all of them
 
 FINGERPRINT_BLOCKS: Final = 16  # samples of a file, evenly spaced from its head to its tail
 FINGERPRINT_BLOCK_BYTES: Final = 16 * KIB  # of each: a file up to 256 KB is hashed whole, in a tenth of a ms
-DATA_PACK_BYTES: Final = 256 * KIB  # of small files below data roots in one map: neighbours by name may lie on
+DATA_PACK_BYTES: Final = 256 * KIB  # of small files below data roots in one map: neighbours by name may be on
 # several nodes, and so much from another one costs less than one more map
 
 # The job's own text

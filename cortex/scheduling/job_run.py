@@ -164,19 +164,24 @@ class JobRun:
         """What a node with data roots is to be asked now."""
         return None if self.ended else self.survey.question(node)
 
-    def listed(self, answer: DataListed, here: Iterable[str]) -> bool:
-        """A node has said what its data names stand for; True when all have, and there is more to ask."""
+    def listed(self, answer: DataListed) -> None:
+        """A node has said what its data names stand for."""
         try:
             self.survey.listed(answer)
         except CortexError as error:
             self.fail(error.report())
-        return self.look_for_data(here)
 
-    def look_for_data(self, here: Iterable[str]) -> bool:
-        """True when it has become known which files there are. `here`: the nodes that could have some."""
-        if self.ended or self.held_back:
+    def look_for_data(self, here: Iterable[str], absent: Sequence[Node]) -> bool:
+        """True when it has become known which files there are, and there is more to ask. `here`: the nodes
+        that were asked; `absent`: others that may have some."""
+        if self.ended or self.held_back or self.survey.data_files is not None:
+            return False
+        silent = [node.name for node in absent if node.silent]
+        if absent and not silent:
             return False
         try:
+            if silent:
+                raise self.survey.not_listed(silent[0])
             if not self.survey.settle(here):
                 return False
         except CortexError as error:
@@ -215,7 +220,7 @@ class JobRun:
         if self._scans.chains:
             starts, set_of = homes.scans(self._scans)
             self._placements[SCAN] = Placement(self._tables[SCAN], homes.sets, starts, set_of)
-            if not self._lane_of:
+            if not self._scan_lanes:  # files keep the lanes that they were given first
                 self._lane_of = dict(zip(self._scans.chains, set_of))
 
     def input_holders(self, version: int, nodes: Mapping[str, Node]) -> InputHolders | None:

@@ -91,16 +91,20 @@ class Survey:
         had = self._held.pop(node, None)
         if self._files is None:
             if due or self._listed.pop(node, None) is not None:
-                raise InputLost(
-                    f"node {node} was lost while the job's input was looked for: {', '.join(self.names)}",
-                    cure="run the job again when the node is back",
-                )
+                raise self.not_listed(node)
             return False
         if had is None:
             return False
         self._had.update((file, node) for file in _bits(had) if file >= self.client_files)
         self.version += 1
         return any(had)
+
+    def not_listed(self, node: str) -> InputLost:
+        """Without it files might be missing, and nobody would know."""
+        return InputLost(
+            f"node {node} is lost or silent, and may have some of {', '.join(self.names)}",
+            cure="run the job again when the node is back, or has been taken out (cortex nodes)",
+        )
 
     def settle(self, nodes: Iterable[str]) -> bool:
         """When all have said what they list: True, and the files are known. `nodes` are here. Raises
