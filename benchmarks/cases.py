@@ -346,6 +346,41 @@ def near_data(setting: Setting) -> list[Row]:
     return found
 
 
+def server(setting: Setting) -> list[Row]:
+    """A server's memory over 50,000 jobs, and how long it takes to replay a journal of a million maps."""
+    pick = setting.pick
+    measured = {
+        "life": ["benchmarks.server_life", f"--jobs={pick(200, 10_000, 50_000)}"],
+        "replay": [
+            "benchmarks.journal_replay",
+            f"--maps={pick(200, 100_000, 1_000_000)}",
+            "--partitions=100",
+        ],
+        "replay, wide": [
+            "benchmarks.journal_replay",
+            f"--maps={pick(200, 20_000, 200_000)}",
+            "--partitions=1000",
+        ],
+    }
+    rows = []
+    for name, module in measured.items():
+        figures: dict[str, Any] = {}
+
+        def check(out: Path, figures: dict[str, Any] = figures) -> str:
+            figures.update(json.loads(out.read_text()))
+            return ""  # both look at what they did, and fail
+
+        def run(out: Path, module: list[str] = module) -> list[str]:
+            return [sys.executable, "-m", *module, f"--json={out}"]
+
+        for row in setting.hold(f"server, {name}", [Contender("cortex", run, check)], rounds=1):
+            row.figures = figures
+            if figures:
+                setting.say(f"    {json.dumps(figures.get('held', [figures])[-1])}")
+            rows.append(row)
+    return rows
+
+
 def segments(setting: Setting) -> list[Row]:
     """Map outputs between two processes: 0.9 of a bare Twisted pair, over plain TCP and over TLS 1.3."""
     rows = []
@@ -372,6 +407,7 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "memory": memory,
     "scheduler": scheduler,
     "locality": near_data,
+    "server": server,
     "segments": segments,
 }
 

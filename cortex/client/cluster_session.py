@@ -305,7 +305,9 @@ class _Follower:
         if message.staged_as not in self._coming:
             return  # dropped, and what was on its way still comes
         part, file = self._coming[message.staged_as]
-        file.write(message.data)
+        rest = memoryview(message.data)
+        while rest:  # a disk that is getting full takes a part
+            rest = rest[file.write(rest) :]
         if not message.last:
             self._connection.send(PartTaken(message.job, message.staged_as, len(message.data)))
             return

@@ -10,6 +10,7 @@ for its job (AttachJob) and a node with what it holds, for a while, and a later 
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError,
 from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
+from cortex.metric_text import Histogram
+from cortex.scheduling.admission import refusal
 from cortex.scheduling.events import (
     CANCELLED,
     CancelRequested,
@@ -41,12 +44,14 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import expected_statuses, job_statuses, node_statuses
+from cortex.server.audit_desk import DONE, REFUSED, Audit, actor_of, no_audit
 from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
 from cortex.server.job_ledger import JobLedger
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.log_desk import LogDesk
 from cortex.server.part_relay import PartRelay, results_lost
+from cortex.sharing_policy import SharingPolicy
 from cortex.storage.blob_store import BlobStore
 from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
@@ -96,6 +101,8 @@ if TYPE_CHECKING:  # the certificates' library is not needed on one machine
 
 _log = Logger()
 M = TypeVar("M")
+DECISION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
+"""Seconds: a decision is promised to take 10 ms at most."""
 
 
 class NodeLink(Protocol):
@@ -152,8 +159,10 @@ class Server:
     `cluster` "": the server of one machine, which answers no hello before its node is there. It begins with
     what an earlier life left in `journal`, which the caller stops after it. Raises StateFailed for a journal
     that makes no sense.
+    `audit`: notes who did what.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any. `certificate_expiry(node)`: seconds since 1970, 0 unknown.
+    `sharing`: among its users; None where there is one, whose jobs are all taken.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
@@ -166,14 +175,19 @@ class Server:
         journal: JournalDesk | None = None,
         *,
         blob_folder: str = "",
+        audit: Audit = no_audit,
+        sharing: SharingPolicy | None = None,
         certificate_expiry: Callable[[str], float] = lambda node: 0.0,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._cluster = cluster
         self._journal = journal
+        self._audit = audit
+        self.decision_seconds = Histogram(DECISION_BOUNDS)
+        self._sharing = sharing
         self._certificate_expiry = certificate_expiry
-        self._scheduler = Scheduler(journalled=journal is not None)
+        self._scheduler = self._new_scheduler()
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
         self._clients: dict[MessageProtocol[Any], _Client] = {}
@@ -197,6 +211,8 @@ class Server:
         self._client_of: dict[str, _Client] = {}
         self._accepting: dict[str, _Client] = {}
         """Jobs that are being written down -> the client to tell."""
+        self._unwanted: dict[str, str] = {}
+        """Those of them that were cancelled meanwhile -> why."""
         self._answers: dict[str, JobDone | JobFailed] = {}
         """Ends that are in the journal, until their clients have them."""
         self._told_before: dict[str, JobDone] = {}
@@ -208,6 +224,27 @@ class Server:
         if journal is not None:
             journal.reports_kept = lambda node, attempts: self._to_node(node, ReportsKept(attempts))
             self._restore(journal)
+
+    @property
+    def cluster(self) -> str:
+        return self._cluster
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """To look at."""
+        return self._scheduler
+
+    @property
+    def relayed_result_bytes(self) -> int:
+        return self._relay.relayed_bytes
+
+    @property
+    def relayed_input_bytes(self) -> int:
+        return self._input.relayed_bytes
+
+    def _new_scheduler(self) -> Scheduler:
+        weights = None if self._sharing is None else self._sharing.weights
+        return Scheduler(journalled=self._journal is not None, user_weights=weights)
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -376,19 +413,36 @@ class Server:
             else:
                 client.link.send(Refused(NotAllowed(f"{job} is no job of yours").report()))
             return
+        if self._sharing is not None:
+            accepting = sum(each.owner == owner for each in self._accepting.values())
+            error = refusal(request, owner, accepting, self._scheduler, self._sharing)
+            if error is not None:
+                client.link.send(Refused(error.report()))
+                return
         self._blobs.submitted(client, job, request.bundle)
         self._accepting[job] = client
+        actor = actor_of(client.link)
+        code = hashlib.sha256(request.code).hexdigest()  # opaque here: its hash tells it apart
+        about = {"name": request.spec.name, "code": code}
 
         def refuse(error: CortexError) -> None:
+            self._audit(actor, "submit", job, REFUSED, {**about, "error": error.message})
             self._blobs.job_ended(job)
+            self._unwanted.pop(job, None)
             self._accepting.pop(job).link.send(Refused(error.report()))
 
         def accept() -> None:
             client = self._accepting.pop(job)
+            self._audit(actor, "submit", job, DONE, about)
+            if actor.id:
+                name = repr(request.spec.name)
+                _log.info("client {id} submits {name}, code {code}", id=actor.id, name=name, code=code)
             self._ledger.accepted(job, request.spec.name, owner)
             self._give(job, client)
             client.link.send(JobAccepted(job))
-            self._handle(JobSubmitted(job, request))
+            self._handle(JobSubmitted(job, request, owner))
+            if job in self._unwanted:
+                self._handle(CancelRequested(job, self._unwanted.pop(job)))
 
         if self._journal is None:
             accept()
@@ -434,9 +488,16 @@ class Server:
 
     def _cancel(self, client: _Client, job: str) -> None:
         """A client ends its own jobs, over whichever link; an admin ends all."""
-        if job not in client.jobs and not self._owns(client, job):
-            return
         by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
+        waiting = self._accepting.get(job)
+        if waiting is client:
+            self._audit(actor_of(client.link), "cancel", job)
+            self._unwanted[job] = by
+            return
+        if job not in client.jobs and not self._owns(client, job):
+            self._audit(actor_of(client.link), "cancel", job, REFUSED)
+            return
+        self._audit(actor_of(client.link), "cancel", job)
         self._handle(CancelRequested(job, by))
         if job not in client.jobs:
             client.link.send(self._status())
@@ -540,11 +601,13 @@ class Server:
         self._told_before = {}
 
     def _handle(self, event: Event) -> None:
+        began_at = self._clock()
         try:
-            instructions = self._scheduler.handle(event, self._clock())
+            instructions = self._scheduler.handle(event, began_at)
         except Exception:
             self._start_over(traceback.format_exc())
             return
+        self.decision_seconds.add(self._clock() - began_at)
         for instruction in instructions:
             if isinstance(instruction, SendToNode):
                 self._to_node(instruction.node, instruction.message)
@@ -620,7 +683,9 @@ class Server:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
-        self._scheduler = Scheduler(journalled=self._journal is not None)
+        tally = self._scheduler.tally
+        self._scheduler = self._new_scheduler()
+        self._scheduler.tally = tally
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))
