@@ -309,7 +309,7 @@ class JobRun:
         if stage is None:
             return None
         chosen = self._choose(stage, node.name, now)
-        if chosen is None and stage == SCAN and self._tables[MAP].first_ready() is not None:
+        if chosen is None and stage == SCAN and self._has_ready(MAP):
             stage = MAP
             chosen = self._choose(stage, node.name, now)
         if chosen is None:
@@ -411,6 +411,11 @@ class JobRun:
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
         return self._tables[MAP].ready + min(scans_ahead, self._tables[SCAN].waiting)
 
+    def _has_ready(self, stage: str) -> bool:
+        """But for tasks that wait for a node that is lost."""
+        placement = self._placements.get(stage)
+        return self._tables[stage].ready > (0 if placement is None else placement.lost_count)
+
     def has_ready(self, slots: int) -> bool:
         """Is there a task that some node could be given now?"""
         return not self.held_back and self._next_stage(slots) is not None
@@ -454,8 +459,8 @@ class JobRun:
             return REDUCE if tables[REDUCE].first_ready() is not None else None
         if self.state is not JobState.MAPPING:
             return None
-        scan = tables[SCAN].first_ready()
-        maps_wait = tables[MAP].first_ready() is not None
+        scan = tables[SCAN].first_ready() if self._has_ready(SCAN) else None
+        maps_wait = self._has_ready(MAP)
         if scan is not None and (
             self._scan_ahead < SCAN_AHEAD_PER_SLOT * slots
             or not self._scans.chunks[scan].fresh
