@@ -29,7 +29,7 @@ from cortex.errors import (
 )
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import UNKNOWN, InputPlan, Split, SplitGroups
+from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups
 from cortex.limits import (
     ATTEMPTS_PER_LIFE,
     HOLDER_RETURN_S,
@@ -256,20 +256,27 @@ class JobRun:
         return running.stage in self._placements
 
     def look_for_holders(self, now: float) -> None:
-        """Fail if a map has waited too long for the only node with its input."""
-        placement = self._placements.get(MAP)
-        lost = None if placement is None or self.state is not JobState.MAPPING else placement.lost
-        if lost is None:
+        """Fail if a map, or a scan before it, has waited too long for the only node with its input."""
+        files = self._files_lost() if self.state is JobState.MAPPING else []
+        if not files:
             self._holder_lost_at = None
             return
         if self._holder_lost_at is None:
             self._holder_lost_at = now
         if now - self._holder_lost_at >= HOLDER_RETURN_S:
-            self.fail(self._input_lost(lost).report())
+            self.fail(self._input_lost(files).report())
 
-    def _input_lost(self, index: int) -> InputLost:
+    def _files_lost(self) -> list[InputFile]:
+        """Those of a task that waits for a node that is lost, the node's among them; none if no task does."""
         assert self.plan is not None
-        files = [self.plan.files[split.file] for split in self._splits_of(index)]
+        maps, scans = self._placements.get(MAP), self._placements.get(SCAN)
+        if maps is not None and maps.lost is not None:
+            return [self.plan.files[split.file] for split in self._splits_of(maps.lost)]
+        if scans is not None and scans.lost is not None:
+            return [self.plan.files[self.plan.splits.file_of(scans.lost)]]
+        return []
+
+    def _input_lost(self, files: list[InputFile]) -> InputLost:
         members, set_of = self.survey.sets()
         gone = next((f for f in files if f.client_file >= 0 and not members[set_of[f.client_file]]), files[0])
         node = self.survey.lost_with(gone.client_file)
@@ -409,7 +416,9 @@ class JobRun:
         if self.state is not JobState.MAPPING:
             return 0
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
-        return self._tables[MAP].ready + min(scans_ahead, self._tables[SCAN].waiting)
+        placement = self._placements.get(MAP)
+        lost = 0 if placement is None else placement.lost_count
+        return self._tables[MAP].ready - lost + min(scans_ahead, self._tables[SCAN].waiting)
 
     def _has_ready(self, stage: str) -> bool:
         """But for tasks that wait for a node that is lost."""
@@ -732,8 +741,9 @@ class JobRun:
         if error.code == InputLost.code:  # its holder is lost, as we may not know yet, or cut off from there
             key = running.stage, running.index
             self._inputs_lost[key] = self._inputs_lost.get(key, 0) + 1
-            if self._inputs_lost[key] <= LOST_REDOS_MAX:
-                return
+            if self._inputs_lost[key] > LOST_REDOS_MAX:
+                self.fail(error)
+            return
         final = table.record_failure(running.index, error)
         if final is not None:
             self.fail(final)

@@ -182,6 +182,16 @@ def test_a_holder_that_does_not_come_back_fails_the_job_by_name() -> None:
     assert "--data" in failed.error.cure
 
 
+def test_also_before_it_was_scanned() -> None:
+    cluster = Cluster("a", "b", scan=True)
+    cluster.submit()
+    cluster.planned()
+    cluster.tell(events.NodeLost("n0"))
+    cluster.tick(HOLDER_RETURN_S + 2 * PROGRESS_S)
+    (failed,) = [message for message in cluster.client if isinstance(message, m.JobFailed)]
+    assert "data:a lies on node n0" in failed.error.message
+
+
 def test_a_read_that_reached_no_holder_costs_no_attempt() -> None:
     cluster = Cluster("a", "")
     cluster.submit()
