@@ -196,6 +196,17 @@ class JobRun:
         if self.survey.found(answer) and (under_way or self.survey.settled):  # else there are more to come
             self.place()
 
+    def look_for_answers(self, now: float) -> None:
+        """Nodes that are asked what they have, and do not say, are not waited for for ever."""
+        waited = not self.survey.settled
+        try:
+            self.survey.overdue(now)
+        except CortexError as error:
+            self.fail(error.report())
+            return
+        if waited and self.survey.settled:
+            self.place()
+
     def holder_lost(self, node: str) -> None:
         """The node cannot be read from any more."""
         try:

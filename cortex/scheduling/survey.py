@@ -16,6 +16,7 @@ from cortex.errors import DataConflict, InputError, InputLost, from_report
 from cortex.job.data_names import is_data_name
 from cortex.job.plan import ClientFile, ClientFiles, DataFiles, InputPlan
 from cortex.job.spec import InputSpec
+from cortex.limits import DATA_ANSWER_S_MAX
 from cortex.wire.messages import DataListed, FindInput, InputFound, ListData
 
 _NODES_SHOWN = 10  # that an error names one by one
@@ -36,6 +37,7 @@ class Survey:
         """One object for all nodes: it may be large, and need be encoded only once."""
         self._asked: set[str] = set()
         """Nodes whose answer is due."""
+        self._waits_since: float | None = None
         self._listed: dict[str, DataFiles] = {}
         self._held: dict[str, bytes] = {}
         self._had: dict[int, str] = {}
@@ -58,6 +60,21 @@ class Survey:
         if self._question is None:
             self._question = FindInput(self._job, self._files, self._full)
         return self._question
+
+    def overdue(self, now: float) -> None:
+        """From time to time. Nodes that do not answer are not waited for any longer: what they have of the
+        client's files is read elsewhere. Raises InputLost where files might be missing without them."""
+        if not self._asked or self._full:
+            self._waits_since = None
+            return
+        if self._waits_since is None:
+            self._waits_since = now
+        if now - self._waits_since < DATA_ANSWER_S_MAX:
+            return
+        if self._files is None:
+            raise self.not_listed(min(self._asked))
+        self._held.update(dict.fromkeys(self._asked, b""))
+        self._asked.clear()
 
     def is_back(self, node: str) -> None:
         """Its link is another one: an answer that was due may be lost, and is asked for again."""

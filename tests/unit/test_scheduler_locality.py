@@ -7,7 +7,7 @@ from typing import Any
 from cortex.ids import JobId
 from cortex.job.plan import OUT, UNKNOWN, ClientFile, InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
-from cortex.limits import HOLDER_RETURN_S, LOCALITY_DELAY_S, PROGRESS_S
+from cortex.limits import DATA_ANSWER_S_MAX, HOLDER_RETURN_S, LOCALITY_DELAY_S, PROGRESS_S
 from cortex.scheduling import events
 from cortex.scheduling.scheduler import Scheduler
 from cortex.wire import messages as m
@@ -27,6 +27,8 @@ class Cluster:
         self.heard: dict[str, list[Any]] = {name: [] for name in self.has}
         self.client: list[Any] = []
         self.silent: set[str] = set()
+        self.deaf: set[str] = set()
+        """Alive, and answering nothing about input."""
         for name in self.has:
             self.join(name)
 
@@ -42,7 +44,7 @@ class Cluster:
             elif isinstance(instruction, events.SendToNode):
                 name, message = instruction.node, instruction.message
                 self.heard[name].append(message)
-                if name in self.silent:
+                if name in self.silent | self.deaf:
                     continue
                 if isinstance(message, m.ListData):
                     found = tuple(ClientFile(f"data:{f}", 10, 0, b"m") for f in self.has[name])
@@ -129,6 +131,28 @@ def test_the_plan_waits_for_every_node_and_is_made_where_most_lies() -> None:
     assert [file.path for file in task.data_files[0]] == ["data:a", "data:b", "data:c", "data:d"]
     kinds = [type(message).__name__ for message in cluster.heard["n1"]]
     assert kinds.index("InputHolders") < kinds.index("Lease")
+
+
+def test_a_node_whose_disk_hangs_holds_no_job() -> None:
+    cluster = Cluster("a", "a")
+    cluster.deaf = {"n0"}
+    listed = (ClientFile("/c/a", 1, 1),)
+    spec = JobSpec("x", InputSpec(("/c/a",)), reduce_form="aggregate")
+    cluster.tell(events.JobSubmitted(JOB, m.SubmitJob(spec, b"", (), "", client_files=(listed,))))
+    cluster.tick(DATA_ANSWER_S_MAX / 2)
+    assert not any(cluster.leased().values())
+    cluster.tick(DATA_ANSWER_S_MAX)
+    assert any(cluster.leased().values())
+
+
+def test_a_node_that_does_not_say_what_it_has_ends_a_job_that_names_data() -> None:
+    cluster = Cluster("a", "a")
+    cluster.deaf = {"n0"}
+    cluster.submit()
+    cluster.tick(DATA_ANSWER_S_MAX + 1)
+    (failed,) = [message for message in cluster.client if isinstance(message, m.JobFailed)]
+    assert failed.error.code == "input-lost"
+    assert "node n0" in failed.error.message
 
 
 def test_maps_go_to_their_holders_and_after_a_delay_to_others() -> None:
