@@ -196,21 +196,25 @@ class JobRun:
         if self.survey.found(answer) and (under_way or self.survey.settled):  # else there are more to come
             self.place()
 
-    def look_for_answers(self, now: float) -> None:
-        """Nodes that are asked what they have, and do not say, are not waited for for ever."""
+    def look_for_answers(self, now: float) -> bool:
+        """Nodes that are asked what they have, and do not say, are not waited for for ever. True when that
+        changed something."""
         waited = not self.survey.settled
         try:
             self.survey.overdue(now)
         except CortexError as error:
             self.fail(error.report())
-            return
+            return False
         if waited and self.survey.settled:
             self.place()
+            return True
+        return False
 
     def holder_lost(self, node: str) -> None:
         """The node cannot be read from any more."""
         try:
-            if self.survey.lost(node):
+            had_some = self.survey.lost(node)
+            if had_some or (self.plan is None and self.survey.settled):  # it was the last that was waited for
                 self.place()
         except CortexError as error:
             if not self.ended:
@@ -264,7 +268,7 @@ class JobRun:
 
     def may_read_from_afar(self, running: Running) -> bool:
         """Also one that is at home: a plan looks at every file, and a map may have several."""
-        return running.stage in self._placements
+        return running.stage != REDUCE and self.survey.matters
 
     def look_for_holders(self, now: float) -> None:
         """Fail if a map, or a scan before it, has waited too long for the only node with its input."""

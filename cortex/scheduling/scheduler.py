@@ -619,8 +619,8 @@ class Scheduler:
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
-            if not job.ended:
-                job.look_for_answers(now)
+            if not job.ended and job.look_for_answers(now):
+                self.leases.changed[job.job] = None
             if not job.ended and job.survey.data_files is None:
                 self._look_for_data(job, now)
                 if job.ended:

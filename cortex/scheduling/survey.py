@@ -40,6 +40,7 @@ class Survey:
         self._waits_since: float | None = None
         self._listed: dict[str, DataFiles] = {}
         self._held: dict[str, bytes] = {}
+        self._any_held = False
         self._had: dict[int, str] = {}
         """Data files -> the last node that was lost with them."""
         self.version = 0
@@ -75,6 +76,7 @@ class Survey:
             raise self.not_listed(min(self._asked))
         self._held.update(dict.fromkeys(self._asked, b""))
         self._asked.clear()
+        self.version += 1
 
     def is_back(self, node: str) -> None:
         """Its link is another one: an answer that was due may be lost, and is asked for again."""
@@ -97,6 +99,7 @@ class Survey:
             return False
         self._asked.discard(answer.node)
         self._held[answer.node] = answer.held
+        self._any_held = self._any_held or any(answer.held)
         self.version += 1
         return True
 
@@ -160,8 +163,8 @@ class Survey:
 
     @property
     def matters(self) -> bool:
-        """Is it for some file of account which node reads it?"""
-        return bool(self.names) or any(any(held) for held in self._held.values())
+        """Is it, or was it, for some file of account which node reads it?"""
+        return bool(self.names) or self._any_held
 
     def _merged(self, place: int, name: str, here: list[str]) -> tuple[ClientFile, ...]:
         """The files of one data name, whichever node has them."""
