@@ -22,7 +22,7 @@ INFER_FILES_MAX: Final = 16  # files sampled: headers are checked in all of them
 
 FINGERPRINT_BLOCKS: Final = 16  # samples of a file, evenly spaced from its head to its tail
 FINGERPRINT_BLOCK_BYTES: Final = 16 * KIB  # of each: a file up to 256 KB is hashed whole, in a tenth of a ms
-DATA_PACK_BYTES: Final = 1 * MIB  # of small files below data roots in one map: neighbours by name may lie on
+DATA_PACK_BYTES: Final = 256 * KIB  # of small files below data roots in one map: neighbours by name may be on
 # several nodes, and so much from another one costs less than one more map
 
 # The job's own text
@@ -133,6 +133,8 @@ INPUT_STALL_S: Final = 10.0  # a holder that owes bytes and sends none: another 
 INPUT_REST_S: Final = 5.0  # a holder that could not be reached, or refused, is asked again after this
 INPUT_HOLDERS_S_MAX: Final = 30.0  # that a read waits for one of its holders: then its attempt has failed
 HELD_FINGERPRINTS_MAX: Final = 100_000  # that a node remembers: a large file is hashed once, not for each job
+DATA_ANSWER_S_MAX: Final = 120.0  # for a node to say what input it has: a hung disk must not hold the job.
+# Not where whole files are compared, which takes what it takes
 DATA_READERS: Final = 2  # threads of a node that look for input below its data roots
 LOCALITY_DELAY_S: Final = 1.0  # a node with room waits so long for a map of its own data before it takes one
 # of another's: a map or two. Shorter, and nodes that end a little earlier fetch what others have at hand

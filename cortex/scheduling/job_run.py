@@ -29,7 +29,7 @@ from cortex.errors import (
 )
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import UNKNOWN, InputPlan, Split, SplitGroups
+from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups
 from cortex.limits import (
     ATTEMPTS_PER_LIFE,
     HOLDER_RETURN_S,
@@ -166,19 +166,24 @@ class JobRun:
         """What a node with data roots is to be asked now."""
         return None if self.ended else self.survey.question(node)
 
-    def listed(self, answer: DataListed, here: Iterable[str]) -> bool:
-        """A node has said what its data names stand for; True when all have, and there is more to ask."""
+    def listed(self, answer: DataListed) -> None:
+        """A node has said what its data names stand for."""
         try:
             self.survey.listed(answer)
         except CortexError as error:
             self.fail(error.report())
-        return self.look_for_data(here)
 
-    def look_for_data(self, here: Iterable[str]) -> bool:
-        """True when it has become known which files there are. `here`: the nodes that could have some."""
-        if self.ended or self.held_back:
+    def look_for_data(self, here: Iterable[str], absent: Sequence[Node]) -> bool:
+        """True when it has become known which files there are, and there is more to ask. `here`: the nodes
+        that were asked; `absent`: others that may have some."""
+        if self.ended or self.held_back or self.survey.data_files is not None:
+            return False
+        silent = [node.name for node in absent if node.silent]
+        if absent and not silent:
             return False
         try:
+            if silent:
+                raise self.survey.not_listed(silent[0])
             if not self.survey.settle(here):
                 return False
         except CortexError as error:
@@ -191,10 +196,25 @@ class JobRun:
         if self.survey.found(answer) and (under_way or self.survey.settled):  # else there are more to come
             self.place()
 
+    def look_for_answers(self, now: float) -> bool:
+        """Nodes that are asked what they have, and do not say, are not waited for for ever. True when that
+        changed something."""
+        waited = not self.survey.settled
+        try:
+            self.survey.overdue(now)
+        except CortexError as error:
+            self.fail(error.report())
+            return False
+        if waited and self.survey.settled:
+            self.place()
+            return True
+        return False
+
     def holder_lost(self, node: str) -> None:
         """The node cannot be read from any more."""
         try:
-            if self.survey.lost(node):
+            had_some = self.survey.lost(node)
+            if had_some or (self.plan is None and self.survey.settled):  # it was the last that was waited for
                 self.place()
         except CortexError as error:
             if not self.ended:
@@ -217,7 +237,7 @@ class JobRun:
         if self._scans.chains:
             starts, set_of = homes.scans(self._scans)
             self._placements[SCAN] = Placement(self._tables[SCAN], homes.sets, starts, set_of)
-            if not self._lane_of:
+            if not self._scan_lanes:  # files keep the lanes that they were given first
                 self._lane_of = dict(zip(self._scans.chains, set_of))
 
     def input_holders(self, version: int, nodes: Mapping[str, Node]) -> InputHolders | None:
@@ -248,23 +268,30 @@ class JobRun:
 
     def may_read_from_afar(self, running: Running) -> bool:
         """Also one that is at home: a plan looks at every file, and a map may have several."""
-        return running.stage in self._placements
+        return running.stage != REDUCE and self.survey.matters
 
     def look_for_holders(self, now: float) -> None:
-        """Fail if a map has waited too long for the only node with its input."""
-        placement = self._placements.get(MAP)
-        lost = None if placement is None or self.state is not JobState.MAPPING else placement.lost
-        if lost is None:
+        """Fail if a map, or a scan before it, has waited too long for the only node with its input."""
+        files = self._files_lost() if self.state is JobState.MAPPING else []
+        if not files:
             self._holder_lost_at = None
             return
         if self._holder_lost_at is None:
             self._holder_lost_at = now
         if now - self._holder_lost_at >= HOLDER_RETURN_S:
-            self.fail(self._input_lost(lost).report())
+            self.fail(self._input_lost(files).report())
 
-    def _input_lost(self, index: int) -> InputLost:
+    def _files_lost(self) -> list[InputFile]:
+        """Those of a task that waits for a node that is lost, the node's among them; none if no task does."""
         assert self.plan is not None
-        files = [self.plan.files[split.file] for split in self._splits_of(index)]
+        maps, scans = self._placements.get(MAP), self._placements.get(SCAN)
+        if maps is not None and maps.lost is not None:
+            return [self.plan.files[split.file] for split in self._splits_of(maps.lost)]
+        if scans is not None and scans.lost is not None:
+            return [self.plan.files[self.plan.splits.file_of(scans.lost)]]
+        return []
+
+    def _input_lost(self, files: list[InputFile]) -> InputLost:
         members, set_of = self.survey.sets()
         gone = next((f for f in files if f.client_file >= 0 and not members[set_of[f.client_file]]), files[0])
         node = self.survey.lost_with(gone.client_file)
@@ -304,7 +331,7 @@ class JobRun:
         if stage is None:
             return None
         chosen = self._choose(stage, node.name, now)
-        if chosen is None and stage == SCAN and self._tables[MAP].first_ready() is not None:
+        if chosen is None and stage == SCAN and self._has_ready(MAP):
             stage = MAP
             chosen = self._choose(stage, node.name, now)
         if chosen is None:
@@ -404,7 +431,14 @@ class JobRun:
         if self.state is not JobState.MAPPING:
             return 0
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
-        return self._tables[MAP].ready + min(scans_ahead, self._tables[SCAN].waiting)
+        placement = self._placements.get(MAP)
+        lost = 0 if placement is None else placement.lost_count
+        return self._tables[MAP].ready - lost + min(scans_ahead, self._tables[SCAN].waiting)
+
+    def _has_ready(self, stage: str) -> bool:
+        """But for tasks that wait for a node that is lost."""
+        placement = self._placements.get(stage)
+        return self._tables[stage].ready > (0 if placement is None else placement.lost_count)
 
     def has_ready(self, slots: int) -> bool:
         """Is there a task that some node could be given now?"""
@@ -449,8 +483,8 @@ class JobRun:
             return REDUCE if tables[REDUCE].first_ready() is not None else None
         if self.state is not JobState.MAPPING:
             return None
-        scan = tables[SCAN].first_ready()
-        maps_wait = tables[MAP].first_ready() is not None
+        scan = tables[SCAN].first_ready() if self._has_ready(SCAN) else None
+        maps_wait = self._has_ready(MAP)
         if scan is not None and (
             self._scan_ahead < SCAN_AHEAD_PER_SLOT * slots
             or not self._scans.chunks[scan].fresh
@@ -722,8 +756,9 @@ class JobRun:
         if error.code == InputLost.code:  # its holder is lost, as we may not know yet, or cut off from there
             key = running.stage, running.index
             self._inputs_lost[key] = self._inputs_lost.get(key, 0) + 1
-            if self._inputs_lost[key] <= LOST_REDOS_MAX:
-                return
+            if self._inputs_lost[key] > LOST_REDOS_MAX:
+                self.fail(error)
+            return
         final = table.record_failure(running.index, error)
         if final is not None:
             self.fail(final)

@@ -476,10 +476,9 @@ class Scheduler:
     def _data_listed(self, event: DataListed, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
-            if job.listed(event, self._nodes_here()):
-                self._ask_all(job)
+            job.listed(event)
             self.leases.changed[job.job] = None
-            self._after(job, now)
+            self._look_for_data(job, now)
 
     def _input_found(self, event: InputFound, now: float) -> None:
         job = self.jobs.get(event.job)
@@ -489,9 +488,10 @@ class Scheduler:
 
     def _look_for_data(self, job: JobRun, now: float) -> None:
         """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
-        yet."""
+        yet. One that is away may be back with some of it, and is waited for."""
         self._ask_all(job)
-        if job.look_for_data(self._nodes_here()):
+        absent = [n for n in self.leases.nodes.values() if n.hello.data_roots and not n.is_here]
+        if job.look_for_data(self._nodes_here(), absent):
             self._ask_all(job)
         self.leases.changed[job.job] = None
         if job.ended:
@@ -620,6 +620,12 @@ class Scheduler:
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if not job.ended and job.look_for_answers(now):
+                self.leases.changed[job.job] = None
+            if not job.ended and job.survey.data_files is None:
+                self._look_for_data(job, now)
+                if job.ended:
+                    continue
             if not job.ended:
                 job.look_for_holders(now)
             if job.ended:
