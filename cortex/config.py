@@ -13,6 +13,7 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
     CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
     CORTEX_ADVERTISE    how other machines reach the server or node here (default: its own address)
+    CORTEX_METRICS      ADDRESS:PORT where a server or a node tells its figures, over TLS (default: nowhere)
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ VARIABLES: Final = (
     "CORTEX_JOIN",
     "CORTEX_LISTEN",
     "CORTEX_ADVERTISE",
+    "CORTEX_METRICS",
 )
 DOTENV: Final = ".env"
 _OTHER_FOLDER: Final = "rename the folder, or name another one"
@@ -62,6 +64,7 @@ class Config:
     """Of a node."""
     listen: str = ""
     advertise: str = ""
+    metrics: str = ""
     """Of a server or a node; "": not set."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error: settings that nothing reads."""
@@ -86,6 +89,7 @@ def load_config(
     join_line: str | None = None,
     listen: str | None = None,
     advertise: str | None = None,
+    metrics: str | None = None,
 ) -> Config:
     """The settings; `memory_bytes`, `slots` and those after them are flags, which beat the rest.
 
@@ -120,6 +124,7 @@ def load_config(
         data_dirs=_value(settings, "CORTEX_DATA_DIRS", partial(_folders, environment, folder)) or (),
         listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
         advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
+        metrics=_value(settings, "CORTEX_METRICS", _text) or "" if metrics is None else metrics,
         warnings=tuple(warnings),
     )
 

@@ -60,7 +60,7 @@ def connected(home: str | None, server: str | None) -> ClusterConnection:
 metrics_option = click.option(
     "--metrics",
     metavar="ADDRESS:PORT",
-    help="Tell figures and health there, over the cluster's TLS (default: nowhere).",
+    help="Tell figures and health there, over the cluster's TLS (default: CORTEX_METRICS, or nowhere).",
 )
 
 
@@ -94,9 +94,9 @@ def server(listen: str | None, advertise: str | None, metrics: str | None, home:
         from cortex.server.server_process import run_server
         from cortex.wire.join import Endpoint
 
-        config = settings(home=home, listen=listen, advertise=advertise)
+        config = settings(home=home, listen=listen, advertise=advertise, metrics=metrics)
         at, known_as = _addresses(config, _SERVER_PORT)
-        return run_server(config.home, at, Endpoint(known_as, at.port), _watched(metrics))
+        return run_server(config.home, at, Endpoint(known_as, at.port), _watched(config))
 
     return guarded(command)
 
@@ -159,6 +159,7 @@ def node(
             join_line=join,
             listen=listen,
             advertise=advertise,
+            metrics=metrics,
             memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
             slots=None if slots is None else parse_slots(slots, "--slots"),
         )
@@ -172,7 +173,7 @@ def node(
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
-            metrics=_watched(metrics),
+            metrics=_watched(config),
         )
 
     return guarded(command)
@@ -190,11 +191,13 @@ def _addresses(config: Config, port: int, any_port: bool = False) -> tuple[Endpo
     return at, own_address(at.host)
 
 
-def _watched(metrics: str | None) -> Endpoint | None:
+def _watched(config: Config) -> Endpoint | None:
     """Where to tell figures, if anywhere."""
     from cortex.wire.join import parse_endpoint
 
-    return None if metrics is None else parse_endpoint(metrics, "--metrics", any_port=True)
+    if not config.metrics:
+        return None
+    return parse_endpoint(config.metrics, "the address for metrics", any_port=True)
 
 
 def own_address(listen_host: str) -> str:
