@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.csv as pacsv
 
+from benchmarks import locality
 from benchmarks.contest import REPOSITORY, Contender, Row, cortex, hold, peer
 from benchmarks.inputs import Inputs, warm
 from benchmarks.scheduler_scale import in_short, missed
@@ -323,6 +324,28 @@ def scheduler(setting: Setting) -> list[Row]:
     return rows
 
 
+def near_data(setting: Setting) -> list[Row]:
+    """Four nodes with data of their own: 95 % of the maps node-local, and a slow holder does not hold the
+    job."""
+    files, rows = setting.pick((3, 50_000), (10, 500_000), (25, 4_000_000))
+    command = [sys.executable, "-m", "benchmarks.locality", f"--files-per-node={files}", f"--rows={rows}"]
+    figures: dict[str, Any] = {}
+
+    def check(out: Path) -> str:
+        figures.update(json.loads(out.read_text()))
+        return ""  # the program checks the sums itself, and fails
+
+    found = setting.hold(
+        "near the data", [Contender("cortex", lambda out: [*command, f"--json={out}"], check)], rounds=1
+    )
+    for row in found:
+        row.figures = figures
+        row.missed = locality.missed(figures) if figures and setting.scale != "tiny" else ""
+        if figures:
+            setting.say(locality.in_short(figures))
+    return found
+
+
 def server(setting: Setting) -> list[Row]:
     """A server's memory over 50,000 jobs, and how long it takes to replay a journal of a million maps."""
     pick = setting.pick
@@ -383,6 +406,7 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "startup": startup,
     "memory": memory,
     "scheduler": scheduler,
+    "locality": near_data,
     "server": server,
     "segments": segments,
 }

@@ -321,6 +321,12 @@ class PackageMissing(CortexError):
     code = "package-missing"
 
 
+class ClusterFull(CortexError):
+    """The cluster takes no further job now: of this user, or of anybody. The message says the cap."""
+
+    code = "cluster-full"
+
+
 class VersionMismatch(CortexError):
     code = "version-mismatch"
 

@@ -48,6 +48,14 @@ FOLD_KEYS_MAX: Final = 300_000  # keys folded in a dict before it goes to the co
 RUN_WRITE_BYTES: Final = 256 * KIB  # small blocks are gathered to this before a write
 OPEN_RUN_FILES_MAX: Final = 256  # descriptors a merge keeps: a process may commonly have 1,024
 SPILL_CHECK_BYTES: Final = 16 * MIB  # the disk's free space is looked at once for each of these
+SPILL_PORTION_FRACTION: Final = 1 / 16  # of what a node may still spill, for one writer: the others find some
+SPILL_MEASURE_S: Final = (
+    2.0  # what lies in a node's spill folders is counted this often, seldomer when it is much
+)
+SPILL_REST_S: Final = (
+    2.0  # a node that had no room for an attempt gets no other so soon: jobs that end give room;
+)
+SPILL_REST_S_MAX: Final = 60.0  # twice as long after each further one
 SPILL_RESERVE_BYTES: Final = 256 * MIB  # never taken: a disk at zero stops more than this job
 
 # Segments between nodes
@@ -131,6 +139,8 @@ LOCALITY_DELAY_S: Final = 1.0  # a node with room waits so long for a map of its
 HOLDER_RETURN_S: Final = 60.0  # maps whose only holder is lost wait for it: a machine that restarts is back
 INPUT_WAIT_S: Final = 1.0  # how often an executor that waits for the client says that it does
 SHUT_DOWN_S: Final = 1.0  # from telling the nodes to end to the server's own end: the word is on its way
+LOG_FILE_BYTES: Final = 16 * MIB  # of a server or a node, then the next is begun: some hundred thousand lines
+LOG_FILES_KEPT: Final = 4  # before it: with it 80 MB
 JOB_LOG_BYTES: Final = 64 * KIB  # of what a job's code wrote at one node: the end
 LOGS_BYTES_MAX: Final = 4 * MIB  # of all jobs that have ended, in a node's memory
 LOGS_S_MAX: Final = 5.0  # nodes have this long to send what a job's code wrote
@@ -181,6 +191,17 @@ SCAN_AHEAD_PER_SLOT: Final = 2  # splits scanned before their maps: hides a scan
 SERVER_STALL_S: Final = 5.0  # a tick this late means the server itself stood still: no node is blamed for it
 TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill, retry
 LEASES_AHEAD_PER_SLOT: Final = 1  # queued at a node beyond its slots, so that no slot waits a round trip
+SLOT_TURN_S: Final = 0.5  # a job keeps a slot at least so long: another one's executor has to start
+SLOT_KEPT_S: Final = 0.1  # a slot that a job left waits so long for the server's word who has it next
+RECALLS_AT_ONCE: Final = 16  # leases asked back for a job that waits for few slots: any may be the next
+RECALL_NODES_MAX: Final = 64  # nodes looked at for that by one decision: 0.2 ms
+NODES_DECLINED_MAX: Final = 64  # without a free slot, that one decision looks at in vain
+PRIORITY_MIN: Final = -2
+PRIORITY_MAX: Final = 2
+PRIORITY_SHARE: Final = 4  # a job has so many times the slots of its user's job of the next lower priority
+JOBS_PER_USER: Final = 100  # under way at once, unless the server was started with another number
+USER_WEIGHT_MAX: Final = 1000.0  # and its inverse the least: beyond, one that waits would do so for hours
+QUEUED_TASKS: Final = 2_000_000  # of all jobs, not begun, at which no job is taken: 100 MB in the server
 GRANTS_PER_DECISION_MAX: Final = 250  # 3 ms; the rest at the next event, a tick at the latest
 PREFETCH_PORTIONS: Final = 16  # of map outputs, told to nodes while maps run: a node hears no more often
 MAP_BLOCKS_MAX: Final = 4096  # of neighbouring maps: a table of them and the partitions is 16 MB at most

@@ -31,12 +31,14 @@ from cortex.node.examination import Examination
 from cortex.node.held_inputs import FileReads
 from cortex.node.node import Node
 from cortex.node.node_metrics import node_families
+from cortex.node.spill_meter import SpillMeter
 from cortex.storage.filesystem import LocalFilesystem, is_memory_backed
 from cortex.transfer.data_port import DataPort
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
+from cortex.transfer.work_thread import WorkThread
 from cortex.wire import tls
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.identity import Identity, save_identity
@@ -80,6 +82,7 @@ class ClusterNode:
         advertise: str,
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
+        spill_quota_bytes: int = 0,
         data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
@@ -110,9 +113,18 @@ class ClusterNode:
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
+        meter = SpillMeter(reactor, spill_dirs, spill_quota_bytes)
+
         def fetcher(landed: Any, lost: Any) -> SegmentFetcher:
             return SegmentFetcher(
-                reactor, clock, LocalFilesystem(), self._data.connect, landed, lost, self._data.check
+                reactor,
+                clock,
+                LocalFilesystem(),
+                self._data.connect,
+                landed,
+                lost,
+                self._data.check,
+                spill_account=meter.account_path,
             )
 
         self._node = Node(
@@ -134,6 +146,7 @@ class ClusterNode:
             ),
             addresses=self._addresses,
             host=socket.gethostname(),
+            meter=meter,
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None
@@ -144,6 +157,7 @@ class ClusterNode:
         self._stopping = False
         self._said_lost = False
         self._renewing: Renewal | None = None
+        self._disk = WorkThread(reactor, "identity")
         self._timers: dict[str, Any] = {}
         folders = [("home", folder), *(("spill", each) for each in spill_dirs)]
 
@@ -180,6 +194,7 @@ class ClusterNode:
             if timer.active():
                 timer.cancel()
         self._port.stopListening()
+        self._disk.stop()
         if self._metrics is not None:
             self._metrics.stop()
         self._data.stop()
@@ -339,17 +354,32 @@ class ClusterNode:
             self._link.send(self._renewing.request)
 
     def _renewed(self, message: CertificateRenewed) -> None:
-        if self._renewing is None:
+        """It counts once it is on the disk; one that could not be put there is asked for again."""
+        renewing = self._renewing
+        if renewing is None:
             return
-        try:
-            self._identity = self._renewing.finish(message)
-            save_identity(self._folder, self._identity)
-        except CortexError as error:
-            _log.warn("the node's certificate could not be renewed: {error}", error=error.message)
-        else:
-            self._settings.options = tls.data_port(self._identity)
-            _log.info("the node's certificate was renewed")
+
+        def save() -> Identity:
+            renewed = renewing.finish(message)
+            save_identity(self._folder, renewed)
+            return renewed
+
+        self._disk.run(save, self._saved, self._not_saved)
+
+    def _saved(self, renewed: Identity) -> None:
+        self._identity = renewed
+        self._settings.options = tls.data_port(renewed)
+        _log.info("the node's certificate was renewed")
+        self._look_at_certificate_later()
+
+    def _not_saved(self, error: CortexError) -> None:
+        _log.warn("the node's certificate could not be renewed: {error}", error=error.message)
+        self._look_at_certificate_later()
+
+    def _look_at_certificate_later(self) -> None:
         self._renewing = None
+        if self._stopping:
+            return
         self._after(
             "certificate", look_again_s([self._identity], self._wall_clock()), self._look_at_certificate
         )

@@ -38,6 +38,7 @@ from cortex.limits import (
     SCAN_AHEAD_PER_SLOT,
     SCAN_SPLITS_PER_TASK,
 )
+from cortex.memory_plan import job_slots, too_large
 from cortex.scheduling.input_homes import InputHomes
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
@@ -404,6 +405,15 @@ class JobRun:
             return 0
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
         return self._tables[MAP].ready + min(scans_ahead, self._tables[SCAN].waiting)
+
+    def has_ready(self, slots: int) -> bool:
+        """Is there a task that some node could be given now?"""
+        return not self.held_back and self._next_stage(slots) is not None
+
+    @property
+    def tasks_waiting(self) -> int:
+        """Of the stages known so far, neither leased nor done."""
+        return sum(table.waiting for table in self._tables.values())
 
     def locations(self, version: int, nodes: int) -> MapLocations | None:
         """What a node that is sent a reduce must be told of map outputs, knowing this much."""
@@ -832,12 +842,18 @@ class JobRun:
             shown["and"] = f"{len(others) - _UNFIT_SHOWN} more nodes"
         self.fail(msgspec.structs.replace(last, details={**last.details, **shown}, fault=Fault.FATAL.value))
 
-    def waits_for_others(self, node: Node, slots: int) -> bool:
-        """It has a task to lease that this node cannot run, or not yet, and others may."""
-        if self._next_stage(slots) is None:
-            return False
-        able = node.name not in self.unfit and node.works_for(self.job)
-        return not able or (bool(self._placements) and self.state is not JobState.REDUCING)
+    def meet(self, node: Node) -> None:
+        """A node is there that has less memory than the job says: it does not run there."""
+        wanted, has = self.request.spec.resources.memory_bytes, node.hello.memory_bytes
+        if node.hello.data_address and wanted > has:
+            self.cannot_run_on(node.name, too_large(wanted, has, node.name).report())
+
+    def slots_at(self, node: Node) -> int:
+        """Slots that it may have there at once: its tasks share the memory that it says."""
+        memory_bytes = self.request.spec.resources.memory_bytes
+        if not memory_bytes or not node.hello.data_address:
+            return node.hello.slots
+        return job_slots(memory_bytes, node.hello.slots)
 
     def unfit_notes(self) -> tuple[str, ...]:
         notes = list(self._unfit_notes.values())

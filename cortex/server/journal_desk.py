@@ -120,6 +120,7 @@ class JournalDesk:
                 max(0.0, now - job.accepted_at),
                 job.lives,
                 self._records(job.job),
+                job.owner,
             )
             for job in jobs
         )

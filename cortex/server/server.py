@@ -25,6 +25,7 @@ from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
 from cortex.metric_text import Histogram
+from cortex.scheduling.admission import refusal
 from cortex.scheduling.events import (
     CANCELLED,
     CancelRequested,
@@ -50,6 +51,7 @@ from cortex.server.job_ledger import JobLedger
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.log_desk import LogDesk
 from cortex.server.part_relay import PartRelay, results_lost
+from cortex.sharing_policy import SharingPolicy
 from cortex.storage.blob_store import BlobStore
 from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
@@ -160,6 +162,7 @@ class Server:
     `audit`: notes who did what.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any. `certificate_expiry(node)`: seconds since 1970, 0 unknown.
+    `sharing`: among its users; None where there is one, whose jobs are all taken.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
@@ -173,6 +176,7 @@ class Server:
         *,
         blob_folder: str = "",
         audit: Audit = no_audit,
+        sharing: SharingPolicy | None = None,
         certificate_expiry: Callable[[str], float] = lambda node: 0.0,
     ) -> None:
         self._reactor = reactor
@@ -181,8 +185,9 @@ class Server:
         self._journal = journal
         self._audit = audit
         self.decision_seconds = Histogram(DECISION_BOUNDS)
+        self._sharing = sharing
         self._certificate_expiry = certificate_expiry
-        self._scheduler = Scheduler(journalled=journal is not None)
+        self._scheduler = self._new_scheduler()
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
         self._clients: dict[MessageProtocol[Any], _Client] = {}
@@ -236,6 +241,10 @@ class Server:
     @property
     def relayed_input_bytes(self) -> int:
         return self._input.relayed_bytes
+
+    def _new_scheduler(self) -> Scheduler:
+        weights = None if self._sharing is None else self._sharing.weights
+        return Scheduler(journalled=self._journal is not None, user_weights=weights)
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -404,6 +413,12 @@ class Server:
             else:
                 client.link.send(Refused(NotAllowed(f"{job} is no job of yours").report()))
             return
+        if self._sharing is not None:
+            accepting = sum(each.owner == owner for each in self._accepting.values())
+            error = refusal(request, owner, accepting, self._scheduler, self._sharing)
+            if error is not None:
+                client.link.send(Refused(error.report()))
+                return
         self._blobs.submitted(client, job, request.bundle)
         self._accepting[job] = client
         actor = actor_of(client.link)
@@ -425,7 +440,7 @@ class Server:
             self._ledger.accepted(job, request.spec.name, owner)
             self._give(job, client)
             client.link.send(JobAccepted(job))
-            self._handle(JobSubmitted(job, request))
+            self._handle(JobSubmitted(job, request, owner))
             if job in self._unwanted:
                 self._handle(CancelRequested(job, self._unwanted.pop(job)))
 
@@ -669,7 +684,7 @@ class Server:
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
         tally = self._scheduler.tally
-        self._scheduler = Scheduler(journalled=self._journal is not None)
+        self._scheduler = self._new_scheduler()
         self._scheduler.tally = tally
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():

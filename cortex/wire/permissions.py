@@ -69,8 +69,10 @@ def union_to(role: Role | None) -> Any:
 
 
 def not_allowed(role: Role | None, tag: str) -> NotAllowed | None:
-    """The error for a message named `tag` that a peer of this role sent; None if no role may send it."""
-    if all(tag != message.__name__ for messages in MAY_SEND.values() for message in messages):
+    """The error for a message named `tag` that a peer of this role sent; None if no role may send it, or this
+    one may, and it is no message for another reason."""
+    may = {message.__name__ for message in MAY_SEND.get(role, ())}
+    if tag in may or all(tag != m.__name__ for messages in MAY_SEND.values() for m in messages):
         return None
     return NotAllowed(f"a {_who(role)} may not send {tag}", cure=_CURES.get(role, ""))
 

@@ -254,6 +254,9 @@ class NodeStatus(msgspec.Struct, frozen=True):
     versions: dict[str, str] = {}
     certificate_expires_at: float = 0.0
     """Seconds since 1970; 0 where there is none, or the node is not connected."""
+    spill_bytes: int = -1
+    spill_limit_bytes: int = -1
+    """See Heartbeat."""
     waits_for: tuple[str, ...] = ()
     """Of a node that is draining: what it is still needed for."""
     leaves_in_s: float = -1.0
@@ -273,6 +276,11 @@ class JobStatus(msgspec.Struct, frozen=True):
     stages: tuple[StageProgress, ...] = ()
     error: str = ""
     locality: Locality = Locality()
+    priority: int = 0
+    slots: int = 0
+    """That it has now."""
+    slots_wanted: int = 0
+    """That it has or could use now, by its tasks that could run."""
 
 
 class ClusterStatus(Message, frozen=True):
