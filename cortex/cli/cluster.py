@@ -292,7 +292,7 @@ def login(line: str | None, home: str | None) -> int:
                 cure="give it behind login, or as CORTEX_JOIN: cortex token create --role client prints one",
             )
         folder = os.path.join(config.home, CLIENT_FOLDER)
-        roles = (Role.CLIENT, Role.ADMIN)
+        roles = (Role.CLIENT, Role.ADMIN, Role.MONITOR)
         identity = join_cluster(config.join_line, folder, local_versions(), roles, time.time())
         print(f"logged in to cluster {identity.cluster} at {identity.server} as {identity.id}")
         return EXIT_DONE
@@ -534,7 +534,9 @@ def token() -> None:
 
 
 @token.command(name="create", context_settings=HELP)
-@click.option("--role", type=click.Choice(["node", "client", "admin"]), default="node", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["node", "client", "admin", "monitor"]), default="node", show_default=True
+)
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )

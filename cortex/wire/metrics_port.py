@@ -1,8 +1,8 @@
 """A port for those who watch a process: GET /metrics (Prometheus text) and GET /healthz, over TLS.
 
-As every other port of a cluster it takes nobody without a certificate of the cluster's authority; clients
-and admins that were not put out are answered, others told why not. HTTP is Twisted's. What a request brings
-beside its first lines is not kept.
+As every other port of a cluster it takes nobody without a certificate of the cluster's authority; monitors,
+clients and admins that were not put out are answered, others told why not. HTTP is Twisted's. What a request
+brings beside its first lines is not kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cortex.wire.peers import listen_tls
 from cortex.wire.tls import Renewable, peer_of
 
 _log = Logger()
-_READERS: Final = (Role.CLIENT, Role.ADMIN)
+_READERS: Final = (Role.MONITOR, Role.CLIENT, Role.ADMIN)
 _PLAIN: Final = "text/plain; charset=utf-8"
 
 
