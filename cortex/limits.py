@@ -170,6 +170,7 @@ JOURNAL_WAITING_MAX: Final = 100_000  # records kept while it cannot be: then it
 EXAMINE_DIAL_S_MAX: Final = 4.0  # a port that is filtered does not answer at all
 EXAMINE_S_MAX: Final = 8.0  # for nodes to answer `cortex doctor`: their disks and their dials
 EXAMINED_PORTS_MAX: Final = 3  # of other nodes, that each tries: every port is tried by as many
+METRICS_CONNECTIONS_MAX: Final = 64  # of those who watch one process: each scraper keeps one open
 METRICS_IDLE_S: Final = 75.0  # a connection that asks nothing: Prometheus scrapes once a minute at most
 AUDIT_FILE_BYTES: Final = 8 * MIB  # then another is begun: 30,000 actions
 AUDIT_FILES: Final = 8  # kept: a month at 8,000 actions a day

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from twisted.internet.interfaces import IHandshakeListener, IProtocolNegotiationFactory
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.web.http import HTTPChannel, HTTPFactory, Request
 from zope.interface.declarations import implementer
 
 from cortex.errors import NotAllowed, ProtocolError
 from cortex.ids import Role
-from cortex.limits import METRICS_IDLE_S
+from cortex.limits import HELLO_S_MAX, METRICS_CONNECTIONS_MAX, METRICS_IDLE_S
 from cortex.metric_text import CONTENT_TYPE, Family, text_of
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.join import Endpoint
@@ -45,10 +46,13 @@ class MetricsPort:
         ailing: Callable[[], list[str]],
         wall_clock: Callable[[], float],
     ) -> None:
+        self.reactor = reactor
         self.members = members
         self.families = families
         self.ailing = ailing
         self.wall_clock = wall_clock
+        self.open = 0
+        """Connections whose other end is known."""
         factory: Any = _Factory(timeout=METRICS_IDLE_S, reactor=reactor)
         factory.noisy = False
         factory.log = lambda request: None
@@ -126,7 +130,33 @@ class _Channel(HTTPChannel):
         super().__init__()  # type: ignore[no-untyped-call]
         self.owner = owner
 
+        self._late: Any = None
+        self._known = False
+
+    def connectionMade(self) -> None:
+        super().connectionMade()  # type: ignore[no-untyped-call]
+        self._late = self.owner.reactor.callLater(HELLO_S_MAX, self._cut)
+
     def handshakeCompleted(self) -> None:
         """The authority has signed the other end's certificate: it is no stranger."""
         transport: Any = self.transport
+        self._late.cancel()
+        if self.owner.open >= METRICS_CONNECTIONS_MAX:
+            _log.warn("metrics: too many connections, {address} is cut off", address=str(transport.getPeer()))
+            self._cut()
+            return
+        self._known = True
+        self.owner.open += 1
         transport.factory.known(transport)
+
+    def connectionLost(self, reason: Any = connectionDone) -> None:
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+        if self._known:
+            self._known = False
+            self.owner.open -= 1
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    def _cut(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()
