@@ -178,6 +178,7 @@ AUDIT_WAITING_MAX: Final = 10_000  # actions that wait for the disk, a few MB; t
 AUDIT_TEXT_CHARS_MAX: Final = 500  # of one text in an action: a job's name may be as long as its client likes
 AUDIT_STRANGERS_MAX: Final = 60  # refusals of peers without certificate that are written in a minute
 AUDIT_TAIL_MAX: Final = 10_000  # actions that are shown at once: 3 MB of a message
+JOURNAL_DROPPED_AT_ONCE: Final = 20_000  # records of an ended job: 0.1 s, and others wait for the journal
 JOURNAL_FREE_BYTES: Final = 16 * MIB  # of its file, kept for the next jobs; and given back at once: 0.1 s
 JOURNAL_WAL_BYTES: Final = 16 * MIB  # what its write-ahead log is cut to when it was larger
 ATTEMPTS_PER_LIFE: Final = 64  # of a server, at one task: the next life numbers its attempts from there on
