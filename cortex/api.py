@@ -28,13 +28,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from cortex.errors import UsageError
+from cortex.limits import RESULTS_S
 from cortex.side_files import path_of
 
 if TYPE_CHECKING:
     from cortex.clusters import Client, LocalCluster
+    from cortex.job_handle import JobHandle
     from cortex.result import Result
     from cortex.wire.messages import JobProgress
 
@@ -172,16 +174,44 @@ class MapReduceJob:
 
     # --- running ----------------------------------------------------------------------------------
 
+    @overload
     def run(
         self,
         client: Client | LocalCluster | None = None,
         on_progress: Callable[[JobProgress], None] | None = None,
-    ) -> Result:
+        *,
+        detach: Literal[False] = False,
+    ) -> Result: ...
+    @overload
+    def run(
+        self,
+        client: Client | LocalCluster | None = None,
+        on_progress: None = None,
+        *,
+        detach: Literal[True],
+        keep_results: str | float = RESULTS_S,
+    ) -> JobHandle: ...
+
+    def run(
+        self,
+        client: Client | LocalCluster | None = None,
+        on_progress: Callable[[JobProgress], None] | None = None,
+        *,
+        detach: bool = False,
+        keep_results: str | float = RESULTS_S,
+    ) -> Result | JobHandle:
         """Run the job and return its `Result`: on the client's cluster, else on CORTEX_SERVER's if that is
         set, else on this machine. Raises CortexError subclasses.
 
         `on_progress` is called in this thread, a few times a second.
+
+        With `detach` the job goes on by itself at the cluster, and its `JobHandle` is returned once its input
+        is planned. Its result is kept there for `keep_results` after its end (``"7d"``, or seconds).
         """
+        if detach:
+            from cortex.job_handle import detach_class_job
+
+            return detach_class_job(self, None if client is None else client.config, keep_results)
         from cortex.local_run import run_class_job
 
         return run_class_job(self, None if client is None else client.config, on_progress)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cortex import __version__
-from cortex.cli import cluster
+from cortex.cli import cluster, detached
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
 from cortex.cli.splits import ls_splits
@@ -70,6 +70,8 @@ for _command in (
     cluster.status,
     cluster.jobs,
     cluster.job,
+    detached.fetch,
+    detached.forget,
     cluster.cancel,
     cluster.logs,
 ):

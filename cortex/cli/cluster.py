@@ -29,7 +29,7 @@ _SERVER_PORT = 8786
 _NODE_PORT = 8787
 
 
-def _of_cluster(function: _F) -> _F:
+def of_cluster(function: _F) -> _F:
     """Options of commands that ask the server."""
     server = click.option(
         "--server",
@@ -40,15 +40,15 @@ def _of_cluster(function: _F) -> _F:
     return server(home(function))
 
 
-def settings(home: str | None, server: str | None = None) -> Config:
+def settings(home: str | None, server: str | None = None, *, quiet: bool = False) -> Config:
     """Flags before the environment before ``.env``; warnings go to standard error."""
     config = load_config(home=home, server=server)
-    for warning in config.warnings:
+    for warning in () if quiet else config.warnings:
         say(f"warning: {warning}")
     return config
 
 
-def _connect(home: str | None, server: str | None) -> ClusterConnection:
+def connect(home: str | None, server: str | None) -> ClusterConnection:
     from cortex.client.cluster_client import ClusterConnection
 
     config = settings(home, server)
@@ -196,7 +196,7 @@ def login(line: str, home: str | None) -> int:
 
 
 @click.command(name="status", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> int:
@@ -212,7 +212,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             while True:
                 found = connection.ask(GetStatus(), ClusterStatus)
                 if as_json:
@@ -271,7 +271,7 @@ def _tasks_done(job: JobStatus) -> str:
 
 
 @click.command(name="jobs", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     """List jobs: those under way, and the last that ended.
@@ -285,7 +285,7 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             found = connection.ask(GetStatus(), ClusterStatus).jobs
         if as_json:
             print_json(plain(found))
@@ -299,10 +299,13 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 @click.command(name="job", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait for its end; the exit code is then the job's.")
-@_of_cluster
+@of_cluster
 @as_json
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
     """Show one job.
+
+    With --wait its progress is shown until it has ended; the error of a job of yours that failed is told
+    whole.
 
     \b
     Examples:
@@ -313,19 +316,31 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
-            while True:
+        waiting = wait
+        while True:
+            with connect(home, server) as connection:
                 known = connection.ask(GetStatus(), ClusterStatus).jobs
-                found = next((each for each in known if each.job == job_id), None)
-                if found is None:
-                    raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
-                if not wait or _ended(found):
-                    break
-                time.sleep(0.25)
+            found = next((each for each in known if each.job == job_id), None)
+            if found is None:
+                raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
+            if not wait or _ended(found):
+                break
+            if waiting:
+                from cortex.cli.detached import wait_for_end
+
+                waiting = wait_for_end(job_id, home, server, quiet=as_json)
+            else:  # another user's job: only its state is for everybody
+                time.sleep(1.0)
         if as_json:
             print_json(plain(found))
         else:
-            print("\n".join(job_lines([found]) + ([f"error: {found.error}"] if found.error else [])))
+            lines = job_lines([found]) + ([f"error: {found.error}"] if found.error else [])
+            if found.kept_until:
+                from cortex.cli.detached import day
+
+                kept = day(found.kept_until)
+                lines.append(f"its result is kept until {kept}: cortex fetch {job_id} --output FOLDER")
+            print("\n".join(lines))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)
@@ -333,7 +348,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
 
 @click.command(name="cancel", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def cancel(job_id: str, home: str | None, server: str | None) -> int:
     """Cancel a job of yours (or, as admin, any).
 
@@ -345,7 +360,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import CancelJob, ClusterStatus
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             known = connection.ask(CancelJob(job_id), ClusterStatus).jobs
         state = next((each.state for each in known if each.job == job_id), "cancelled")
         print(f"{job_id} is {state}" + ("" if state == "cancelled" else ": it had ended before"))
@@ -356,7 +371,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="logs", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 @as_json
 def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> int:
     """Show what the code of a job of yours wrote on its nodes: the last lines of each.
@@ -369,7 +384,7 @@ def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> in
     def command() -> int:
         from cortex.wire.messages import GetLogs, JobLogs
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             found = connection.ask(GetLogs(job_id), JobLogs)
         if as_json:
             print_json(plain(found))
@@ -402,7 +417,7 @@ def token() -> None:
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )
 @click.option("--uses", type=click.IntRange(min=1), default=TOKEN_USES, show_default=True)
-@_of_cluster
+@of_cluster
 @as_json
 def token_create(
     role: str, hours: float, uses: int, home: str | None, server: str | None, as_json: bool
@@ -412,7 +427,7 @@ def token_create(
     def command() -> int:
         from cortex.wire.messages import CreateToken, TokenCreated
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             made = connection.ask(CreateToken(Role(role), hours * 3600, uses), TokenCreated)
         if as_json:
             print_json(plain(made))
@@ -424,7 +439,7 @@ def token_create(
 
 
 @token.command(name="list", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     """List join tokens, without their secrets."""
@@ -432,7 +447,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ListTokens, TokenList
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             found = connection.ask(ListTokens(), TokenList).tokens
         if as_json:
             print_json(plain(found))
@@ -456,7 +471,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
 
 @token.command(name="revoke", context_settings=HELP)
 @click.argument("token_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     """End a join token, or put out the member of this id.
 
@@ -472,7 +487,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, RevokePeer, RevokeToken
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             if token_id == connection.identity.id:
                 raise UsageError(f"{token_id} is you", cure="another admin may put you out")
             revoke = RevokeToken(token_id) if is_token_id(token_id) else RevokePeer(token_id)
@@ -485,7 +500,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="kill-cluster", context_settings=HELP)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_of_cluster
+@of_cluster
 def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     """End every node and the server. Jobs under way are lost.
 
@@ -498,7 +513,7 @@ def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, KillCluster
 
-        with _connect(home, server) as connection:
+        with connect(home, server) as connection:
             if not yes:
                 click.confirm(f"End the cluster at {connection.endpoint}?", abort=True)
             connection.ask(KillCluster(), AdminDone)

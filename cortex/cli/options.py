@@ -14,6 +14,7 @@ from cortex.cli.terminal import replace_missing_streams, say, unprinted
 from cortex.errors import UsageError
 from cortex.job.overrides import Overrides, parse_reducers
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS
+from cortex.limits import DAY_S, RESULTS_S
 from cortex.units import parse_bytes
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -31,6 +32,9 @@ class RunOptions:
     server: str | None = None
     """None: what the environment says; "" this machine."""
     home: str | None = None
+    detach: bool = False
+    keep_results: str = ""
+    """"": as long as results are kept unless asked otherwise."""
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # older clicks' is no generic
@@ -102,6 +106,15 @@ def run_options(function: _F) -> _F:
             "--server", metavar="HOST:PORT",
             help="Run on this server's cluster; 'local': on this machine (default: CORTEX_SERVER, if set).",
         ),
+        click.option(
+            "--detach", is_flag=True,
+            help="Submit to a cluster, print the job's id, and leave. Later: cortex fetch ID.",
+        ),
+        click.option(
+            "--keep-results", metavar="TIME",
+            help=f"With --detach: how long the result is kept after the job, such as 12h"
+            f" (default {RESULTS_S / DAY_S:g}d).",
+        ),
         click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME)."),
         as_json,
         click.option("--quiet", "-q", is_flag=True, help="No progress and no summary."),
@@ -119,12 +132,21 @@ def collect(
     quiet: bool,
     server: str | None,
     home: str | None,
+    detach: bool,
+    keep_results: str | None,
     **job_options: Any,
 ) -> RunOptions:
     """`RunOptions` of what click parsed; inputs given as arguments come after those of ``--input``."""
     inputs = (*input_options, *more_inputs)
+    if keep_results and not detach:
+        raise click.UsageError("--keep-results is for a job that is detached: add --detach")
+    if detach and server == "local":
+        raise click.UsageError(
+            "a job on this machine alone ends with its command: --detach needs a cluster, not --server local"
+        )
     job = Overrides(inputs=inputs, overwrite=overwrite or None, **job_options)
-    return RunOptions(job, as_json, quiet, "" if server == "local" else server, home)
+    on = "" if server == "local" else server
+    return RunOptions(job, as_json, quiet, on, home, detach, keep_results or "")
 
 
 def run_click(command: click.Command, arguments: list[str], name: str) -> int:

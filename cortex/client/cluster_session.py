@@ -24,7 +24,7 @@ from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.client.client_files import FoundFiles
 from cortex.client.cluster_client import ClusterConnection
 from cortex.client.input_sender import InputSender
-from cortex.errors import CortexError, OutputFailed, ProtocolError, Unreachable, from_report
+from cortex.errors import CortexError, OutputFailed, ProtocolError, ResultsLost, Unreachable, from_report
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec
 from cortex.limits import (
@@ -76,7 +76,7 @@ class ClusterSession:
 
     def wait_ready(self) -> None:
         """Raise now what would keep a job from being taken."""
-        ClusterConnection(self._home, self._server).close()
+        self.connect().close()
 
     def run(
         self,
@@ -101,8 +101,8 @@ class ClusterSession:
             upload(packed, connection.send, connection.receive)
             connection.ask(request, JobAccepted)
 
-        connection = ClusterConnection(self._home, self._server)
-        follower = _Follower(staging_dir, on_progress)
+        connection = self.connect()
+        follower = Follower(staging_dir, on_progress)
         done: JobDone | None = None
         try:
             try:
@@ -110,7 +110,7 @@ class ClusterSession:
                     submit(connection)
                 except Unreachable as error:  # was it taken? It has its id: asking again takes it once
                     connection.close()
-                    connection = self._come_back(submit, error)
+                    connection = self.come_back(submit, error)
                 while done is None:
                     try:
                         with InputSender(job, files, connection.send) as sender:
@@ -119,9 +119,9 @@ class ClusterSession:
                         if hasattr(error, "job_report"):  # the job's own
                             raise
                         connection.close()
-                        connection = self._come_back(_attach_to(job), error)
+                        connection = self.come_back(_attach_to(job), error)
             except KeyboardInterrupt:
-                _cancel(connection, job)
+                cancel(connection, job)
                 raise
             self._open[job] = connection
             return done
@@ -130,7 +130,10 @@ class ClusterSession:
                 connection.close()
                 follower.close()
 
-    def _come_back(
+    def connect(self) -> ClusterConnection:
+        return ClusterConnection(self._home, self._server)
+
+    def come_back(
         self,
         begin: Callable[[ClusterConnection], None],
         cause: CortexError,
@@ -145,7 +148,7 @@ class ClusterSession:
             time.sleep(rest_s * (0.5 + random.random()))
             connection: ClusterConnection | None = None
             try:
-                connection = ClusterConnection(self._home, self._server)
+                connection = self.connect()
                 begin(connection)
                 return connection
             except Unreachable:
@@ -170,7 +173,7 @@ class ClusterSession:
                 connection.ask(JobReceived(job), JobForgotten)
             except Unreachable as error:
                 connection.close()
-                connection = self._come_back(_attach_to(job), error, RECEIVED_S_MAX)
+                connection = self.come_back(_attach_to(job), error, RECEIVED_S_MAX)
                 connection.send(JobReceived(job))
         connection.close()
 
@@ -190,7 +193,7 @@ def _attach_to(job: str) -> Callable[[ClusterConnection], None]:
     return attach
 
 
-def _cancel(connection: ClusterConnection, job: str) -> None:
+def cancel(connection: ClusterConnection, job: str) -> None:
     """Have the job stopped, and wait a moment for it; without us, it is cancelled later as well."""
     deadline = time.monotonic() + CANCEL_S_MAX
     with contextlib.suppress(CortexError, OSError):
@@ -200,14 +203,15 @@ def _cancel(connection: ClusterConnection, job: str) -> None:
                 return
 
 
-class _Follower:
+class Follower:
     """One job from its acceptance to its output in `staging_dir`: follows it, and brings its parts from their
     nodes, under their staged names. A part that is lost with its node is made anew: the job says so when
-    it is done again, and what is here already is kept. `close` it when it is not wanted any more."""
+    it is done again, and what is here already is kept. `staging_dir` "": nothing is brought, the job is only
+    followed to its end. `close` it when it is not wanted any more."""
 
     def __init__(self, staging_dir: str, on_progress: Callable[[JobProgress], None] | None) -> None:
         self._connection: ClusterConnection
-        self._sender: InputSender
+        self._sender: InputSender | None = None
         self._staging_dir = staging_dir
         self._on_progress = on_progress
         self._done: JobDone | None = None
@@ -217,9 +221,10 @@ class _Follower:
         self._lost = False
         """A part was, and no JobDone has come since."""
 
-    def run(self, connection: ClusterConnection, sender: InputSender) -> JobDone:
+    def run(self, connection: ClusterConnection, sender: InputSender | None = None) -> JobDone:
         """Over this connection; when it ends (Unreachable), again over another one that is attached to the
-        job. Raises the error that the job failed with, or OutputFailed."""
+        job. Raises the error that the job failed with, or OutputFailed. Without a `sender` nobody reads the
+        client's files."""
         self._connection, self._sender = connection, sender
         try:
             for part, file in self._coming.values():
@@ -242,7 +247,8 @@ class _Follower:
             if self._on_progress is not None:
                 self._on_progress(message)
         elif isinstance(message, ReadInput):
-            self._sender.ask(message)
+            if self._sender is not None:
+                self._sender.ask(message)
         elif isinstance(message, JobDone):
             self._is_done(message)
         elif isinstance(message, JobFailed):
@@ -253,6 +259,11 @@ class _Follower:
             self._bytes(message)
         elif isinstance(message, PartLost):
             self._part_lost(message)
+        elif isinstance(message, JobForgotten):
+            raise ResultsLost(
+                f"the result of {message.job} is not kept any longer: it was forgotten, or has expired",
+                cure="run the job again",
+            )
 
     def _is_done(self, done: JobDone) -> None:
         self._done = done
@@ -261,8 +272,9 @@ class _Follower:
         for name in self._coming.keys() - wanted:
             self._drop(name)
         known = self._here | self._coming.keys()
-        self._waiting = deque(part for part in done.parts if part.staged_as not in known)
-        self._ask()
+        if self._staging_dir:
+            self._waiting = deque(part for part in done.parts if part.staged_as not in known)
+            self._ask()
 
     def _ask(self) -> None:
         assert self._done is not None

@@ -13,6 +13,7 @@ import msgspec
 InputFormat = Literal["text", "csv", "tsv", "parquet", "arrow"]
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "text"]
 INPUT_FORMATS: tuple[str, ...] = ("text", "csv", "tsv", "parquet", "arrow")
+OutputAt = Literal["client", "nodes", "kept"]
 OUTPUT_FORMATS: tuple[str, ...] = ("csv", "tsv", "jsonl", "parquet", "arrow", "text")
 
 MapForm = Literal["declared", "rows", "batch"]
@@ -54,6 +55,9 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Absolute folder; "" shows the result instead."""
     format: str = "csv"
     overwrite: bool = False
+    at: OutputAt = "client"
+    """Where it is put: ``client`` brings it to the machine that submits; ``nodes`` writes to a path that all
+    nodes share; ``kept`` (a detached job) leaves it with the nodes, as files for whoever fetches them."""
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -83,6 +83,13 @@ class PartUnreadable:
 
 
 @dataclass(frozen=True, slots=True)
+class MapsNotKept:
+    """Of a job that is done only the result is kept from now on."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
     reason: str = "the job was cancelled"
@@ -104,6 +111,7 @@ Event = (
     | AttemptFailed
     | Heartbeat
     | CannotServe
+    | MapsNotKept
     | CancelRequested
     | JobReceived
     | Tick

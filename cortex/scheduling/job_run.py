@@ -14,7 +14,16 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from cortex.errors import CortexError, ErrorReport, Fault, InternalError, MapChanged, ProtocolError, RowsLost
+from cortex.errors import (
+    CortexError,
+    ErrorReport,
+    Fault,
+    InternalError,
+    MapChanged,
+    ProtocolError,
+    ResultsLost,
+    RowsLost,
+)
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
 from cortex.job.output_types import OutputTypes
 from cortex.job.plan import UNKNOWN, InputPlan, Split, SplitGroups
@@ -30,7 +39,7 @@ from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Ru
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.prefetch import Prefetch
 from cortex.scheduling.progress import BYTES_OUT, AddedStats, Progress, stats_tuple
-from cortex.scheduling.records import JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
@@ -59,6 +68,7 @@ from cortex.wire.messages import (
 )
 
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
+_LOST_SHOWN = 10  # parts that an error names
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
 _STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
@@ -77,6 +87,8 @@ class JobRun:
         self.error: ErrorReport | None = None
         self.progress = Progress()
         self.memory_peak_bytes = 0
+        self.maps_dropped = False
+        """It is done, and only its result is kept: what is lost of that is lost for good."""
         self.was_done = False
         """Its client was told so once."""
         self.plan: InputPlan | None = None
@@ -179,6 +191,9 @@ class JobRun:
         if isinstance(record, PartGone):
             self.part_lost(record.staged_as)
             return
+        if isinstance(record, MapsDropped):
+            self.drop_maps()
+            return
         end, now = record.end, self.began_at + record.at_s
         running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan)
         if running is None:
@@ -260,7 +275,7 @@ class JobRun:
 
     def _task(self, stage: str, index: int) -> Task:
         if stage == PLAN:
-            return PlanTask(self.request.client_files)
+            return PlanTask(self.request.client_files, self.request.detached)
         if stage == SCAN:
             if self._scans.chunks[index].fresh:
                 self._begin_scan(index)
@@ -537,7 +552,7 @@ class JobRun:
         self._prefetch.forget(node)
         made = sorted(set(self._parts_at.pop(node, ())))
         self._lose_parts([i for i in made if any(part.node == node for part in self._parts.get(i, ()))])
-        if self.map_only:
+        if self.map_only or self.maps_dropped:
             return
         lost = self._outputs.lost_with(node)
         if lost:
@@ -551,7 +566,7 @@ class JobRun:
         """A part cannot be read at its node. One that is not of the output (any more) changes nothing."""
         found = [i for i, parts in self._parts.items() if any(part.staged_as == staged_as for part in parts)]
         self._lose_parts(found)
-        if found and not self.map_only and not self._tables[MAP].finished:
+        if found and not (self.map_only or self.maps_dropped or self._tables[MAP].finished):
             self._step(JobEvent.MAP_LOST)
 
     def _lose_parts(self, indices: list[int]) -> None:
@@ -559,11 +574,31 @@ class JobRun:
         if not indices:
             return
         stage = MAP if self.map_only else REDUCE
+        if self.maps_dropped:
+            if self.state is JobState.DONE:
+                self.fail(self._results_lost(indices))
+            return
         for index in indices:
             del self._parts[index]
         self._tables[stage].lose(indices)
         self.progress.stages[stage].ended_at = None
         self._step(JobEvent.MAP_LOST if self.map_only else JobEvent.PART_LOST)
+
+    def drop_maps(self) -> None:
+        """The job is done: its map outputs are not kept any longer. A map-only job has none, and makes its
+        parts anew from its input."""
+        self.maps_dropped = not self.map_only
+
+    def _results_lost(self, indices: list[int]) -> ErrorReport:
+        lost = [part for index in indices for part in self._parts[index]]
+        names = ", ".join(part.name for part in lost[:_LOST_SHOWN])
+        return ResultsLost(
+            f"{format_count(len(lost))} of {format_count(len(self.parts()))} parts of the result were lost"
+            " with the node that kept them, and the map outputs to make them from are not kept any more",
+            cure="run the job again; fetch a result soon, or write it to a path that all nodes share:"
+            " --output-on nodes",
+            details={"node": lost[0].node, "parts": names + (", ..." if len(lost) > _LOST_SHOWN else "")},
+        ).report()
 
     def heard(self, running: Running, progress: TaskProgress) -> None:
         self.progress.stages[running.stage].change_live(running, progress.stats)

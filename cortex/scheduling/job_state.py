@@ -3,6 +3,7 @@
 PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
 MAPPING, REDUCING --OUTPUT_DONE--> DONE       any of the three --FAIL--> FAILED, --CANCEL--> CANCELLED
 DONE --PART_LOST--> REDUCING, --MAP_LOST--> MAPPING: a node is lost with output that the client lacks
+DONE --FAIL--> FAILED: so it is, and there is nothing left to make it anew from
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.REDUCING, JobEvent.PART_LOST): JobState.REDUCING,
     (JobState.DONE, JobEvent.PART_LOST): JobState.REDUCING,
     (JobState.DONE, JobEvent.MAP_LOST): JobState.MAPPING,  # its output, of a map-only job
+    (JobState.DONE, JobEvent.FAIL): JobState.FAILED,
     (JobState.PLANNING, JobEvent.FAIL): JobState.FAILED,
     (JobState.MAPPING, JobEvent.FAIL): JobState.FAILED,
     (JobState.REDUCING, JobEvent.FAIL): JobState.FAILED,

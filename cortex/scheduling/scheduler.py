@@ -28,6 +28,7 @@ from cortex.scheduling.events import (
     Instruction,
     JobKept,
     JobSubmitted,
+    MapsNotKept,
     NodeAway,
     NodeJoined,
     NodeLost,
@@ -42,11 +43,12 @@ from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
-from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    DropMapOutputs,
     EndJob,
     Heartbeat,
     JobDone,
@@ -112,6 +114,7 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
+            MapsNotKept: self._maps_not_kept,
             CancelRequested: self._cancel_requested,
             PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
@@ -179,7 +182,7 @@ class Scheduler:
         else:
             self._drop_node(hello.node, now)  # its earlier life, if we still believed in it
             if expected not in (None, hello.incarnation):
-                self._lose_results(hello.node)
+                self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
         self._compare(node, hello, expected == hello.incarnation, now)
         self._settle(now)
@@ -190,6 +193,8 @@ class Scheduler:
         for job in hello.jobs:
             if self._is_known(job):
                 node.told[job] = Told()
+                if job in self.kept and self.kept[job].maps_dropped:
+                    self._out.append(SendToNode(node.name, DropMapOutputs(job)))
             else:
                 self._out.append(SendToNode(node.name, EndJob(job)))
         for running in [each for each in node.held.values() if each.attempt not in hello.attempts]:
@@ -261,12 +266,12 @@ class Scheduler:
         """The node's attempts are abandoned and what it kept of map output is gone."""
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
-        self._lose_results(node.name)
+        self._lose_results(node.name, now)
 
-    def _lose_results(self, name: str) -> None:
+    def _lose_results(self, name: str, now: float) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
-        self._reopen()
+        self._reopen(now)
 
     def _lose(self, job: JobRun, name: str) -> None:
         job.node_lost(name)
@@ -277,14 +282,15 @@ class Scheduler:
         if job is not None:
             job.part_lost(event.staged_as)
             self._write_down(job, PartGone(event.staged_as))
-            self._reopen()
+            self._reopen(now)
 
-    def _reopen(self) -> None:
-        """Jobs that were done, and are not any more, go on."""
-        for job in [job for job in self.kept.values() if not job.ended]:
+    def _reopen(self, now: float) -> None:
+        """Jobs that were done, and are not any more, go on, or have failed."""
+        for job in [job for job in self.kept.values() if job.state is not JobState.DONE]:
             del self.kept[job.job]
             self.jobs[job.job] = job
             self._turns.append(job.job)
+            self._after(job, now)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -384,6 +390,16 @@ class Scheduler:
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
 
+    def _maps_not_kept(self, event: MapsNotKept, now: float) -> None:
+        job = self.kept.get(event.job)
+        if job is None or job.map_only or job.maps_dropped:
+            return
+        job.drop_maps()
+        self._write_down(job, MapsDropped())
+        for node in self.leases.nodes.values():
+            if job.job in node.told and not node.silent:
+                self._out.append(SendToNode(node.name, DropMapOutputs(job.job)))
+
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
@@ -433,7 +449,7 @@ class Scheduler:
             lost, self._expected = sorted(self._expected), {}
             self._returning.clear()
             for name in lost:
-                self._lose_results(name)
+                self._lose_results(name, now)
                 self._out.append(GiveUpNode(name))
         self._settle(now)  # also when one was lost again before it had told all
 

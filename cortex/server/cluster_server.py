@@ -102,7 +102,12 @@ class ClusterServer:
         journal = Journal(os.path.join(home, _JOURNAL))
         self._journal = JournalDesk(reactor, journal, self._run, wall_clock)
         self._server = Server(
-            reactor, clock, self.cluster, self._journal, blob_folder=os.path.join(home, _BLOBS)
+            reactor,
+            clock,
+            self.cluster,
+            self._journal,
+            blob_folder=os.path.join(home, _BLOBS),
+            wall_clock=wall_clock,
         )
         self._nodes: dict[str, Link] = {}
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}

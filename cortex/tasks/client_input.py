@@ -64,6 +64,18 @@ class ClientInput:
     def close(self) -> None:
         self._link.close()
 
+    @staticmethod
+    def check_here(files: Iterable[InputFile]) -> None:
+        """Raise InputError for a file that only the client has, which does not stay to send it."""
+        for file in files:
+            if file.client_file >= 0 and not _is_here(file):
+                raise InputError(
+                    "an input file is at the client alone, and a detached job goes on without its client",
+                    cure="name a path that all nodes see, with the same file behind it, or leave --detach"
+                    " out: the bytes then come from the client",
+                    details={"file": file.path, "looked for at": os.uname().nodename},
+                )
+
 
 def _in_place(file: InputFile) -> InputBytes | None:
     """The same file on this machine, if it is there and can be read."""

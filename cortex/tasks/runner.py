@@ -90,6 +90,8 @@ class JobContext:
             soon=self._program.soon,
             one_machine=self._client_input is None,
         )
+        if task.detached and self._client_input is not None:
+            self._client_input.check_here(plan.files)
         self._program.check(plan)
         return PlanResult(plan)
 

@@ -104,6 +104,12 @@ class EndJob(Message, frozen=True):
     job: str
 
 
+class DropMapOutputs(Message, frozen=True):
+    """Of a job that is done and whose result is kept: drop all but its parts of the result."""
+
+    job: str
+
+
 class AttemptFinished(Message, frozen=True):
     node: str
     incarnation: str
@@ -245,6 +251,7 @@ ToNode = Union[  # noqa: UP007
     Revoke,
     ReportsKept,
     EndJob,
+    DropMapOutputs,
     SendPart,
     PartCredit,
     DropPart,

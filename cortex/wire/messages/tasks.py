@@ -16,6 +16,8 @@ class PlanTask(Message, frozen=True):
 
     client_files: ClientFiles = ()
     """What the job's client has found of them."""
+    detached: bool = False
+    """The client does not stay: a file that only it has is an error."""
 
 
 class ScanTask(Message, frozen=True):
