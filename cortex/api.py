@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from cortex.wire.messages import JobProgress
 
 OPTIONS = (
-    "name", "input", "output", "overwrite", "input_format", "output_format", "encoding", "columns",
-    "delimiter", "quote", "escape", "header", "null_values", "key", "where", "select", "group_by",
+    "name", "input", "output", "output_on", "overwrite", "input_format", "output_format", "encoding",
+    "columns", "delimiter", "quote", "escape", "header", "null_values", "key", "where", "select", "group_by",
     "aggregate", "reducers", "memory", "slots", "split_size", "files", "modules", "env",
 )  # fmt: skip
 """Class attributes with a meaning, which `MapReduceJob(...)` takes as keyword arguments too."""
@@ -67,7 +67,8 @@ class MapReduceJob:
     """Base of a user's job. Class attributes are options; override the methods the job needs.
 
     Options: `name`; `input` (path, folder, glob or a list of them); `output` (folder; None shows the
-    result); `overwrite`; `input_format` (text, csv, tsv, parquet, arrow; "" goes by each file's ending);
+    result); `output_on` ("client", or "nodes" for a path that all nodes of a cluster see, and write to);
+    `overwrite`; `input_format` (text, csv, tsv, parquet, arrow; "" goes by each file's ending);
     `output_format` (csv, tsv, jsonl, parquet, arrow, text); `encoding` ("utf-8", or "bytes" for bytes
     records of text); `columns` ({name: type}, overrides what is inferred); `delimiter`, `quote`, `escape`,
     `header`, `null_values` (CSV dialect); `key` (name or names of the key columns that `map_batch`
@@ -87,6 +88,7 @@ class MapReduceJob:
     name: str = ""
     input: Any = None
     output: Any = None
+    output_on: str = ""
     overwrite: bool = False
     input_format: str = ""
     output_format: str = ""

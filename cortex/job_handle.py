@@ -158,6 +158,11 @@ def fetch_result(
         if spec is None:
             followed.wait()
             raise InternalError(f"{job} is done, and has no spec")
+        if spec.output.at == "nodes":
+            raise UsageError(
+                f"the output of {job} is not kept apart: its nodes write it to {spec.output.path}",
+                cure=f"read it there, where that path is seen, after: cortex job {job} --wait",
+            )
         path = spec.output.path if output is None else absolute_path(os.fspath(output), current_folder())
         if not path:
             expires: list[float] = []

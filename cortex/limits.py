@@ -144,6 +144,7 @@ FAILURES_KEPT_S: Final = (
 )
 RESULTS_KEPT_MAX: Final = 1000  # detached jobs at once: the server keeps the plan of each, 42 bytes a split
 MAPS_KEPT_S: Final = 3600.0  # map outputs after the end of a detached job: a node lost early costs little
+COMMIT_TASKS_MAX: Final = 200_000  # whose parts a node commits: their names fit in one frame
 DETACH_PLAN_S: Final = 20.0  # a client that detaches waits for the plan: what is wrong with it shows there
 CLIENT_RETURN_S: Final = 30.0  # from the end of a client's link to the end of its jobs: it dials every few s
 JOURNAL_S: Final = 0.1  # finished attempts are written down together, this late at most

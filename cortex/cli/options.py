@@ -83,6 +83,11 @@ def run_options(function: _F) -> _F:
             "--output", "-o", metavar="FOLDER",
             help="Folder to write; without it the result is shown (on a terminal) or printed as CSV.",
         ),
+        click.option(
+            "--output-on", type=click.Choice(["client", "nodes"]),
+            help="Who writes --output: this machine (default), or a cluster's nodes, which then must all see"
+            " that path.",
+        ),
         click.option("--overwrite", is_flag=True, help="Replace the output folder of an earlier job."),
         click.option(
             "--memory", "memory_bytes", type=SIZE,

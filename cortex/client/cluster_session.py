@@ -24,7 +24,15 @@ from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.client.client_files import FoundFiles
 from cortex.client.cluster_client import ClusterConnection
 from cortex.client.input_sender import InputSender
-from cortex.errors import CortexError, OutputFailed, ProtocolError, ResultsLost, Unreachable, from_report
+from cortex.errors import (
+    CortexError,
+    OutputFailed,
+    ProtocolError,
+    ResultsLost,
+    Unreachable,
+    UsageError,
+    from_report,
+)
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec
 from cortex.limits import (
@@ -36,6 +44,7 @@ from cortex.limits import (
     REDIAL_S_MAX,
     SERVER_RETURN_S,
 )
+from cortex.storage.shared_output import attempts_folder
 from cortex.units import format_seconds
 from cortex.wire.messages import (
     AttachJob,
@@ -87,7 +96,8 @@ class ClusterSession:
         on_progress: Callable[[JobProgress], None] | None = None,
         packed: PackedBundle = NOTHING_PACKED,
     ) -> JobDone:
-        """Run one job to its end: every part of the result is then in `staging_dir`.
+        """Run one job to its end: every part of the result is then in `staging_dir`, or, where nodes write
+        it to a path that they share, committed there.
 
         `packed` is what travels with it; `sys_path` has folders of this machine, and stays here. Raises the
         job's error (its `job_report` attribute tells what was done until then), Unreachable when the server
@@ -95,7 +105,7 @@ class ClusterSession:
         """
         files = FoundFiles.find(spec.input.paths)
         job = new_job_id()
-        request = SubmitJob(spec, code, (), "", packed.bundle, files.listed, job)
+        request = SubmitJob(spec, code, (), written_to(spec, job), packed.bundle, files.listed, job)
 
         def submit(connection: ClusterConnection) -> None:
             upload(packed, connection.send, connection.receive)
@@ -186,6 +196,18 @@ class ClusterSession:
     close = finish
 
 
+def written_to(spec: JobSpec, job: str) -> str:
+    """Where nodes write the output; "" for where each has its own parts. Raises UsageError for no path."""
+    if spec.output.at != "nodes":
+        return ""
+    if not spec.output.path:
+        raise UsageError(
+            "--output-on nodes needs a folder to write to",
+            cure="name one that all nodes see, with --output",
+        )
+    return attempts_folder(spec.output.path, job)
+
+
 def _attach_to(job: str) -> Callable[[ClusterConnection], None]:
     def attach(connection: ClusterConnection) -> None:
         connection.ask(AttachJob(job), JobAccepted)
@@ -273,7 +295,7 @@ class Follower:
             self._drop(name)
         known = self._here | self._coming.keys()
         if self._staging_dir:
-            self._waiting = deque(part for part in done.parts if part.staged_as not in known)
+            self._waiting = deque(part for part in done.parts if part.node and part.staged_as not in known)
             self._ask()
 
     def _ask(self) -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from cortex.client.bundle_packing import PackedBundle, upload
 from cortex.client.client_files import FoundFiles
 from cortex.client.cluster_client import ClusterConnection
-from cortex.client.cluster_session import ClusterSession, Follower, cancel
+from cortex.client.cluster_session import ClusterSession, Follower, cancel, written_to
 from cortex.errors import Unreachable, UsageError, from_report
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec
@@ -39,7 +39,7 @@ def submit_detached(
     """
     files = FoundFiles.find(spec.input.paths)
     job = new_job_id()
-    request = SubmitJob(spec, code, (), "", packed.bundle, files.listed, job, keep_s)
+    request = SubmitJob(spec, code, (), written_to(spec, job), packed.bundle, files.listed, job, keep_s)
 
     def submit(connection: ClusterConnection) -> None:
         upload(packed, connection.send, connection.receive)

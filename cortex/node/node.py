@@ -45,6 +45,7 @@ from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
 from cortex.node.spill_folders import SpillFolders
+from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.part_streams import PartStreams
 from cortex.transfer.shuffle_agent import ShuffleAgent
@@ -465,6 +466,8 @@ class Node:
         def folder_unused() -> None:
             if self._jobs.pop(message.job, None) is not None:
                 self._folders.discard(job.work_dir)
+                if message.drop_output:
+                    self._folders.discard_shared(staging_of(job.start.staging_dir))
             self.room()
             self._check_ended()
 

@@ -65,6 +65,10 @@ class SpillFolders:
             return
         self._removers.callInThread(_remove, aside)
 
+    def discard_shared(self, folder: str) -> None:
+        """A failed job's output on a path that all nodes share, as far as it was written."""
+        self._removers.callInThread(shutil.rmtree, folder, ignore_errors=True)
+
     def keep_output(self, work_dir: str) -> None:
         """Of the job's folder only its parts of the result are needed any more."""
         self._removers.callInThread(_remove_but_output, work_dir)

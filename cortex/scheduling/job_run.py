@@ -1,4 +1,4 @@
-"""One job on its way: plan -> (scan) -> map -> reduce, and what to do when something fails.
+"""One job on its way: plan -> (scan) -> map -> reduce (-> commit), and what to do when something fails.
 
 `JobRun` decides which task is next and what a result means. It never speaks to a node: the Scheduler
 asks `next_task` when a node has room, hands over what nodes report, and looks at `state` and
@@ -20,6 +20,8 @@ from cortex.errors import (
     Fault,
     InternalError,
     MapChanged,
+    OutputFailed,
+    OutputUnseen,
     ProtocolError,
     ResultsLost,
     RowsLost,
@@ -29,13 +31,14 @@ from cortex.job.output_types import OutputTypes
 from cortex.job.plan import UNKNOWN, InputPlan, Split, SplitGroups
 from cortex.limits import (
     ATTEMPTS_PER_LIFE,
+    COMMIT_TASKS_MAX,
     LEASE_S,
     LOST_REDOS_MAX,
     SCAN_AHEAD_PER_SLOT,
     SCAN_SPLITS_PER_TASK,
 )
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
-from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
+from cortex.scheduling.leases import COMMIT, MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.prefetch import Prefetch
 from cortex.scheduling.progress import BYTES_OUT, AddedStats, Progress, stats_tuple
@@ -44,6 +47,8 @@ from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
+    CommitResult,
+    CommitTask,
     Counters,
     FetchAhead,
     JobPlanned,
@@ -69,7 +74,7 @@ from cortex.wire.messages import (
 
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
 _LOST_SHOWN = 10  # parts that an error names
-_LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
+_LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r", COMMIT: "commit"}
 _STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
 
@@ -96,6 +101,8 @@ class JobRun:
         """One object for all nodes, as `start_message` is: it may be large, and need be encoded only once."""
         self._start_message: StartJob | None = None
         self.map_only = request.spec.reduce_form == "none"
+        self.commits = request.spec.output.at == "nodes" and bool(request.staging_dir)
+        """A node commits the output, which lies where all nodes see it."""
         self.held_back = False
         """Nothing is leased: what nodes hold of it is not known yet."""
         self.running: dict[AttemptId, Running] = {}
@@ -119,6 +126,11 @@ class JobRun:
         self._first_number = lives * ATTEMPTS_PER_LIFE
         self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._tables[PLAN].needs_met(0, 1)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Its output is where no node's loss reaches it: nothing is needed any more once it is done."""
+        return bool(self.request.staging_dir)
 
     def start_message(self, progress_s: float) -> StartJob:
         """What a node is sent before anything else of the job."""
@@ -152,7 +164,9 @@ class JobRun:
             index, number = table.lease(chosen)
         else:
             index, number = table.lease_first()
-        attempt = attempt_id(task_id(self.job, _LETTERS[stage], None if stage == PLAN else index), number)
+        attempt = attempt_id(
+            task_id(self.job, _LETTERS[stage], None if stage in (PLAN, COMMIT) else index), number
+        )
         task = self._task(stage, index)
         return self._leased(Running(attempt, self.job, stage, index, number, node.output_node, task), now)
 
@@ -223,6 +237,8 @@ class JobRun:
             return self._tables[PLAN].ready
         if self.state is JobState.REDUCING:
             return self._tables[REDUCE].ready
+        if self.state is JobState.COMMITTING:
+            return self._tables[COMMIT].ready
         if self.state is not JobState.MAPPING:
             return 0
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
@@ -260,6 +276,8 @@ class JobRun:
             return PLAN if tables[PLAN].first_ready() is not None else None
         if self.state is JobState.REDUCING:
             return REDUCE if tables[REDUCE].first_ready() is not None else None
+        if self.state is JobState.COMMITTING:
+            return COMMIT if tables[COMMIT].first_ready() is not None else None
         if self.state is not JobState.MAPPING:
             return None
         scan = tables[SCAN].first_ready()
@@ -280,6 +298,8 @@ class JobRun:
             if self._scans.chunks[index].fresh:
                 self._begin_scan(index)
             return self._scans.issue(index)
+        if stage == COMMIT:
+            return CommitTask(self.parts())
         if stage == MAP:
             splits = self._splits_of(index)
             if not self._maps_begun[index]:
@@ -334,6 +354,7 @@ class JobRun:
             SCAN: isinstance(result, ScanResult),
             MAP: isinstance(result, MapResult) and result.map_index == running.index,
             REDUCE: isinstance(result, ReduceResult) and result.partition == running.index,
+            COMMIT: isinstance(result, CommitResult),
         }
         if not fits[running.stage]:
             raise ProtocolError(f"attempt {running.attempt} gave another task's {type(result).__name__}")
@@ -346,7 +367,7 @@ class JobRun:
             self._scanned(running, result)
         elif isinstance(result, MapResult):
             self._mapped(running, result)
-        else:
+        elif isinstance(result, ReduceResult):
             self._reduced(running, result)
         if table.finished:
             self.progress.stages[running.stage].ended_at = now
@@ -381,6 +402,8 @@ class JobRun:
             self._tables[MAP].needs_met(0, count)
         if not self.map_only:
             self._open_stage(REDUCE, TaskTable(plan.reducers, None, first))
+        if self.commits:
+            self._open_stage(COMMIT, TaskTable(1, None, first))
         self._step(JobEvent.PLANNED)
 
     def _scanned(self, running: Running, result: ScanResult) -> None:
@@ -495,6 +518,11 @@ class JobRun:
         error = self._with_file(running, failed.error)
         table = self._tables[running.stage]
         table.apply(running.index, TaskEvent.RETRY)
+        if (
+            running.stage == COMMIT and error.code == OutputUnseen.code
+        ):  # it has run nothing of the job before
+            self.cannot_run_on(running.node, error)
+            return
         if error.fault == Fault.FATAL.value:
             self.fail(error)
             return
@@ -670,8 +698,29 @@ class JobRun:
             if final.state(0) is TaskState.BLOCKED:
                 final.needs_met(0, final.total)
             self._step(JobEvent.MAPPED)
-        if final.finished:
+        if self.state is JobState.COMMITTING:
+            if self._tables[COMMIT].finished:
+                self._step(JobEvent.OUTPUT_DONE)
+        elif final.finished and self.commits:
+            self._commit()
+        elif final.finished:
             self._step(JobEvent.OUTPUT_DONE)
+
+    def _commit(self) -> None:
+        """All parts are where they are to be committed. What runs still, no reduce needs."""
+        for running in list(self.running.values()):
+            self.abandoned(running)
+            self._revoked.append(running)
+        if len(self._parts) > COMMIT_TASKS_MAX:
+            self.fail(
+                OutputFailed(
+                    f"{format_count(len(self._parts))} files are more than a node commits at once",
+                    cure="take larger splits (--split-size), or let the client commit: leave --output-on out",
+                ).report()
+            )
+            return
+        self._tables[COMMIT].needs_met(0, 1)
+        self._step(JobEvent.OUTPUT_STAGED)
 
     def _step(self, event: JobEvent) -> None:
         self.state = next_job_state(self.state, event)
@@ -694,6 +743,8 @@ class JobRun:
         task = running.task
         if isinstance(task, PlanTask) or self.plan is None:
             return "the plan of the inputs"
+        if isinstance(task, CommitTask):
+            return "the commit of the output"
         if isinstance(task, ReduceTask):
             return f"partition {task.partition} of {self.plan.reducers}"
         if isinstance(task, ScanTask):

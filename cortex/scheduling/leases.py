@@ -23,7 +23,7 @@ from cortex.limits import (
 )
 from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
 
-PLAN, SCAN, MAP, REDUCE = "plan", "scan", "map", "reduce"
+PLAN, SCAN, MAP, REDUCE, COMMIT = "plan", "scan", "map", "reduce", "commit"
 NO_STATS = TaskStats()
 
 

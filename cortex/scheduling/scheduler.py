@@ -477,14 +477,14 @@ class Scheduler:
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None
-            self._end_at_nodes(job.job)
+            self._end_at_nodes(job.job, job.commits)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
     def _is_known(self, job: str) -> bool:
         return job in self.jobs or job in self.kept
 
-    def _end_at_nodes(self, job: str) -> None:
-        end = EndJob(job)
+    def _end_at_nodes(self, job: str, drop_output: bool = False) -> None:
+        end = EndJob(job, drop_output)
         for node in self.leases.nodes.values():
             if job in node.told and not node.silent:
                 del node.told[job]

@@ -461,6 +461,10 @@ class Server:
 
     # --- detached jobs and their results ---
 
+    def _keeps_result(self, job: str) -> bool:
+        run = self._scheduler.kept.get(job)
+        return job in self._results and run is not None and not run.is_elsewhere
+
     def _check_detached(self) -> None:
         """Raise UsageError if no detached job can be taken."""
         if self._journal is None:
@@ -534,8 +538,9 @@ class Server:
         for job in self._results.expired(now):
             if job not in self._scheduler.jobs and job not in self._ending:  # else when it is done again
                 self._drop_result(job)
-        kept = [job for job, run in self._scheduler.kept.items() if not run.maps_dropped]
-        for job in self._results.maps_not_kept(kept, now):
+        kept = {job: run for job, run in self._scheduler.kept.items() if not run.maps_dropped}
+        needless = [job for job, run in kept.items() if run.is_elsewhere and job in self._results]
+        for job in (*needless, *self._results.maps_not_kept(kept, now)):
             self._handle(MapsNotKept(job))
 
     def _fetch_part(self, client: _Client, message: FetchPart) -> None:
@@ -575,7 +580,7 @@ class Server:
         running = job_statuses(self._scheduler, self._ledger.owners, now)
         ended = [
             msgspec.structs.replace(job, kept_until=self._results.expires_at(job.job))
-            if job.job in self._results and job.state == "done"
+            if job.state == "done" and self._keeps_result(job.job)
             else job
             for job in self._ledger.ended
             if job.job not in self._scheduler.jobs

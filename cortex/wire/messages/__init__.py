@@ -130,6 +130,8 @@ from cortex.wire.messages.segments import (
     ToSegmentServer,
 )
 from cortex.wire.messages.tasks import (
+    CommitResult,
+    CommitTask,
     MapBlock,
     MapResult,
     MapTask,
@@ -161,6 +163,8 @@ __all__ = [
     "CertificateRenewed",
     "ClientHello",
     "ClusterStatus",
+    "CommitResult",
+    "CommitTask",
     "Counters",
     "CreateToken",
     "DropMapOutputs",

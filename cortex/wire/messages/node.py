@@ -102,6 +102,8 @@ class EndJob(Message, frozen=True):
     """The job failed, or its client has the result: drop its executors and its run files."""
 
     job: str
+    drop_output: bool = False
+    """It was to write to a path that all nodes share, and has not committed: remove what it left there."""
 
 
 class DropMapOutputs(Message, frozen=True):
