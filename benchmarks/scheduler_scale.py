@@ -44,6 +44,7 @@ DECISION_MS_MAX = 10.0
 HEARTBEAT_CORE_MAX = 0.05
 """The promise about heartbeats: this part of one core, decoding included."""
 _SPLIT_BYTES = 64 * MIB
+_ROW_BYTES = 20
 _ROW_PATTERNS = 16  # maps write rows in one of so many ways: making a million would be all the work
 _SAMPLE = 64  # one in so many events is also encoded and decoded, as the wire would
 _AWAY_S = 20.0  # a lost node comes back after this
@@ -391,7 +392,9 @@ class Simulation:
         elif isinstance(task, m.ScanTask):
             result = m.ScanResult(((OUT, OUT, OUT),) * (len(task.boundaries) - 1))
         elif isinstance(task, m.MapTask):
-            result = m.MapResult(task.map_index, stats, self._rows(task.map_index), task.map_index)
+            wrote = self._rows(task.map_index)
+            stats = msgspec.structs.replace(stats, bytes_out=_ROW_BYTES * sum(wrote))
+            result = m.MapResult(task.map_index, stats, wrote, task.map_index)
         else:
             missing = self._missing(node, run)
             if missing:
@@ -403,7 +406,8 @@ class Simulation:
                 self._start(node)
                 return
             part = m.OutputPart(f"part-{task.partition}", run.attempt, 1, 1, ())
-            rows = m.TaskStats(rows_in=self._totals[task.partition], shuffled_bytes=1)
+            read = self._totals[task.partition]
+            rows = m.TaskStats(rows_in=read, bytes_in=_ROW_BYTES * read, shuffled_bytes=1)
             result = m.ReduceResult(task.partition, rows, (part,))
         finished = m.TaskFinished(run.attempt, result, took, 1)
         self.say(node, m.AttemptFinished(node.name, node.incarnation, finished))

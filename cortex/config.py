@@ -9,7 +9,9 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_HOME         folder of cortex's own state
     CORTEX_SPILL_DIRS   folders for temporary data, separated as in PATH (default: spill in the home)
     CORTEX_SERVER       HOST:PORT of the cluster's server (default: this machine alone)
-    CORTEX_JOIN         the line a node joins with: out of sight of process lists
+    CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
+    CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
+    CORTEX_ADVERTISE    how other machines reach the server or node here (default: its own address)
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ VARIABLES: Final = (
     "CORTEX_SPILL_DIRS",
     "CORTEX_SERVER",
     "CORTEX_JOIN",
+    "CORTEX_LISTEN",
+    "CORTEX_ADVERTISE",
 )
 DOTENV: Final = ".env"
 _OTHER_FOLDER: Final = "rename the folder, or name another one"
@@ -52,6 +56,9 @@ class Config:
     """"" : this machine alone."""
     join_line: str = field(default="", repr=False)
     """It holds a secret."""
+    listen: str = ""
+    advertise: str = ""
+    """Of a server or a node; "": not set."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error: settings that nothing reads."""
 
@@ -73,6 +80,8 @@ def load_config(
     home: str | None = None,
     server: str | None = None,
     join_line: str | None = None,
+    listen: str | None = None,
+    advertise: str | None = None,
 ) -> Config:
     """The settings; `memory_bytes`, `slots` and those after them are flags, which beat the rest.
 
@@ -104,6 +113,8 @@ def load_config(
         spill_dirs=places or (_default_spill(home),),
         server=_value(settings, "CORTEX_SERVER", _text) or "" if server is None else server,
         join_line=_value(settings, "CORTEX_JOIN", _text) or "" if join_line is None else join_line,
+        listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
+        advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
         warnings=tuple(warnings),
     )
 

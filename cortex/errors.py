@@ -246,7 +246,7 @@ class ResultsLost(CortexError):
 
 
 class RowsLost(CortexError):
-    """Rows between map output and reduce input do not add up. A bug, never shown as success."""
+    """Rows or bytes between map output and reduce input do not add up. A bug, never shown as success."""
 
     code = "rows-lost"
 

@@ -136,6 +136,7 @@ NODE_EXIT_S_MAX: Final = 10.0  # to remove what it spilled; then it ends all the
 CLOSE_S_MAX: Final = 2.0  # to take the last message of a connection being closed; then it is aborted
 UNIX_PATH_BYTES_MAX: Final = 103  # macOS: sun_path holds 104 with its closing zero (Linux 108)
 NODE_AWAY_S: Final = 5.0  # from the end of a node's link to its loss: one that lives is back in one or two
+DRAIN_S: Final = 3600.0  # a node that is drained has so long to finish what it runs, unless asked otherwise
 NODE_RETURN_S: Final = 4 * REDIAL_S_MAX  # after the server's start, for the nodes of its life before
 RESULTS_S: Final = 7 * 86_400.0  # a detached job's result is kept unless asked otherwise: over a holiday
 RESULTS_S_MAX: Final = 90 * 86_400.0  # nodes are restarted more often than that, and results go with them

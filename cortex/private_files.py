@@ -45,7 +45,10 @@ def make_private_folder(folder: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
     except OSError as error:
-        raise StateFailed(f"the folder {folder!r} cannot be made: {error.strerror}") from error
+        raise StateFailed(
+            f"the folder {folder!r} cannot be made: {error.strerror}",
+            cure="name another, on a disk with room and where you may write: --home, or CORTEX_HOME",
+        ) from error
     check_private_folder(folder)
 
 

@@ -64,6 +64,11 @@ def format_count(count: float) -> str:
     return f"{int(count):,}"
 
 
+def counted(number: int, what: str) -> str:
+    """1, split -> ``1 split``; 2 -> ``2 splits``."""
+    return f"{format_count(number)} {what}{'' if number == 1 else 's'}"
+
+
 def format_decimal(value: Decimal) -> str:
     """The exact value, in plain digits where they are not too many: ``1010`` for 1.01E+3."""
     exponent = value.as_tuple().exponent

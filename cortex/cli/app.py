@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cortex import __version__
-from cortex.cli import cluster, detached
+from cortex.cli import cluster, detached, nodes
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
 from cortex.cli.splits import ls_splits
@@ -74,6 +74,8 @@ for _command in (
     detached.forget,
     cluster.cancel,
     cluster.logs,
+    nodes.drain,
+    nodes.nodes,
 ):
     cortex.add_command(_command)
 for _command in (cluster.token, cluster.kill_cluster):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cortex.cli.cluster import connect, of_cluster, settings
+from cortex.cli.cluster import connected, of_cluster, settings
 from cortex.cli.options import HELP, RunOptions, as_json
 from cortex.cli.terminal import guarded, print_json, say
 from cortex.errors import EXIT_DONE, CortexError, NotAllowed, ResultsLost
@@ -26,7 +26,7 @@ def detach(loaded: LoadedJob, options: RunOptions) -> int:
     from cortex.local_run import pack_job
 
     keep_s = keep_seconds(options.keep_results or RESULTS_S)
-    config = settings(options.home, options.server, quiet=options.quiet)
+    config = settings(home=options.home, server=options.server, quiet=options.quiet)
     with ClusterSession(config.home, config.server) as session:
         packed = pack_job(session, loaded.code, loaded.spec, loaded.modules)
         job = detach_job(session, loaded.spec, packed, keep_s)
@@ -61,7 +61,7 @@ def wait_for_end(job: str, home: str | None, server: str | None, quiet: bool) ->
 
     try:
         with progress_display(quiet) as on_progress:
-            JobHandle(job, settings(home, server, quiet=True)).wait(on_progress)
+            JobHandle(job, settings(home=home, server=server, quiet=True)).wait(on_progress)
     except NotAllowed:
         return False
     except ResultsLost:
@@ -111,7 +111,7 @@ def fetch(
         from cortex.cli.progress import progress_display, summary
         from cortex.job_handle import fetch_result
 
-        config = settings(home, server, quiet=quiet)
+        config = settings(home=home, server=server, quiet=quiet)
         with progress_display(quiet) as on_progress:
             result, expires_at = fetch_result(config, job_id, output, overwrite, on_progress)
         options = RunOptions(as_json=as_json, quiet=quiet)
@@ -146,7 +146,7 @@ def forget(job_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import ForgetResult, JobForgotten
 
-        with connect(home, server) as connection:
+        with connected(home, server) as connection:
             connection.ask(ForgetResult(job_id), JobForgotten)
         print(f"{job_id} is forgotten")
         return EXIT_DONE

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
-from cortex.cli.terminal import ForShow, counted, say
-from cortex.units import format_bytes, format_count, format_seconds
+from cortex.cli.terminal import ForShow, say
+from cortex.units import counted, format_bytes, format_count, format_seconds
 from cortex.wire.messages import JobProgress, JobReport, StageProgress
 
 if TYPE_CHECKING:

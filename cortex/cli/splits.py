@@ -9,11 +9,11 @@ import click
 
 from cortex.class_spec import absolute_paths
 from cortex.cli.options import HELP, as_json, input_format, split_size
-from cortex.cli.terminal import aligned, counted, guarded, print_json, writing_out
+from cortex.cli.terminal import aligned, guarded, print_json, writing_out
 from cortex.errors import EXIT_DONE, UsageError
 from cortex.job.plan import InputPlan
 from cortex.job.spec import InputSpec
-from cortex.units import format_bytes, format_count
+from cortex.units import counted, format_bytes, format_count
 
 _HOLDER = "local"  # who has the bytes: on one machine, this one
 _LINES_AT_ONCE = 10_000  # of a table: its widths are those of this many rows

@@ -28,13 +28,12 @@ _WAKE_S = 1.0
 _LOGIN = "cortex login HOST:PORT/TOKEN.CAHASH, with a line from: cortex token create --role client"
 
 
-def own_identity(home: str) -> tuple[Identity, str]:
-    """(identity, its folder) that this user's commands show. Raises UsageError when there is none."""
-    for name in (_ADMIN_FOLDER, CLIENT_FOLDER):
-        folder = os.path.join(home, name)
-        identity = load_identity(folder)
-        if identity is None:
-            continue
+def own_identity(home: str, server: str = "") -> tuple[Identity, str]:
+    """(identity, its folder) that this user's commands show: of one who started a server here and is a client
+    of another as well, the one made at `server`, else the admin's. Raises UsageError when there is none."""
+    folders = [os.path.join(home, name) for name in (_ADMIN_FOLDER, CLIENT_FOLDER)]
+    found = [(identity, folder) for folder in folders if (identity := load_identity(folder)) is not None]
+    for identity, folder in sorted(found, key=lambda each: each[0].server != server):
         if identity.expired(time.time()):
             raise NotTrusted(
                 f"the certificate in {folder} has expired",
@@ -51,7 +50,7 @@ class ClusterConnection:
     """`server` "" is the one the identity was made at. Raises UsageError, Unreachable, NotTrusted."""
 
     def __init__(self, home: str, server: str = "") -> None:
-        self.identity, folder = own_identity(home)
+        self.identity, folder = own_identity(home, server)
         self.endpoint: Endpoint = parse_endpoint(server or self.identity.server, "the server")
         sock = connect(self.identity, folder, self.endpoint)
         self._connection: BlockingConnection[Any] = BlockingConnection(sock, union_to(self.identity.role))

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from cortex.errors import CortexError, InternalError, NotAllowed, VersionMismatch, from_report
+from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
 from cortex.ids import server_name
 from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
@@ -34,7 +34,7 @@ from cortex.wire import tls
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.identity import Identity, save_identity
 from cortex.wire.join import Endpoint, parse_endpoint
-from cortex.wire.messages import CertificateRenewed, FromNode, Message, PeersRevoked, Refused
+from cortex.wire.messages import CertificateRenewed, FromNode, Goodbye, Message, PeersRevoked, Refused
 from cortex.wire.peers import DialedProtocol, dial
 from cortex.wire.permissions import union_to
 from cortex.wire.renewal import Renewal
@@ -48,8 +48,8 @@ class ClusterNode:
     """See the module. `template` is the template's connected socket, `folder` where `identity` is kept.
 
     `failed(error)` is called once when the node can go on no more, `ended()` when an admin has ended the
-    cluster; in both cases the caller calls `stop`. `reactor` times by the monotonic `clock`; certificates go
-    by `wall_clock`. Raises UsageError for an address that cannot be listened on.
+    cluster, or the node is drained; in both cases the caller calls `stop`. `reactor` times by the monotonic
+    `clock`; certificates go by `wall_clock`. Raises UsageError for an address that cannot be listened on.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class ClusterNode:
             data_address=str(self.address),
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
+            host=socket.gethostname(),
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None
@@ -121,7 +122,7 @@ class ClusterNode:
         self._look_at_certificate()
 
     def stop(self, gone: Callable[[], None]) -> None:
-        """Kill what runs and remove what was spilled; `gone()` when that is done."""
+        """Say goodbye, kill what runs and remove what was spilled; `gone()` when that is done."""
         self._stopping = True
         for timer in self._timers.values():
             if timer.active():
@@ -130,8 +131,8 @@ class ClusterNode:
         self._data.stop()
         if self._dialing is not None:
             self._dialing.cancel()
-        if self._link is not None:
-            self._link.close()
+        if self._link is not None:  # its work moves at once: nobody waits for this node to come back
+            self._link.close(Goodbye(self._identity.id, self._node.incarnation) if self._welcome else None)
         self._node.stop(gone)
 
     # --- the link to the server ---
@@ -171,7 +172,7 @@ class ClusterNode:
         elif isinstance(message, CertificateRenewed):
             self._renewed(message)
         else:
-            self._work(message)
+            self._node.receive(message)  # type: ignore[arg-type]  # the link's decoder gives no other
 
     def _welcomed(self, link: DialedProtocol[Any]) -> None:
         """The server's first word after a good hello."""
@@ -190,16 +191,6 @@ class ClusterNode:
             server=self._identity.server,
             address=str(self.address),
         )
-
-    def _work(self, message: Any) -> None:
-        try:
-            self._node.receive(message)
-        except CortexError as error:
-            self._fail(error)
-        except Exception as error:  # its job could not go on: end with the cause
-            text = "".join(traceback.format_exception(error))
-            said = f"the node could not take {type(message).__name__}: {error}"
-            self._fail(InternalError(said, details={"traceback": text}))
 
     def _refused(self, error: CortexError) -> None:
         if error.code in _FINAL:

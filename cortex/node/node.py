@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, SpillFull
+from cortex.errors import CortexError, InternalError, SpillFull
 from cortex.ids import new_job_id
 from cortex.job.bundle import NO_BUNDLE, folders_of
 from cortex.limits import (
@@ -57,11 +58,13 @@ from cortex.wire.messages import (
     BlobChunk,
     BlobLost,
     CannotServe,
+    Drain,
     DropMapOutputs,
     DropPart,
     EndJob,
     FetchAhead,
     FromNode,
+    GivenBack,
     Heartbeat,
     InputBytes,
     InputUnread,
@@ -135,6 +138,7 @@ class Node:
         shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
         | None = None,
         keep_reports: bool = False,
+        host: str = "",
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -144,6 +148,9 @@ class Node:
         self._plan = plan
         self._folders = SpillFolders(spill_dirs)
         self._data_address = data_address
+        self._host = host
+        self._drain_until: float | None = None
+        """It was told to drain, and until when it may work."""
         self._versions = versions
         self._failed = failed
         self._shut_down = shut_down
@@ -219,6 +226,8 @@ class Node:
                 self._data_address,
                 tuple(sorted(job for job, each in self._jobs.items() if not each.ended)),
                 attempts,
+                -1.0 if self._drain_until is None else max(0.0, self._drain_until - self._clock()),
+                self._host,
             )
         )
         for report, _ in self._reports.values():
@@ -241,6 +250,10 @@ class Node:
         for job in self._jobs.values():
             job.outputs = LocationTable()  # it is told anew; tasks that are here have what they need of it
 
+    @property
+    def incarnation(self) -> str:
+        return self._incarnation
+
     def start_over(self, ready: Callable[[], None]) -> None:
         """The server counts this node as lost: drop every job. `ready()` when a `hello` may be said, of a
         new incarnation: nothing that the server may lease it again is in the way."""
@@ -257,8 +270,19 @@ class Node:
             ready()
 
     def receive(self, message: ToNode) -> None:
+        """A message of the server. One that cannot be taken ends the node, with the cause: its job could
+        not go on, and nobody would know why."""
         if self._stopping or self._pool is None:
             return
+        try:
+            self._take(message)
+        except CortexError as error:
+            self._fail(error)
+        except Exception as error:
+            said = f"node {self._name} could not take {type(message).__name__}: {error}"
+            self._fail(InternalError(said, details={"traceback": traceback.format_exc()}))
+
+    def _take(self, message: ToNode) -> None:
         if isinstance(message, StartJob):
             self._start_job(message)
         elif isinstance(message, JobPlanned):
@@ -279,6 +303,8 @@ class Node:
             self._end_job(message)
         elif isinstance(message, DropMapOutputs):
             self._drop_map_outputs(message.job)
+        elif isinstance(message, Drain):
+            self._drain(message)
         elif isinstance(message, SendLogs):
             self._send_logs(message)
         elif isinstance(message, SendPart):
@@ -437,6 +463,19 @@ class Node:
             self._pool.revoke(attempt)
         self.room()
 
+    def _drain(self, message: Drain) -> None:
+        """What has not begun goes back; what runs goes on."""
+        if message.seconds < 0:
+            self._drain_until = None
+            return
+        self._drain_until = self._clock() + message.seconds
+        waiting = [run.attempt for _, run in (*self._queue, *self._bringing.values())]
+        self._queue.clear()
+        for attempt in waiting:
+            self._forget(attempt)
+        if waiting:
+            self._send(GivenBack(self._name, self._incarnation, tuple(waiting)))
+
     def _send_logs(self, message: SendLogs) -> None:
         assert self._pool is not None
         living = [headed(executor, text) for executor, text in self._pool.written(message.job)]
@@ -572,6 +611,9 @@ class Node:
         self._logs.add(job, executor, text)
 
     def pool_lost(self, error: CortexError) -> None:
+        self._fail(error)
+
+    def _fail(self, error: CortexError) -> None:
         if not self._stopping:
             self._stopping = True
             self._failed(error)

@@ -1,7 +1,7 @@
 """What the scheduler is told, and what it answers. The edge (server.py) makes the first and obeys the second.
 
-Four of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`, `CannotServe`) and one of a
-client's (`JobReceived`) are events as they are.
+Five of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`, `CannotServe`, `GivenBack`) and
+one of a client's (`JobReceived`) are events as they are.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from cortex.wire.messages import (
     AttemptFinished,
     CannotServe,
     FromServer,
+    GivenBack,
     Heartbeat,
     JobReceived,
     NodeHello,
     SubmitJob,
     ToNode,
 )
+
+CANCELLED = "the job was cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,17 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The node gets no more work, finishes what it has, and is told to end when nothing of it is needed.
+    After `seconds` what it still runs, and what it keeps for jobs under way, is made elsewhere. `undo`: it
+    works again."""
+
+    node: str
+    seconds: float
+    undo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PartUnreadable:
     """A part of the output of a job cannot be read at its node, which lives."""
 
@@ -92,7 +106,7 @@ class MapsNotKept:
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
-    reason: str = "the job was cancelled"
+    reason: str = CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +126,8 @@ Event = (
     | Heartbeat
     | CannotServe
     | MapsNotKept
+    | GivenBack
+    | DrainRequested
     | CancelRequested
     | JobReceived
     | Tick
@@ -142,7 +158,7 @@ class WriteDown:
 
 @dataclass(frozen=True, slots=True)
 class GiveUpNode:
-    """The node was away, and is lost now."""
+    """The node is lost now: it was away, or has been drained."""
 
     node: str
 

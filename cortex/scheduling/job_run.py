@@ -41,7 +41,7 @@ from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_stat
 from cortex.scheduling.leases import COMMIT, MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.prefetch import Prefetch
-from cortex.scheduling.progress import BYTES_OUT, AddedStats, Progress, stats_tuple
+from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, Progress, stats_tuple
 from cortex.scheduling.records import JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
@@ -151,7 +151,8 @@ class JobRun:
 
     def next_task(self, node: Node, slots: int, now: float) -> Running | None:
         """Lease the next task to `node`, if one can run now; `slots` is how many all nodes have."""
-        stage = None if self.held_back or node.name in self.unfit else self._next_stage(slots)
+        able = node.name not in self.unfit and node.works_for(self.job)
+        stage = self._next_stage(slots) if able and not self.held_back else None
         if stage is None:
             return None
         table = self._tables[stage]
@@ -590,6 +591,19 @@ class JobRun:
             self.progress.stages[MAP].ended_at = None
             self._step(JobEvent.MAP_LOST)
 
+    def needs_of(self, node: str) -> str:
+        """What of this job lies on `node` alone and may still be needed; "" for nothing."""
+        made = self._parts_at.get(node, ())
+        if any(part.node == node for index in made for part in self._parts.get(index, ())):
+            return "parts of the result"
+        under_way = self.state in (JobState.MAPPING, JobState.REDUCING) and not self.map_only
+        return "map outputs" if under_way and self._outputs.are_on(node) else ""
+
+    def no_more_reduces_for(self, node: str) -> None:
+        """What it was to fetch ahead is anybody's."""
+        if self._ahead.pop(node, None) is not None:
+            self._prefetch.forget(node)
+
     def part_lost(self, staged_as: str) -> None:
         """A part cannot be read at its node. One that is not of the output (any more) changes nothing."""
         found = [i for i, parts in self._parts.items() if any(part.staged_as == staged_as for part in parts)]
@@ -656,7 +670,8 @@ class JobRun:
 
     def waits_for_others(self, node: Node, slots: int) -> bool:
         """It has a task to lease that this node cannot run, and others may."""
-        return node.name in self.unfit and self._next_stage(slots) is not None
+        able = node.name not in self.unfit and node.works_for(self.job)
+        return not able and self._next_stage(slots) is not None
 
     def unfit_notes(self) -> tuple[str, ...]:
         notes = list(self._unfit_notes.values())
@@ -701,10 +716,12 @@ class JobRun:
         if self.state is JobState.COMMITTING:
             if self._tables[COMMIT].finished:
                 self._step(JobEvent.OUTPUT_DONE)
-        elif final.finished and self.commits:
-            self._commit()
         elif final.finished:
-            self._step(JobEvent.OUTPUT_DONE)
+            self._check_bytes()
+            if self.commits:
+                self._commit()
+            else:
+                self._step(JobEvent.OUTPUT_DONE)
 
     def _commit(self) -> None:
         """All parts are where they are to be committed. What runs still, no reduce needs."""
@@ -721,6 +738,17 @@ class JobRun:
             return
         self._tables[COMMIT].needs_met(0, 1)
         self._step(JobEvent.OUTPUT_STAGED)
+
+    def _check_bytes(self) -> None:
+        """As many bytes as all maps wrote have reached reduces. Rows were compared partition by partition."""
+        if self.map_only:
+            return
+        wrote, read = (self.progress.stages[MAP].sums[BYTES_OUT], self.progress.stages[REDUCE].sums[BYTES_IN])
+        if wrote != read:
+            raise RowsLost(
+                f"the maps wrote {format_count(wrote)} bytes and the reduces read {format_count(read)}",
+                cure="this is a bug in cortex; please report it with the job",
+            )
 
     def _step(self, event: JobEvent) -> None:
         self.state = next_job_state(self.state, event)

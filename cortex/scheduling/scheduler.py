@@ -23,6 +23,7 @@ from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import GRANTS_PER_DECISION_MAX, LIVES_MAX, NODE_RETURN_S, PROGRESS_S, SERVER_STALL_S
 from cortex.scheduling.events import (
     CancelRequested,
+    DrainRequested,
     Event,
     GiveUpNode,
     Instruction,
@@ -42,14 +43,17 @@ from cortex.scheduling.events import (
 from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
+from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    Drain,
     DropMapOutputs,
     EndJob,
+    GivenBack,
     Heartbeat,
     JobDone,
     JobFailed,
@@ -62,6 +66,7 @@ from cortex.wire.messages import (
     Revoke,
     RunTask,
     ScanTask,
+    ShutDown,
     TaskFailed,
     TaskFinished,
 )
@@ -86,9 +91,9 @@ class Scheduler:
 
     def __init__(self, journalled: bool = False) -> None:
         self._journalled = journalled
-        self._expected: dict[str, str] = {}
+        self.expected: dict[str, str] = {}
         """Nodes of an earlier life that are not back yet: name -> incarnation."""
-        self._expected_until = 0.0
+        self.expected_until = 0.0
         self._restoring = False
         """Its jobs wait for them."""
         self._returning: set[str] = set()
@@ -115,6 +120,8 @@ class Scheduler:
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
             MapsNotKept: self._maps_not_kept,
+            GivenBack: self._given_back,
+            DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
             PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
@@ -131,7 +138,7 @@ class Scheduler:
     def may_return(self, name: str) -> bool:
         """Is the node one that is away, and not given up?"""
         node = self.leases.nodes.get(name)
-        return name in self._expected or (node is not None and node.away)
+        return name in self.expected or (node is not None and node.away)
 
     # --- events ---
 
@@ -142,8 +149,8 @@ class Scheduler:
         self._turns.append(event.job)
 
     def _restored(self, event: Restored, now: float) -> None:
-        self._expected = dict(event.nodes)
-        self._expected_until = now + NODE_RETURN_S
+        self.expected = dict(event.nodes)
+        self.expected_until = now + NODE_RETURN_S
         self._restoring = True
         for kept in event.jobs:
             self._restore(kept, now)
@@ -169,14 +176,14 @@ class Scheduler:
                 error = InternalError(said, details={"traceback": traceback.format_exc()})
             if not job.ended:
                 job.fail(error.report())
-        for name in sorted(nodes - self._expected.keys()):
+        for name in sorted(nodes - self.expected.keys()):
             self._lose(job, name)
         self._after(job, at)  # if it had ended, then with its last record
 
     def _node_joined(self, event: NodeJoined, now: float) -> None:
         hello = event.hello
         node = self.leases.nodes.get(hello.node)
-        expected = self._expected.pop(hello.node, None)
+        expected = self.expected.pop(hello.node, None)
         if node is not None and node.hello.incarnation == hello.incarnation:
             self.leases.rejoin(node, hello, now)
         else:
@@ -185,6 +192,9 @@ class Scheduler:
                 self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
         self._compare(node, hello, expected == hello.incarnation, now)
+        if node.draining or hello.draining_s >= 0:  # either of the two may have changed while it was away
+            left_s = max(0.0, node.drain_until - now) if node.draining else -1.0
+            self._out.append(SendToNode(node.name, Drain(left_s)))
         self._settle(now)
 
     def _compare(self, node: Node, hello: NodeHello, expected: bool, now: float) -> None:
@@ -229,7 +239,7 @@ class Scheduler:
 
     def _settle(self, now: float) -> None:
         """Every node of the earlier life is back or given up: its jobs go on."""
-        if not self._restoring or self._expected or self._returning:
+        if not self._restoring or self.expected or self._returning:
             return
         self._restoring = False
         while self._take_up_claims(now):
@@ -387,6 +397,68 @@ class Scheduler:
         job.look_for_fit_nodes(self._live_nodes(), now, wait=False)
         self._after(job, now)
 
+    # --- nodes that are drained ---
+
+    def _drain_requested(self, event: DrainRequested, now: float) -> None:
+        node = self.leases.nodes.get(event.node)
+        if node is None:
+            return
+        if event.undo:
+            self.leases.keep(node)
+        else:
+            self.leases.drain(node, now + event.seconds)
+            for job in self.jobs.values():
+                job.no_more_reduces_for(node.name)
+        self._out.append(SendToNode(node.name, Drain(-1.0 if event.undo else event.seconds)))
+
+    def _given_back(self, event: GivenBack, now: float) -> None:
+        """A node that drains has not begun these: it costs no attempt."""
+        node = self._hear(event.node, event.incarnation, now)
+        if node is None:
+            self.stale_messages += 1
+            return
+        for attempt in event.attempts:
+            self._claims.pop(attempt, None)
+            running = self.leases.take(node, attempt)
+            if running is not None:
+                self.jobs[running.job].abandoned(running)
+
+    def _look_at_drains(self, now: float) -> None:
+        """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
+        for node in [n for n in self.leases.nodes.values() if n.draining and n.is_here]:
+            wanted = [job.job for job in self.jobs.values() if job.unfit and self._only_node_for(job, node)]
+            self.leases.want(node, frozenset(wanted))
+            if now >= node.drain_until and node.state.duty is Duty.DRAINING and not wanted:
+                self._end_work_at(node)
+            if not self.waits_for(node):
+                self.leases.empty(node)
+                self._out.append(SendToNode(node.name, ShutDown()))
+                self._give_up(node.name, now)
+
+    def _end_work_at(self, node: Node) -> None:
+        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere. A
+        finished result stays until it is fetched: its input may be gone."""
+        self.leases.stop_waiting_for(node)
+        taken = self.leases.take_all(node)
+        for running in taken:
+            self.jobs[running.job].abandoned(running)
+        if taken:
+            self._out.append(SendToNode(node.name, Revoke(tuple(running.attempt for running in taken))))
+        for job in list(self.jobs.values()):
+            if job.needs_of(node.name):
+                self._lose(job, node.name)
+
+    def waits_for(self, node: Node) -> tuple[str, ...]:
+        """What a node that is drained is still needed for, in words; nothing: it may end."""
+        tasks = [f"{len(node.held)} tasks"] if node.held else []
+        sole = [f"it is the only node that can run {job}" for job in sorted(node.wanted_by)]
+        needs = ((job.job, job.needs_of(node.name)) for job in (*self.jobs.values(), *self.kept.values()))
+        return (*tasks, *sole, *(f"{what} of {job}" for job, what in needs if what))
+
+    def _only_node_for(self, job: JobRun, node: Node) -> bool:
+        others = (n.name for n in self.leases.nodes.values() if n is not node and n.takes_work)
+        return node.name not in job.unfit and all(name in job.unfit for name in others)
+
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
 
@@ -435,6 +507,8 @@ class Scheduler:
             self._lose_work(node, now)
         if self._restoring:
             self._wait_for_nodes(now)
+        else:
+            self._look_at_drains(now)
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
@@ -445,8 +519,8 @@ class Scheduler:
                 self._prefetch(job)
 
     def _wait_for_nodes(self, now: float) -> None:
-        if now >= self._expected_until:
-            lost, self._expected = sorted(self._expected), {}
+        if now >= self.expected_until:
+            lost, self.expected = sorted(self.expected), {}
             self._returning.clear()
             for name in lost:
                 self._lose_results(name, now)
@@ -533,7 +607,7 @@ class Scheduler:
 
     def _prefetch(self, job: JobRun) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if n.is_here and n.hello.data_address]
+        live = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
         nodes = [n for n in live if n.name not in job.unfit]
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)

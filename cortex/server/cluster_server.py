@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
+from cortex.errors import CortexError, InternalError, ProtocolError, UsageError, VersionMismatch
 from cortex.ids import Role
 from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
 from cortex.private_files import lock_file, make_private_folder
@@ -32,6 +32,7 @@ from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
+from cortex.units import counted
 from cortex.wire import tls
 from cortex.wire.door import Door, Link
 from cortex.wire.gate import Members, Strangers
@@ -40,6 +41,7 @@ from cortex.wire.join_desk import JoinDesk, TokenDesk
 from cortex.wire.messages import (
     AdminDone,
     CreateToken,
+    DrainNode,
     FromNode,
     KillCluster,
     ListTokens,
@@ -101,6 +103,7 @@ class ClusterServer:
         self._run: Callable[..., Deferred[Any]] = partial(deferToThreadPool, reactor, self._pool)
         journal = Journal(os.path.join(home, _JOURNAL))
         self._journal = JournalDesk(reactor, journal, self._run, wall_clock)
+        self._nodes: dict[str, Link] = {}
         self._server = Server(
             reactor,
             clock,
@@ -108,8 +111,8 @@ class ClusterServer:
             self._journal,
             blob_folder=os.path.join(home, _BLOBS),
             wall_clock=wall_clock,
+            certificate_expiry=self._certificate_expiry,
         )
-        self._nodes: dict[str, Link] = {}
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}
         desk = JoinDesk(made.authority, store, self._versions)
         self._door = Door(reactor, self._members, desk, self._run, self._said, self._lost, wall_clock)
@@ -149,6 +152,8 @@ class ClusterServer:
             self._node_said(link, message)
         elif isinstance(message, KillCluster):
             self._kill(link)
+        elif isinstance(message, DrainNode):
+            self._drain(link, message)
         elif isinstance(message, CreateToken | ListTokens | RevokeToken | RevokePeer):
             link.accept()
             answering = self._run(self._tokens.answer, message, self._wall_clock())
@@ -198,7 +203,7 @@ class ClusterServer:
         deliver = self._from_node[link] = self._server.attach_node(link)
         link.send(PeersRevoked(self._members.revoked))
         deliver(hello)
-        _log.info("{node} is here, with {slots} slots", node=hello.node, slots=hello.slots)
+        _log.info("{node} is here, with {slots}", node=hello.node, slots=counted(hello.slots, "slot"))
 
     def _lost(self, link: Link, error: CortexError | None) -> None:
         assert link.peer is not None
@@ -231,9 +236,23 @@ class ClusterServer:
         _log.failure("an admin's request failed", failure)
         link.send(Refused(InternalError("the request failed; the server's log says why").report()))
 
+    def _drain(self, link: Link, message: DrainNode) -> None:
+        link.accept()
+        if not self._server.drain(message.node, message.seconds, message.undo):
+            cure = "list them: cortex nodes list"
+            link.send(Refused(UsageError(f"there is no node {message.node!r} here", cure=cure).report()))
+            return
+        done = "keeps" if message.undo else "drains"
+        _log.info("{peer} {done} {node}", peer=str(link.peer), done=done, node=message.node)
+        link.send(AdminDone())
+
+    def _certificate_expiry(self, node: str) -> float:
+        link = self._nodes.get(node)
+        return 0.0 if link is None or link.peer is None else link.peer.not_after
+
     def _kill(self, link: Link) -> None:
         _log.warn("{peer} ends the cluster", peer=str(link.peer))
-        self._server.cancel_all("the cluster was ended")
+        self._server.cancel_all(f"{link.peer} has ended the cluster")
         for node in self._nodes.values():
             node.send(ShutDown())
         link.close(AdminDone())

@@ -36,7 +36,9 @@ from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
 from cortex.scheduling.events import (
+    CANCELLED,
     CancelRequested,
+    DrainRequested,
     Event,
     GiveUpNode,
     JobSubmitted,
@@ -51,7 +53,7 @@ from cortex.scheduling.events import (
     WriteDown,
 )
 from cortex.scheduling.scheduler import Scheduler
-from cortex.scheduling.status import job_statuses, node_statuses
+from cortex.scheduling.status import expected_statuses, job_statuses, node_statuses
 from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
 from cortex.server.job_ledger import JobLedger
@@ -77,6 +79,7 @@ from cortex.wire.messages import (
     FromServer,
     GetLogs,
     GetStatus,
+    Goodbye,
     InputBytes,
     InputUnread,
     JobAccepted,
@@ -169,7 +172,7 @@ class Server:
     that makes no sense.
     `wall_clock` is seconds since 1970: results expire by it.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
-    end, so not durably); "" in tests without any.
+    end, so not durably); "" in tests without any. `certificate_expiry(node)`: seconds since 1970, 0 unknown.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
@@ -183,12 +186,14 @@ class Server:
         *,
         blob_folder: str = "",
         wall_clock: Callable[[], float] = time.time,
+        certificate_expiry: Callable[[str], float] = lambda node: 0.0,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._wall_clock = wall_clock
         self._cluster = cluster
         self._journal = journal
+        self._certificate_expiry = certificate_expiry
         self._scheduler = Scheduler(journalled=journal is not None)
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
@@ -303,8 +308,19 @@ class Server:
                 self._input.read(message)
         elif isinstance(message, NodeLog):
             self._logs.answered(message)
+        elif isinstance(message, Goodbye):
+            known = self._nodes.get(message.node)
+            if known is not None and known[0].incarnation == message.incarnation:
+                self.detach_node(message.node, for_good=True)
         else:
             self._handle(message)
+
+    def drain(self, node: str, seconds: float, undo: bool = False) -> bool:
+        """Have a node finish what it does and end, or stay after all; False if there is no such node."""
+        if node not in self._scheduler.leases.nodes:
+            return False
+        self._handle(DrainRequested(node, seconds, undo))
+        return True
 
     # --- clients ---
 
@@ -555,8 +571,9 @@ class Server:
         """A client ends its own jobs, over whichever link; an admin ends all."""
         if job not in client.jobs and not self._owns(client, job):
             return
+        by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
         if job not in self._results or job in self._scheduler.jobs:  # a result is forgotten, not cancelled
-            self._handle(CancelRequested(job))
+            self._handle(CancelRequested(job, by))
         if job not in client.jobs:
             client.link.send(self._status())
 
@@ -585,7 +602,12 @@ class Server:
             for job in self._ledger.ended
             if job.job not in self._scheduler.jobs
         ]
-        return ClusterStatus(self._cluster, node_statuses(self._scheduler, now), (*ended, *running))
+        nodes = [
+            msgspec.structs.replace(node, certificate_expires_at=self._certificate_expiry(node.node))
+            for node in node_statuses(self._scheduler, now)
+        ]
+        expected = expected_statuses(self._scheduler, now)
+        return ClusterStatus(self._cluster, tuple(nodes), (*ended, *running), expected)
 
     def client_lost(self, link: MessageProtocol[Any], error: CortexError | None) -> None:
         client = self._clients.pop(link, None)
@@ -687,7 +709,7 @@ class Server:
                 self._give_up_node(instruction)
 
     def _give_up_node(self, instruction: GiveUpNode) -> None:
-        _log.info("{node} did not come back", node=instruction.node)
+        _log.info("{node} is given up", node=instruction.node)
         self._relay.node_lost(instruction.node)
         if self._journal is not None:
             self._journal.node_dropped(instruction.node)

@@ -28,9 +28,11 @@ _TRIES_APART = 16  # blocks stored unread by LZ4 after one that it did not short
 
 @dataclass(frozen=True)
 class RunFileSummary:
-    """What was written. `partition_rows` has an entry for each partition up to the last with rows."""
+    """What was written. `partition_rows` has an entry for each partition up to the last with rows;
+    `raw_bytes` is the sum of its batches before compression, as the index has them."""
 
     bytes: int
+    raw_bytes: int
     rows: int
     partition_rows: tuple[int, ...]
     runs: int
@@ -58,6 +60,7 @@ class RunFileWriter:
         self._run_entries = 0
         self._last = (0, 0)
         self._rows = 0
+        self._raw_bytes = 0
         self._partition_rows = array.array("Q")
         self._pending = bytearray()
         self._offset = 0
@@ -128,6 +131,7 @@ class RunFileWriter:
         self._run_entries += 1
         self._last = (partition, last_hash)
         self._rows += batch.num_rows
+        self._raw_bytes += raw.size
         if partition >= len(self._partition_rows):
             self._partition_rows.extend([0] * (partition + 1 - len(self._partition_rows)))
         self._partition_rows[partition] += batch.num_rows
@@ -148,7 +152,8 @@ class RunFileWriter:
             self._file.close()
         except OSError as error:
             raise self._full(error, 0) from error
-        return RunFileSummary(self._offset, self._rows, tuple(self._partition_rows), len(self._runs))
+        partition_rows = tuple(self._partition_rows)
+        return RunFileSummary(self._offset, self._raw_bytes, self._rows, partition_rows, len(self._runs))
 
     def abort(self) -> None:
         """Close and remove the file; nothing of it is left. Safe to call twice and after a failure."""

@@ -278,15 +278,17 @@ class MapAttempt:
         assert self._emitter is not None
         types = self._emitter.types
         if self._shuffle is not None:
-            written, partition_rows, checksum = self._shuffle.commit()
+            made = self._shuffle.commit()
             self._shuffle = None
             stats = TaskStats(
                 rows_in=stats.rows_in,
                 bytes_in=stats.bytes_in,
                 rows_out=stats.rows_out,
-                spilled_bytes=written,
+                bytes_out=made.raw_bytes,
+                spilled_bytes=made.written_bytes,
             )
-            return MapResult(self._task.map_index, stats, partition_rows, checksum, (), counters, types)
+            rows, checksum = made.partition_rows, made.checksum
+            return MapResult(self._task.map_index, stats, rows, checksum, (), counters, types)
         assert self._part is not None
         parts = self._pairs.finish() if self._pairs is not None else self._part.finish()
         self._part = None

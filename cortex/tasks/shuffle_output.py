@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,16 @@ from cortex.shuffle.run_schema import Layout
 from cortex.storage.map_output_store import MapOutputStore
 
 
+class Committed(NamedTuple):
+    written_bytes: int
+    raw_bytes: int
+    """Of its batches, before compression: what all reduces together must have read of it."""
+    partition_rows: tuple[int, ...]
+    checksum: int
+
+
 class ShuffleOutput:
-    """`sink` is where collectors write runs; `commit` gives (bytes, rows of each partition, checksum)."""
+    """`sink` is where collectors write runs; `commit` gives the file its name."""
 
     def __init__(self, store: MapOutputStore, attempt: str, partitions: int) -> None:
         self.partitioner = Partitioner(partitions)
@@ -31,11 +39,11 @@ class ShuffleOutput:
     def bytes_written(self) -> int:
         return self._writer.bytes_written
 
-    def commit(self) -> tuple[int, tuple[int, ...], int]:
+    def commit(self) -> Committed:
         checksum = self._writer.content_checksum
         summary = self._store.commit(self._writer, self._attempt)
         rows = [*summary.partition_rows] + [0] * (self.partitioner.count - len(summary.partition_rows))
-        return summary.bytes, tuple(rows), checksum
+        return Committed(summary.bytes, summary.raw_bytes, tuple(rows), checksum)
 
     def abort(self) -> None:
         self._writer.abort()

@@ -26,12 +26,13 @@ from cortex.wire.join import Endpoint
 from cortex.wire.tls_failures import explain
 
 _CHUNK_BYTES = 256 * KIB
+_RECORD_BYTES_MAX = 16 * KIB + 256 + 5  # RFC 8446, 5.2: a TLSCiphertext and its header
 
 
 class TlsSocket:
     """A connected TLS stream that behaves as a blocking socket. Owns the socket under it.
 
-    What `recv_into` does not hand out it does not hold back either: with a buffer of 64 KiB or more,
+    What `recv_into` does not hand out it does not hold back either: but for the beginning of a record,
     nothing waits that a poll of `fileno` would not show.
     """
 
@@ -79,14 +80,17 @@ class TlsSocket:
                 self._sock.sendall(self._outgoing_bytes())
 
     def recv_into(self, buffer: bytearray) -> int:
-        """Wait for bytes once; BlockingIOError when they held nothing for the caller.
+        """Wait for bytes once; BlockingIOError when they held nothing for the caller. The buffer must be
+        larger than two records.
 
         Raises NotTrusted when the server says that it does not take our certificate, which TLS 1.3 lets
         it say only now.
         """
         if self._ended:
             return 0
-        data = self._sock.recv(len(buffer))
+        # With these bytes a record may be complete that began with earlier ones, and all must fit: a poll
+        # would not show what is left.
+        data = self._sock.recv(len(buffer) - _RECORD_BYTES_MAX)
         with self._tls_lock:
             if data:
                 self._incoming.write(data)

@@ -16,9 +16,9 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError
+from cortex.errors import CortexError, InternalError, ProtocolError
 from cortex.ids import Role
-from cortex.wire.gate import Members
+from cortex.wire.gate import Members, revoked
 from cortex.wire.join_desk import JoinDesk
 from cortex.wire.messages import Join, Joined, Message, Refused, RenewCertificate
 from cortex.wire.peers import AcceptedProtocol
@@ -70,7 +70,7 @@ class Door:
         self._members.revoke(peer)
         for link in list(self._links):
             if link.peer is not None and link.peer.id == peer:
-                link.close(Refused(NotAllowed(f"{link.peer} was revoked").report()))
+                link.close(Refused(revoked(link.peer).report()))
 
     def close(self) -> None:
         """Close every link."""

@@ -270,7 +270,7 @@ def check_total(out: Path, wanted: int) -> str:
 
 def test_the_peak_that_cortex_tells_is_the_one_counted_from_outside(folder: Path) -> None:
     path, told = folder / "stations.csv", folder / "told.json"
-    write(path, Stations(2_000_000))
+    write(path, Stations(8_000_000))
     job = f"{JOBS / 'stations.yaml'} --input {path} --memory {MEMORY_MB}MB --json --quiet"
     command = f"exec {sys.executable} -m cortex mapreduce {job} > {told}"
     measured = run(["bash", "-c", command], env=environment(), watch_memory=True)

@@ -285,6 +285,7 @@ class Simulation:
             part = m.OutputPart(f"part-{task.map_index}", run.attempt, 1, 1, ())
             parts = (part,) if world.map_only else ()
             node.runs[run.attempt] = rows
+            stats = msgspec.structs.replace(stats, bytes_out=10 if world.map_only else 10 * sum(rows))
             self.made_by[run.attempt] = m.OutputNode(node.name, address_of(node))
             result = m.MapResult(
                 task.map_index, stats, () if world.map_only else rows, hash(rows) % 2**64, parts,
@@ -305,7 +306,10 @@ class Simulation:
             part = m.OutputPart(f"part-{task.partition}", run.attempt, 1, 1, ())
             self.made_by[run.attempt] = m.OutputNode(node.name, address_of(node))
             result = m.ReduceResult(
-                task.partition, msgspec.structs.replace(stats, rows_in=total), (part,), {"c": {"reduces": 1}}
+                task.partition,
+                msgspec.structs.replace(stats, rows_in=total, bytes_in=10 * total),
+                (part,),
+                {"c": {"reduces": 1}},
             )
         done = m.TaskFinished(run.attempt, result, self.rng.random(), 1)
         self.report(node, m.AttemptFinished(node.name, node.incarnation, done))

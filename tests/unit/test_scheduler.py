@@ -54,7 +54,7 @@ class Driver:
         self.last = self.scheduler.handle(event, self.now)
         lines = []
         for instruction in self.last:
-            message = instruction.message
+            message = getattr(instruction, "message", None)
             if isinstance(message, m.MapLocations):
                 self.table(instruction.node, message.job).update(message)  # type: ignore[union-attr]
             else:
@@ -112,14 +112,16 @@ class Driver:
         return self.tell(m.AttemptFinished(node, "1", finished))
 
     def mapped(self, index: int, number: int = 0, rows: tuple[int, ...] = (4,), **options: Any) -> list[str]:
-        stats = options.pop("stats", m.TaskStats(rows_in=5, bytes_in=10, rows_out=4, bytes_out=40))
+        wrote = m.TaskStats(rows_in=5, bytes_in=10, rows_out=4, bytes_out=10 * sum(rows))
+        stats = options.pop("stats", wrote)
         seconds, node = options.pop("seconds", 1.0), options.pop("node", "n")
         result = m.MapResult(index, stats, rows, **options)
         return self.done(f"{JOB}-m{index:06d}.{number}", result, seconds, node)
 
     def reduced(self, partition: int, number: int, rows_in: int, **options: Any) -> list[str]:
         part = m.OutputPart(f"part-{partition}", f"staged-{partition}-{number}", 1, 2, ())
-        stats = m.TaskStats(rows_in=rows_in, rows_out=2, groups=2, shuffled_bytes=30, spilled_bytes=3)
+        bytes_in = options.pop("bytes_in", 10 * rows_in)
+        stats = m.TaskStats(rows_in, bytes_in, rows_out=2, groups=2, shuffled_bytes=30, spilled_bytes=3)
         return self.done(
             f"{JOB}-r{partition:06d}.{number}", m.ReduceResult(partition, stats, (part,), **options)
         )
@@ -418,6 +420,19 @@ def test_rows_are_conserved_or_the_job_fails_by_name() -> None:
     assert "read 12" in end.error.message
 
 
+def test_bytes_are_conserved_over_all_reduces_or_the_job_fails_by_name() -> None:
+    d = Driver()
+    d.start(make_plan(2, 2))
+    d.mapped(0, rows=(4, 1))
+    d.mapped(1, rows=(3, 2))
+    assert "client" not in " ".join(d.reduced(0, 0, 7, bytes_in=71))  # one reduce alone says nothing
+    assert d.reduced(1, 0, 3)[-1] == "client 1 <- JobFailed rows-lost"
+    end = d.end()
+    assert isinstance(end, m.JobFailed)
+    assert "wrote 100 bytes" in end.error.message
+    assert "read 101" in end.error.message
+
+
 @pytest.mark.parametrize("change", [{"rows": (3, 3)}, {"row_checksum": 1}])
 def test_a_redo_with_other_rows_fails_once_a_reduce_has_read_the_first(change: dict[str, Any]) -> None:
     d = Driver()
@@ -577,7 +592,8 @@ def test_a_result_that_is_lost_with_its_node_is_made_anew() -> None:
     stats = m.TaskStats(rows_in=8, rows_out=2, groups=2, shuffled_bytes=30, spilled_bytes=3)
     for index, rows in enumerate((8, 2)):
         part = m.OutputPart(f"part-{index}", f"staged-{index}-1", 1, 2, ())
-        result = m.ReduceResult(index, msgspec.structs.replace(stats, rows_in=rows), (part,), {"g": {"n": 1}})
+        read = msgspec.structs.replace(stats, rows_in=rows, bytes_in=10 * rows)
+        result = m.ReduceResult(index, read, (part,), {"g": {"n": 1}})
         d.done(f"{JOB}-r{index:06d}.1", result, node="other")
     again = d.end()
     assert isinstance(first, m.JobDone)
@@ -624,7 +640,7 @@ def test_a_node_that_cannot_run_a_job_costs_no_attempt_and_is_noted() -> None:
     ]
     d.mapped(0, node="o")
     part = m.OutputPart("part-0", "staged-0-0", 1, 2, ())
-    d.done(f"{JOB}-r000000.0", m.ReduceResult(0, m.TaskStats(rows_in=4), (part,)), node="o")
+    d.done(f"{JOB}-r000000.0", m.ReduceResult(0, m.TaskStats(4, 40), (part,)), node="o")
     report = d.end().report
     assert report.failed_attempts == 0
     assert report.notes == ("a note", "node n lacks the package x: the job went on without it; pip install x")

@@ -399,7 +399,7 @@ def test_a_record_that_makes_no_sense_fails_its_job_by_name(lives: Callable[[], 
     job = submit(life.client()[1])
     life.finish(f"{job}-plan.0", m.PlanResult(PLAN))
     life.clock.advance(JOURNAL_S)
-    life.journal._db.execute("UPDATE records SET record = x'93'")
+    life.journal._file.db.execute("UPDATE records SET record = x'93'")
     later = lives()
     accepted, failed = later.client()[1](m.AttachJob(job))
     assert accepted == m.JobAccepted(job)

@@ -212,7 +212,11 @@ class JobLogs(Message, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """A node as the server sees it. `silent`: its leases have expired, but its link is still there."""
+    """A node as the server sees it. `silent`: its leases have expired, but its link is still there.
+
+    `state`: up, silent, away (its link has ended a moment ago), expected (it was there in an earlier life of
+    the server, which knows no more of it yet), draining, or leaving (the time of its drain is over).
+    """
 
     node: str
     data_address: str
@@ -224,6 +228,15 @@ class NodeStatus(msgspec.Struct, frozen=True):
     heard_s: float
     """Seconds since it was last heard."""
     silent: bool
+    state: str = "up"
+    host: str = ""
+    versions: dict[str, str] = {}
+    certificate_expires_at: float = 0.0
+    """Seconds since 1970; 0 where there is none, or the node is not connected."""
+    waits_for: tuple[str, ...] = ()
+    """Of a node that is draining: what it is still needed for."""
+    leaves_in_s: float = -1.0
+    """Of a node that is draining: until what it runs is given up. Of one that is expected: until it is."""
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -245,6 +258,8 @@ class ClusterStatus(Message, frozen=True):
     cluster: str
     nodes: tuple[NodeStatus, ...]
     jobs: tuple[JobStatus, ...]
+    expected: tuple[NodeStatus, ...] = ()
+    """Nodes of an earlier life of the server that are not back yet: little more is known than their names."""
 
 
 class JobReceived(Message, frozen=True):

@@ -36,6 +36,10 @@ class NodeHello(Message, frozen=True):
     attempts: dict[str, int] = {}
     """That it was leased, and that have not ended or whose end was not acknowledged (ReportsKept); each with
     its ReduceTask's `version`, or 0."""
+    draining_s: float = -1.0
+    """It was told to drain, and has so many seconds left; -1: it was not."""
+    host: str = ""
+    """The machine's name, for people."""
 
 
 class StartJob(Message, frozen=True):
@@ -134,6 +138,28 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
     disk_free_bytes: int = -1
     """Of the folders for spilled data together; -1 unknown."""
+
+
+class Drain(Message, frozen=True):
+    """Give back what has not begun (GivenBack); nothing more is leased, and ShutDown follows when nothing of
+    this node is needed any more. `seconds`, from now, is when what still runs is given up. -1: work again."""
+
+    seconds: float
+
+
+class GivenBack(Message, frozen=True):
+    """These attempts were leased to the node and have not begun: they run elsewhere."""
+
+    node: str
+    incarnation: str
+    attempts: tuple[str, ...]
+
+
+class Goodbye(Message, frozen=True):
+    """The node ends now, and does not come back as it was."""
+
+    node: str
+    incarnation: str
 
 
 class SendPart(Message, frozen=True):
@@ -241,7 +267,7 @@ class NodeLog(Message, frozen=True):
 
 
 class ShutDown(Message, frozen=True):
-    """An admin ends the cluster: kill what runs, remove what was spilled, end."""
+    """The cluster ends, or the node is drained: kill what runs, remove what was spilled, end."""
 
 
 ToNode = Union[  # noqa: UP007
@@ -262,6 +288,7 @@ ToNode = Union[  # noqa: UP007
     InputBytes,
     InputUnread,
     SendLogs,
+    Drain,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -270,6 +297,8 @@ FromNode = Union[  # noqa: UP007
     AttemptFailed,
     Heartbeat,
     CannotServe,
+    GivenBack,
+    Goodbye,
     PartChunk,
     PartUnread,
     FetchBlob,

@@ -104,8 +104,10 @@ class ScanResult(Message, frozen=True):
 class TaskStats(Message, frozen=True):
     rows_in: int = 0
     bytes_in: int = 0
+    """A reduce's: of the batches it read, before compression."""
     rows_out: int = 0
     bytes_out: int = 0
+    """Of parts; a map's with reduces behind it: of the batches in its run file, before compression."""
     spilled_bytes: int = 0
     shuffled_bytes: int = 0
     groups: int = 0
