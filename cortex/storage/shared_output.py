@@ -19,7 +19,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cortex.errors import InternalError, OutputFailed
+from cortex.errors import InternalError, OutputExistsError, OutputFailed
 from cortex.storage.filesystem import Filesystem
 from cortex.storage.output_committer import (
     ASIDE,
@@ -72,14 +72,15 @@ def commit_shared(
     check_names(folder, parts)
     with failing(f"output {output} could not be committed"):
         if not is_committed(fs, output, job):
-            check_output(fs, output, overwrite)
-            _fill(fs, folder, parts, {**manifest, "id": job}, attempt)
-            check_output(fs, output, overwrite)
             try:
+                check_output(fs, output, overwrite)
+                _fill(fs, folder, parts, {**manifest, "id": job}, attempt)
+                check_output(fs, output, overwrite)
                 _publish(fs, folder, output, overwrite, job)
-            except FileNotFoundError:
-                if not is_committed(fs, output, job):
+            except (OSError, OutputFailed, OutputExistsError):
+                if not is_committed(fs, output, job):  # else another was faster
                     raise
+        fs.sync_folder(os.path.dirname(output))  # whoever has moved it there may not have come to this
         remove_shared(fs, output, job)
 
 
