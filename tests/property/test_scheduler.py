@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from cortex.errors import ErrorReport
 from cortex.ids import JobId, is_attempt_id, new_job_id
 from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
-from cortex.job.spec import InputSpec, JobSpec
+from cortex.job.spec import InputSpec, JobSpec, OutputSpec
 from cortex.limits import (
     LEASE_S,
     LEASES_AHEAD_PER_SLOT,
@@ -137,6 +137,8 @@ class Simulation:
         self.made_by: dict[str, m.OutputNode] = {}
         self.accepted: dict[str, list[str]] = {}
         self.unfit_said: set[str] = set()
+        self.not_kept: set[str] = set()
+        """Jobs whose map outputs were not kept any more when they were done."""
         self.old: list[events.Event] = []
         self.lives = 0
         self.slots_max = 0
@@ -147,8 +149,9 @@ class Simulation:
             job = new_job_id(rng.randbytes(6))
             world = self.worlds[job] = World(rng)
             form: Any = "none" if world.map_only else "aggregate"
-            spec = JobSpec("sim", InputSpec(("/data/*.csv",)), reduce_form=form)
             staging = rng.choice(["/staging", ""])
+            output = OutputSpec("/out", at="nodes" if staging and rng.random() < 0.5 else "client")
+            spec = JobSpec("sim", InputSpec(("/data/*.csv",)), output, reduce_form=form)
             self.submit(job, m.SubmitJob(spec, b"", (), staging))
 
     def make_scheduler(self) -> Scheduler:
@@ -222,6 +225,8 @@ class Simulation:
             assert 0 < len(message.partitions) <= node.slots
         elif isinstance(message, m.Revoke):
             node.queue = [r for r in node.queue if r.attempt not in message.attempts]
+        elif isinstance(message, m.DropMapOutputs):
+            assert message.job in node.jobs
         elif isinstance(message, m.EndJob):
             assert message.job in node.jobs
             node.jobs.discard(message.job)
@@ -291,6 +296,15 @@ class Simulation:
                 task.map_index, stats, () if world.map_only else rows, hash(rows) % 2**64, parts,
                 {"c": {"maps": 1}},
             )  # fmt: skip
+        elif isinstance(task, m.CommitTask):
+            indices = range(world.maps) if world.map_only else range(world.reducers)
+            assert [(part.name, part.node) for part in task.parts] == [(f"part-{i}", "") for i in indices]
+            if self.fault(0.2):
+                error = ErrorReport("output-unseen", f"{node.name} does not see it", "mount it")
+                self.unfit_said.add(job)
+                self.failed(node, run, error)
+                return
+            result = m.CommitResult()
         else:
             total = 0
             for ref in map_outputs(task.inputs, JobId(job)):
@@ -360,6 +374,10 @@ class Simulation:
             if rng.random() < 0.7:
                 self.tell(events.NodeLost(name))
             self.join(name)
+        if self.done and self.fault(0.1):
+            job = rng.choice(sorted(self.done))
+            self.not_kept.add(job)
+            self.tell(events.MapsNotKept(job))
         if self.done and rng.random() < 0.3:
             self.fetch(rng.choice(sorted(self.done)))
         busy = [n for n in self.nodes.values() if n.silent_until <= self.now and n.queue]
@@ -380,7 +398,7 @@ class Simulation:
         else:
             raise AssertionError(f"a job hangs: {set(self.worlds) - set(self.ends)}")
         for job, end in self.ends.items():
-            self.check_end(self.worlds[job], end, job in self.unfit_said)
+            self.check_end(self.worlds[job], end, job in self.unfit_said, job in self.not_kept)
         assert not self.scheduler.jobs
         assert not self.scheduler.kept
         assert not any(n.held for n in self.scheduler.leases.nodes.values())
@@ -391,11 +409,12 @@ class Simulation:
             widest = max(map(len, self.worlds[job].plan.tasks), default=0)
             assert run._scan_ahead <= bound + widest
 
-    def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool) -> None:
+    def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool, dropped: bool) -> None:
         if isinstance(end, m.JobFailed):
             # Either a fault that was injected, or maps that are not deterministic, by name.
             codes = {"user-code", "corrupt-run"} | ({"map-changed"} if world.moody else set())
-            codes |= {"package-missing"} if unfit else set()
+            codes |= {"package-missing", "output-unseen"} if unfit else set()
+            codes |= {"results-lost"} if dropped and not world.map_only else set()
             assert end.error.code in codes, end.error
             return
         indices = range(world.maps) if world.map_only else range(world.reducers)
