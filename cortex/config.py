@@ -8,6 +8,7 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_SLOTS        executors at once (default: one a processor)
     CORTEX_HOME         folder of cortex's own state
     CORTEX_SPILL_DIRS   folders for temporary data, separated as in PATH (default: spill in the home)
+    CORTEX_DATA_DIRS    folders whose files a node may read and serve, separated as in PATH (default: none)
     CORTEX_SERVER       HOST:PORT of the cluster's server (default: this machine alone)
     CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
     CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
@@ -33,6 +34,7 @@ VARIABLES: Final = (
     "CORTEX_SLOTS",
     "CORTEX_HOME",
     "CORTEX_SPILL_DIRS",
+    "CORTEX_DATA_DIRS",
     "CORTEX_SERVER",
     "CORTEX_JOIN",
     "CORTEX_LISTEN",
@@ -56,6 +58,8 @@ class Config:
     """"" : this machine alone."""
     join_line: str = field(default="", repr=False)
     """It holds a secret."""
+    data_dirs: tuple[str, ...] = ()
+    """Of a node."""
     listen: str = ""
     advertise: str = ""
     """Of a server or a node; "": not set."""
@@ -113,6 +117,7 @@ def load_config(
         spill_dirs=places or (_default_spill(home),),
         server=_value(settings, "CORTEX_SERVER", _text) or "" if server is None else server,
         join_line=_value(settings, "CORTEX_JOIN", _text) or "" if join_line is None else join_line,
+        data_dirs=_value(settings, "CORTEX_DATA_DIRS", partial(_folders, environment, folder)) or (),
         listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
         advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
         warnings=tuple(warnings),

@@ -122,7 +122,7 @@ def write_private(path: str, data: bytes) -> None:
                 os.unlink(os.path.join(folder, other))
         _write_new(os.path.join(folder, part), data)
         os.rename(os.path.join(folder, part), path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, part))
@@ -146,7 +146,8 @@ def _write_new(path: str, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """Names in it, given and taken, are on the device when this returns."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

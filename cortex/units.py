@@ -76,8 +76,11 @@ def format_decimal(value: Decimal) -> str:
     return format(value, "f") if plain else str(value)
 
 
+_HOURS_SHOWN = 48  # beyond it nobody counts hours
+
+
 def format_seconds(seconds: float) -> str:
-    """0.42 -> ``0.42 s``; 75 -> ``1 m 15 s``; 3700 -> ``1 h 1 m``; 604800 -> ``7 d 0 h``."""
+    """0.42 -> ``0.42 s``; 75 -> ``1 m 15 s``; 3700 -> ``1 h 1 m``; three days -> ``3 d 0 h``."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 60:
@@ -85,6 +88,7 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} m {rest} s"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} m"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+    hours = minutes // 60
+    if hours < _HOURS_SHOWN:
+        return f"{hours} h {minutes % 60} m"
+    return f"{hours // 24} d {hours % 24} h"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cortex.cli.locality import local_share, shares
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.config import Config, load_config
@@ -111,6 +112,12 @@ def server(listen: str | None, advertise: str | None, home: str | None) -> int:
     "--memory", metavar="SIZE", help="Cap of everything the node starts (default: half of the machine's)."
 )
 @click.option("--spill", multiple=True, metavar="DIR", help="Folder for temporary data; may be repeated.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="DIR",
+    help="Folder whose files the node may read and serve: jobs name them data:PATH; may be repeated.",
+)
 @click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
 def node(
     join: str | None,
@@ -119,6 +126,7 @@ def node(
     slots: str | None,
     memory: str | None,
     spill: tuple[str, ...],
+    data: tuple[str, ...],
     home: str | None,
 ) -> int:
     """Run a node of a cluster, in the foreground.
@@ -130,6 +138,7 @@ def node(
     Examples:
       cortex node --join head:8786/t0123456789ab-0123...
       cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex
+      cortex node --data /srv/logs --data /srv/archive
     """
 
     def command() -> int:
@@ -152,6 +161,7 @@ def node(
             memory_bytes=config.memory_bytes,
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
+            data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
         )
 
     return guarded(command)
@@ -282,10 +292,18 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
     if not jobs:
         return []
     rows = [
-        [job.job, job.name, job.state, _tasks_done(job), format_seconds(job.seconds), job.owner]
+        [
+            job.job,
+            job.name,
+            job.state,
+            _tasks_done(job),
+            local_share(job.locality),
+            format_seconds(job.seconds),
+            job.owner,
+        ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "tasks", "time", "owner"], rows, {4})
+    return aligned(["job", "name", "state", "tasks", "maps", "time", "owner"], rows, {5})
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -356,7 +374,9 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
         if as_json:
             print_json(plain(found))
         else:
-            lines = job_lines([found]) + ([f"error: {found.error}"] if found.error else [])
+            lines = job_lines([found])
+            lines += [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            lines += [f"error: {found.error}"] if found.error else []
             if found.kept_until:
                 from cortex.cli.detached import day
 

@@ -37,7 +37,7 @@ def submit_detached(
     Waits for the plan of its input, DETACH_PLAN_S at most, and raises what fails until then: an input that
     the nodes do not see shows here. Raises KeyboardInterrupt, and then the job is cancelled.
     """
-    files = FoundFiles.find(spec.input.paths)
+    files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
     job = new_job_id()
     request = SubmitJob(spec, code, (), written_to(spec, job), packed.bundle, files.listed, job, keep_s)
 

@@ -21,12 +21,15 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import server_name
-from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
+from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
+from cortex.node.held_inputs import FileReads
 from cortex.node.node import Node
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.transfer.data_port import DataPort
+from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
@@ -37,7 +40,7 @@ from cortex.wire.join import Endpoint, parse_endpoint
 from cortex.wire.messages import CertificateRenewed, FromNode, Goodbye, Message, PeersRevoked, Refused
 from cortex.wire.peers import DialedProtocol, dial
 from cortex.wire.permissions import union_to
-from cortex.wire.renewal import Renewal
+from cortex.wire.renewal import Renewal, look_again_s
 from cortex.wire.versions import local_versions
 
 _log = Logger()
@@ -62,6 +65,7 @@ class ClusterNode:
         advertise: str,
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
+        data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
@@ -79,7 +83,13 @@ class ClusterNode:
         self._settings = tls.Renewable(tls.data_port(identity))
         self._data = DataPort(reactor, wall_clock, self._members, lambda: self._identity, self._addresses.of)
         self._data.trust(False)
-        serving = SegmentServer(reactor, clock, LocalFilesystem(), self._data.identify)
+        serving = SegmentServer(
+            reactor,
+            clock,
+            LocalFilesystem(),
+            self._data.identify,
+            inputs=self._input_reads if data_roots else None,
+        )
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
@@ -101,6 +111,11 @@ class ClusterNode:
             data_address=str(self.address),
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
+            data_roots=data_roots,
+            input_fetcher=lambda answered, failed: InputFetcher(
+                reactor, clock, self._data.connect, self._data.check, answered, failed
+            ),
+            addresses=self._addresses,
             host=socket.gethostname(),
         )
         self._link: DialedProtocol[Any] | None = None
@@ -134,6 +149,10 @@ class ClusterNode:
         if self._link is not None:  # its work moves at once: nobody waits for this node to come back
             self._link.close(Goodbye(self._identity.id, self._node.incarnation) if self._welcome else None)
         self._node.stop(gone)
+
+    def _input_reads(self) -> FileReads:
+        assert self._node.held is not None
+        return FileReads(self._node.held)
 
     # --- the link to the server ---
 
@@ -196,6 +215,7 @@ class ClusterNode:
         if error.code in _FINAL:
             self._fail(error)
         else:
+            self._renewing = None  # if that was refused it is tried again
             _log.warn("the server refused the node: {error}", error=error.message)
 
     def _lost(self, link: DialedProtocol[Any], error: CortexError | None) -> None:
@@ -251,7 +271,8 @@ class ClusterNode:
     # --- its own certificate ---
 
     def _look_at_certificate(self) -> None:
-        self._after("certificate", DAY_S, self._look_at_certificate)
+        again_s = look_again_s([self._identity], self._wall_clock())
+        self._after("certificate", again_s, self._look_at_certificate)
         if self._welcome and self._renewing is None and self._identity.renew_due(self._wall_clock()):
             self._renewing = Renewal(self._identity)
             assert self._link is not None
@@ -269,6 +290,9 @@ class ClusterNode:
             self._settings.options = tls.data_port(self._identity)
             _log.info("the node's certificate was renewed")
         self._renewing = None
+        self._after(
+            "certificate", look_again_s([self._identity], self._wall_clock()), self._look_at_certificate
+        )
 
     # --- time ---
 

@@ -30,9 +30,11 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, InternalError, SpillFull
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import new_job_id
 from cortex.job.bundle import NO_BUNDLE, folders_of
 from cortex.limits import (
+    DATA_READERS,
     HEARTBEAT_S,
     JOB_LOG_BYTES,
     MEMORY_SAMPLE_S,
@@ -42,14 +44,16 @@ from cortex.limits import (
 )
 from cortex.memory_plan import MemoryPlan
 from cortex.node.executor_pool import ExecutorPool
+from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
 from cortex.node.spill_folders import SpillFolders
 from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
+from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
-from cortex.transfer.shuffle_agent import ShuffleAgent
+from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
 from cortex.transfer.work_thread import WorkThread
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
@@ -63,13 +67,16 @@ from cortex.wire.messages import (
     DropPart,
     EndJob,
     FetchAhead,
+    FindInput,
     FromNode,
     GivenBack,
     Heartbeat,
     InputBytes,
+    InputHolders,
     InputUnread,
     JobPlanned,
     Lease,
+    ListData,
     MapLocations,
     NodeHello,
     NodeLog,
@@ -138,6 +145,9 @@ class Node:
         shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
         | None = None,
         keep_reports: bool = False,
+        data_roots: DataRoots | None = None,
+        input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
+        addresses: Addresses | None = None,
         host: str = "",
     ) -> None:
         self._reactor = reactor
@@ -166,6 +176,14 @@ class Node:
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
+        self._input_fetcher = input_fetcher
+        self._addresses = addresses
+        self._finders = ThreadPool(0, DATA_READERS, name="find-input")
+        self.held: HeldInputs | None = None
+        """The input below its data roots; None: there are none."""
+        if data_roots:
+            in_thread, from_thread = self._finders.callInThread, reactor.callFromThread
+            self.held = HeldInputs(name, data_roots, self._tell, in_thread, from_thread)
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
@@ -195,7 +213,16 @@ class Node:
         """Start the executors, and begin to beat. `template` is a connected socket. Then say `hello`.
         `input_socket`: where executors read files that only the client has ("": there are none)."""
         if input_socket:
-            self._input = InputDoor(self._reactor, self._name, self._send, input_socket)
+            self._input = InputDoor(
+                self._reactor,
+                self._name,
+                self._send,
+                input_socket,
+                clock=self._clock,
+                held=self.held,
+                fetcher=self._input_fetcher,
+                learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
+            )
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -208,6 +235,7 @@ class Node:
         )
         self._folders.start()
         self._readers.start()
+        self._finders.start()
         self._tick()
 
     def hello(self) -> None:
@@ -228,6 +256,7 @@ class Node:
                 attempts,
                 -1.0 if self._drain_until is None else max(0.0, self._drain_until - self._clock()),
                 self._host,
+                0 if self.held is None else len(self.held.roots),
             )
         )
         for report, _ in self._reports.values():
@@ -320,6 +349,15 @@ class Node:
         elif isinstance(message, InputBytes | InputUnread):
             if self._input is not None:
                 self._input.answer(message)
+        elif isinstance(message, InputHolders):
+            if self._input is not None:
+                self._input.holders(message)
+        elif isinstance(message, ListData):
+            assert self.held is not None
+            self.held.list_data(message)
+        elif isinstance(message, FindInput):
+            assert self.held is not None
+            self.held.find(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -357,6 +395,7 @@ class Node:
 
     def _stop_threads(self, gone: Callable[[], None]) -> None:
         self._readers.stop()
+        self._finders.stop()
         self._folders.stop()
         self._reactor.callFromThread(gone)
 
@@ -410,6 +449,7 @@ class Node:
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
                 start.bundle.packages,
+                self.held is not None,
             )
         )
         self.room()
@@ -494,6 +534,8 @@ class Node:
         job.ended = True
         if self._input is not None:
             self._input.close_job(message.job)
+        if self.held is not None:
+            self.held.close_job(message.job)
         for _, run in [item for item in self._queue if item[0] == message.job]:
             self._forget(run.attempt)
         self._queue = deque(item for item in self._queue if item[0] != message.job)
@@ -542,6 +584,11 @@ class Node:
             self.room()
 
         self._close(name, folder_unused)
+
+    def _tell(self, message: FromNode) -> None:
+        """From a thread's end: unless there is nobody to tell any more."""
+        if not self._stopping:
+            self._send(message)
 
     # --- what the shuffle says ---
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError, SpillFull, Unreachable, UsageError
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import Role
 from cortex.limits import NODE_EXIT_S_MAX, REDIAL_FIRST_S, REDIAL_S_MAX, UNIX_PATH_BYTES_MAX
 from cortex.memory_plan import MemoryPlan, plan_memory
@@ -42,6 +43,7 @@ def run_node(
     memory_bytes: int,
     slots: int,
     spill_dirs: Sequence[str],
+    data_dirs: Sequence[str] = (),
 ) -> int:
     """Work until SIGTERM, SIGINT, the end of the cluster or of this node's drain; gives the exit code. A
     second signal ends it on the spot, with EXIT_INTERRUPTED.
@@ -50,6 +52,7 @@ def run_node(
     NotTrusted, or what the node failed with later.
     """
     plan = plan_memory(memory_bytes, slots)
+    roots = DataRoots(data_dirs)
     make_private_folder(home)
     lock = lock_file(os.path.join(home, _LOCK), f"another node lives in {home}")
     folder = os.path.join(home, _FOLDER)
@@ -64,9 +67,10 @@ def run_node(
         said = (
             f"cortex node {identity.id} of cluster {identity.cluster}: {counted(plan.slots, 'slot')},"
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
+            + (f", data in {', '.join(roots.folders)}" if roots else "")
         )
         print(said, flush=True)
-        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime)
+        return _serve(identity, folder, listen, advertise, plan, spills, roots, link, runtime)
     finally:
         for each in folders:
             each.remove()
@@ -87,6 +91,7 @@ def _serve(
     advertise: str,
     plan: MemoryPlan,
     spills: Sequence[str],
+    roots: DataRoots,
     template: socket.socket,
     runtime: str,
 ) -> int:
@@ -120,6 +125,7 @@ def _serve(
         advertise=advertise,
         plan=plan,
         spill_dirs=spills,
+        data_roots=roots,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
     )

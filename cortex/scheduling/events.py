@@ -1,7 +1,7 @@
 """What the scheduler is told, and what it answers. The edge (server.py) makes the first and obeys the second.
 
-Five of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`, `CannotServe`, `GivenBack`) and
-one of a client's (`JobReceived`) are events as they are.
+Of a node's messages those that it decides on (`AttemptFinished`, `Heartbeat`, `DataListed` and their like)
+and one of a client's (`JobReceived`) are events as they are.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    DataListed,
     FromServer,
     GivenBack,
     Heartbeat,
+    InputFound,
     JobReceived,
     NodeHello,
     SubmitJob,
@@ -126,6 +128,8 @@ Event = (
     | Heartbeat
     | CannotServe
     | MapsNotKept
+    | DataListed
+    | InputFound
     | GivenBack
     | DrainRequested
     | CancelRequested

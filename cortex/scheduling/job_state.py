@@ -3,6 +3,7 @@
 PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
 MAPPING, REDUCING --OUTPUT_DONE--> DONE       any that has not ended --FAIL--> FAILED, --CANCEL--> CANCELLED
 MAPPING, REDUCING --OUTPUT_STAGED--> COMMITTING --OUTPUT_DONE--> DONE: where a node commits the output
+PLANNING --OUTPUT_DONE--> DONE                of a job that is its plan
 DONE --PART_LOST--> REDUCING, --MAP_LOST--> MAPPING: a node is lost with output that the client lacks
 DONE --FAIL--> FAILED: so it is, and there is nothing left to make it anew from
 """
@@ -37,6 +38,7 @@ class JobEvent(enum.Enum):
 
 JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.PLANNING, JobEvent.PLANNED): JobState.MAPPING,
+    (JobState.PLANNING, JobEvent.OUTPUT_DONE): JobState.DONE,  # its plan is all that was asked for
     (JobState.MAPPING, JobEvent.MAPPED): JobState.REDUCING,
     (JobState.MAPPING, JobEvent.MAP_LOST): JobState.MAPPING,
     (JobState.REDUCING, JobEvent.MAP_LOST): JobState.MAPPING,

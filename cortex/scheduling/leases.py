@@ -53,12 +53,14 @@ class Running(msgspec.Struct, gc=False, eq=False):  # part of no cycle, and ther
 class Told:
     """What a node knows of a job that it was sent tasks of."""
 
-    __slots__ = ("ahead", "locations", "plan")
+    __slots__ = ("ahead", "holders", "locations", "plan")
 
     def __init__(self) -> None:
         self.plan = False
         self.ahead = False
         """Told which inputs to fetch while maps run."""
+        self.holders = -1
+        """The version of the survey as the node was last told of it (`JobRun.input_holders`)."""
         self.locations = (0, 0)
         """(version, nodes): see `MapOutputs.news`."""
 

@@ -50,11 +50,13 @@ from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    DataListed,
     Drain,
     DropMapOutputs,
     EndJob,
     GivenBack,
     Heartbeat,
+    InputFound,
     JobDone,
     JobFailed,
     JobProgress,
@@ -107,6 +109,10 @@ class Scheduler:
         One whose result is lost before goes on."""
         self.stale_messages = 0
         self._turns: deque[str] = deque()
+        self._passed_over: list[Node] = []
+        """They found nothing that they may have now: asked again when there is something new, and on a
+        tick."""
+        self._openings = 0
         self._ticked_at: float | None = None
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -125,6 +131,8 @@ class Scheduler:
             CancelRequested: self._cancel_requested,
             PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
+            DataListed: self._data_listed,
+            InputFound: self._input_found,
             Tick: self._tick,
         }
 
@@ -147,6 +155,7 @@ class Scheduler:
             raise InternalError(f"job {event.job} was submitted twice")
         self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
         self._turns.append(event.job)
+        self._look_for_data(self.jobs[event.job], now)
 
     def _restored(self, event: Restored, now: float) -> None:
         self.expected = dict(event.nodes)
@@ -196,6 +205,9 @@ class Scheduler:
             left_s = max(0.0, node.drain_until - now) if node.draining else -1.0
             self._out.append(SendToNode(node.name, Drain(left_s)))
         self._settle(now)
+        for job in list(self.jobs.values()):
+            job.survey.is_back(hello.node)
+            self._look_for_data(job, now)
 
     def _compare(self, node: Node, hello: NodeHello, expected: bool, now: float) -> None:
         """What the node says it holds with what we know: the two are the same afterwards."""
@@ -249,6 +261,9 @@ class Scheduler:
         self._claims.clear()
         for job in (*self.jobs.values(), *self.kept.values()):
             job.held_back = False
+        for job in list(self.jobs.values()):
+            job.place()
+            self._look_for_data(job, now)
 
     def _node_away(self, event: NodeAway, now: float) -> None:
         node = self.leases.nodes.get(event.node)
@@ -281,6 +296,7 @@ class Scheduler:
     def _lose_results(self, name: str, now: float) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
+            job.holder_lost(name)  # a job that has failed by it ends on the next tick
         self._reopen(now)
 
     def _lose(self, job: JobRun, name: str) -> None:
@@ -300,6 +316,9 @@ class Scheduler:
             del self.kept[job.job]
             self.jobs[job.job] = job
             self._turns.append(job.job)
+            if not job.ended:
+                job.place()  # as it is now: nobody asked while it was done
+                self._ask_all(job)
             self._after(job, now)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
@@ -356,6 +375,8 @@ class Scheduler:
         node = self.leases.current(name, incarnation, now)
         if node is not None and node.silent:
             self.leases.revive(node)
+            for each in self.jobs.values():
+                self._ask(each, node)
             for job in sorted(node.told.keys() - self.jobs.keys() - self.kept.keys()):
                 del node.told[job]
                 self._out.append(SendToNode(name, EndJob(job)))
@@ -396,6 +417,40 @@ class Scheduler:
         job.cannot_run_on(node.name, event.error)
         job.look_for_fit_nodes(self._live_nodes(), now, wait=False)
         self._after(job, now)
+
+    def _data_listed(self, event: DataListed, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            if job.listed(event, self._nodes_here()):
+                self._ask_all(job)
+            self._after(job, now)
+
+    def _input_found(self, event: InputFound, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            job.found(event)
+
+    def _look_for_data(self, job: JobRun, now: float) -> None:
+        """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
+        yet."""
+        self._ask_all(job)
+        if job.look_for_data(self._nodes_here()):
+            self._ask_all(job)
+        if job.ended:
+            self._after(job, now)
+
+    def _ask_all(self, job: JobRun) -> None:
+        for node in self.leases.nodes.values():
+            self._ask(job, node)
+
+    def _ask(self, job: JobRun, node: Node) -> None:
+        question = job.ask(node.name) if node.hello.data_roots and node.is_here else None
+        if question is not None:
+            self._introduce(node, job)
+            self._out.append(SendToNode(node.name, question))
+
+    def _nodes_here(self) -> list[str]:
+        return sorted(node.name for node in self.leases.nodes.values() if node.is_here)
 
     # --- nodes that are drained ---
 
@@ -447,6 +502,7 @@ class Scheduler:
         for job in list(self.jobs.values()):
             if job.needs_of(node.name):
                 self._lose(job, node.name)
+                job.holder_lost(node.name)
 
     def waits_for(self, node: Node) -> tuple[str, ...]:
         """What a node that is drained is still needed for, in words; nothing: it may end."""
@@ -509,9 +565,12 @@ class Scheduler:
             self._wait_for_nodes(now)
         else:
             self._look_at_drains(now)
+        self._ask_passed_over()
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if not job.ended:
+                job.look_for_holders(now)
             if job.ended:
                 self._after(job, now)
             else:
@@ -548,6 +607,8 @@ class Scheduler:
         if job.state is JobState.DONE:
             self.kept[job.job] = job
             job.was_done = True
+            if job.request.plan_only:
+                self._out.append(SendToClient(job.job, job.plan_made()))
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None
@@ -564,11 +625,20 @@ class Scheduler:
                 del node.told[job]
                 self._out.append(SendToNode(node.name, end))
 
+    def _ask_passed_over(self) -> None:
+        for node in self._passed_over:
+            self.leases.put_back(node)
+        self._passed_over.clear()
+
     def _dispatch(self, now: float) -> None:
         """Give nodes what they have room for, the roomiest first, each a share of what waits."""
         granted: dict[str, list[RunTask]] = {}
         left = GRANTS_PER_DECISION_MAX
-        passed_over: list[Node] = []
+        if self._passed_over:
+            openings = sum(job.openings for job in self.jobs.values())
+            if openings != self._openings:
+                self._openings = openings
+                self._ask_passed_over()
         while left > 0 and (node := self.leases.roomiest()) is not None:
             ready = sum(job.ready_tasks(self.leases.slots) for job in self.jobs.values())
             share = max(1, ready // self.leases.wanting)
@@ -576,14 +646,12 @@ class Scheduler:
             if not leased:
                 if not any(job.waits_for_others(node, self.leases.slots) for job in self.jobs.values()):
                     break
-                passed_over.append(node)
+                self._passed_over.append(node)
                 self.leases.set_aside(node)
                 continue
             left -= len(leased)
             tasks = granted.setdefault(node.name, [])
             tasks += [RunTask(running.attempt, running.task) for running in leased]
-        for node in passed_over:
-            self.leases.put_back(node)
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
 
@@ -626,6 +694,11 @@ class Scheduler:
         if job.planned_message is not None and not told.plan:
             told.plan = True
             self._out.append(SendToNode(node.name, job.planned_message))
+        if running is not None and job.may_read_from_afar(running):
+            holders = job.input_holders(told.holders, self.leases.nodes)
+            if holders is not None:
+                told.holders = job.survey.version
+                self._out.append(SendToNode(node.name, holders))
         if running is not None and running.stage == REDUCE:
             locations = job.locations(*told.locations)
             if locations is not None:
@@ -673,5 +746,6 @@ class Scheduler:
             failed_attempts=job.progress.failed_attempts,
             slowest=job.progress.slowest,
             counters=job.progress.counters,
+            locality=job.locality,
             notes=(*(job.plan.notes if job.plan is not None else ()), *job.unfit_notes()),
         )

@@ -26,6 +26,7 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
             node.hello.versions,
             waits_for=scheduler.waits_for(node) if node.draining else (),
             leaves_in_s=max(0.0, node.drain_until - now) if node.draining else -1.0,
+            data_roots=node.hello.data_roots,
         )
         for node in sorted(scheduler.leases.nodes.values(), key=lambda node: node.name)
     )
@@ -50,6 +51,7 @@ def job_statuses(scheduler: Scheduler, owners: Mapping[str, str], now: float) ->
             owners.get(run.job, ""),
             now - run.began_at,
             run.progress.stage_messages(now),
+            locality=run.locality,
         )
         for run in sorted(scheduler.jobs.values(), key=lambda run: run.began_at)
     )

@@ -26,7 +26,7 @@ from twisted.python.threadpool import ThreadPool
 
 from cortex.errors import CortexError, InternalError, ProtocolError, UsageError, VersionMismatch
 from cortex.ids import Role
-from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
+from cortex.limits import AUTHORITY_WARNED_S, RENEW_RETRY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
 from cortex.private_files import lock_file, make_private_folder
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
@@ -55,7 +55,8 @@ from cortex.wire.messages import (
     SubmitJob,
 )
 from cortex.wire.peers import listen_tls
-from cortex.wire.server_home import open_server_home
+from cortex.wire.renewal import look_again_s
+from cortex.wire.server_home import ServerHome, open_server_home
 from cortex.wire.versions import check_versions, local_versions
 
 _log = Logger()
@@ -90,6 +91,7 @@ class ClusterServer:
         self._advertised = advertised
         self._stopped = stopped
         self._wall_clock = wall_clock
+        self._stopping = False
         self._versions = local_versions()
         now = wall_clock()
         made = open_server_home(home, advertised, now)
@@ -118,7 +120,8 @@ class ClusterServer:
         self._door = Door(reactor, self._members, desk, self._run, self._said, self._lost, wall_clock)
         self._settings = tls.Renewable(tls.cluster_port(made.server))
         self._port = listen_tls(reactor, listen, self._settings, Strangers(), self._door.factory())
-        self._renewal = reactor.callLater(DAY_S, self._renew)
+        self._renewal: Any = None
+        self._renewed(made)
 
     @property
     def port(self) -> int:
@@ -135,7 +138,8 @@ class ClusterServer:
 
     def stop(self) -> None:
         """Close every link and the port; a later life goes on with the jobs under way."""
-        if self._renewal.active():
+        self._stopping = True
+        if self._renewal is not None and self._renewal.active():
             self._renewal.cancel()
         self._port.stopListening()
         self._server.stop()
@@ -261,9 +265,23 @@ class ClusterServer:
     # --- time ---
 
     def _renew(self) -> None:
-        self._renewal = self._reactor.callLater(DAY_S, self._renew)
         opening = self._run(open_server_home, self._home, self._advertised, self._wall_clock())
-        opening.addCallbacks(
-            lambda made: setattr(self._settings, "options", tls.cluster_port(made.server)),
-            lambda failure: _log.failure("the server's certificate could not be looked after", failure),
-        )
+        opening.addCallbacks(self._renewed, self._not_renewed)
+
+    def _renewed(self, made: ServerHome) -> None:
+        """The server's and the admin's certificates as they are now: those to come are shown from here on."""
+        if self._stopping:
+            return
+        now = self._wall_clock()
+        self._settings.options = tls.cluster_port(made.server)
+        self._renewal = self._reactor.callLater(look_again_s([made.server, made.admin], now), self._renew)
+        ends_at = made.authority.certificate.not_valid_after_utc
+        if ends_at.timestamp() - now < AUTHORITY_WARNED_S:
+            _log.warn(
+                "the cluster's authority ends on {day:%Y-%m-%d}: make a new cluster before", day=ends_at
+            )
+
+    def _not_renewed(self, failure: Failure) -> None:
+        _log.failure("the server's certificate could not be looked after", failure)
+        if not self._stopping:
+            self._renewal = self._reactor.callLater(RENEW_RETRY_S, self._renew)

@@ -49,8 +49,9 @@ class JobLedger:
             state = "cancelled" if message.error.code == Cancelled.code else "failed"
             error = message.error.message
         status = self._ended[job] = JobStatus(
-            job, entry.name, state, entry.owner, message.report.seconds, message.report.stages, error
-        )
+            job, entry.name, state, entry.owner, message.report.seconds, message.report.stages, error,
+            message.report.locality,
+        )  # fmt: skip
         if len(self._ended) > JOBS_REMEMBERED:
             oldest = next((each for each in self._ended if each != job and not self._is_kept(each)), None)
             if oldest is not None:

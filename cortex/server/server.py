@@ -219,6 +219,8 @@ class Server:
         self._client_of: dict[str, _Client] = {}
         self._accepting: dict[str, _Client] = {}
         """Jobs that are being written down -> the client to tell."""
+        self._unwanted: dict[str, str] = {}
+        """Those of them that were cancelled meanwhile -> why."""
         self._answers: dict[str, JobDone | JobFailed] = {}
         """Ends that are in the journal, until their clients have them."""
         self._told_before: dict[str, JobDone] = {}
@@ -419,6 +421,7 @@ class Server:
 
         def refuse(error: CortexError) -> None:
             self._blobs.job_ended(job)
+            self._unwanted.pop(job, None)
             self._accepting.pop(job).link.send(Refused(error.report()))
 
         def accept() -> None:
@@ -429,6 +432,8 @@ class Server:
             self._give(job, client)
             client.link.send(JobAccepted(job))
             self._handle(JobSubmitted(job, request))
+            if job in self._unwanted:
+                self._handle(CancelRequested(job, self._unwanted.pop(job)))
 
         if self._journal is None:
             accept()
@@ -569,9 +574,13 @@ class Server:
 
     def _cancel(self, client: _Client, job: str) -> None:
         """A client ends its own jobs, over whichever link; an admin ends all."""
+        by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
+        waiting = self._accepting.get(job)
+        if waiting is client:
+            self._unwanted[job] = by
+            return
         if job not in client.jobs and not self._owns(client, job):
             return
-        by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
         if job not in self._results or job in self._scheduler.jobs:  # a result is forgotten, not cancelled
             self._handle(CancelRequested(job, by))
         if job not in client.jobs:

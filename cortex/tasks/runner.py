@@ -12,11 +12,12 @@ from cortex.formats.input_bytes import at_hand, open_local
 from cortex.formats.planning import plan_inputs
 from cortex.ids import AttemptId, job_of
 from cortex.job.plan import InputPlan
+from cortex.limits import FILES_CHECKED_MAX
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.storage.shared_output import begin_shared, commit_shared, is_committed, shared_folder
 from cortex.tasks.budget import Budget
-from cortex.tasks.client_input import ClientInput
+from cortex.tasks.client_input import ClientInput, Fetched
 from cortex.tasks.job_bundle import enter_bundle, versions_told
 from cortex.tasks.map_task import MapAttempt
 from cortex.tasks.program import Program
@@ -55,7 +56,13 @@ class JobContext:
         self._client_input: ClientInput | None = None
         open_input, soon = open_local, at_hand
         if open_job.input_socket:
-            self._client_input = ClientInput(open_job.input_socket, open_job.job, self._waiting)
+            self._client_input = ClientInput(
+                open_job.input_socket,
+                open_job.job,
+                self._waiting,
+                has_roots=open_job.has_data_roots,
+                full=open_job.spec.input.fingerprint == "full",
+            )
             open_input, soon = self._client_input.open, self._client_input.soon
         with versions_told(open_job.packages):
             self._program = Program(
@@ -66,6 +73,7 @@ class JobContext:
                 Budget.of(open_job.memory_bytes),
                 open_input,
                 soon,
+                Fetched() if self._client_input is None else self._client_input.fetched,
             )
 
     def planned(self, plan: InputPlan) -> None:
@@ -125,12 +133,13 @@ class JobContext:
             split_bytes=self._program.spec.resources.split_bytes,
             reducers=self._reducers(),
             client_files=task.client_files,
+            data_files=task.data_files,
             open_input=self._program.open_input,
             soon=self._program.soon,
             one_machine=self._client_input is None,
         )
         if task.detached and self._client_input is not None:
-            self._client_input.check_here(plan.files)
+            self._client_input.check(plan.files[:FILES_CHECKED_MAX])
         self._program.check(plan)
         return PlanResult(plan)
 

@@ -1,24 +1,32 @@
 """What one connection is owed, read from disk piece by piece, in reader threads or where none is needed.
 
-Requests are answered in order. An answer is a header and the segment's bytes, or a refusal; segments
-are checked block by block as they are read (`SegmentCutter`). One found damaged is refused if none of it
-was handed out yet. Else `read` raises: the connection has to end, and because the job remembers what was
-found, the segment is refused when it is asked for again.
+Requests are answered in order. To a read of input the answer is one frame; of a segment it is a header and
+the segment's bytes, or a refusal; segments are checked block by block as they are read (`SegmentCutter`). One
+found damaged is refused if none of it was handed out yet. Else `read` raises: the connection has to end, and
+because the job remembers what was found, the segment is refused when it is asked for again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from cortex.errors import CorruptRun, CortexError, FetchFailed, ProtocolError
+from cortex.errors import CorruptRun, CortexError, FetchFailed, NotAllowed, ProtocolError
 from cortex.ids import map_attempt
 from cortex.limits import PARTITIONS_MAX, SEGMENT_ANSWER_BYTES_MAX
 from cortex.storage.file_names import run_path
 from cortex.storage.filesystem import Filesystem
 from cortex.storage.segment_file import SegmentCutter, plan_segment
 from cortex.wire.framing import encode_frame
-from cortex.wire.messages import FetchSegment, SegmentHeader, SegmentRefused
+from cortex.wire.messages import (
+    FetchSegment,
+    InputBytes,
+    InputUnread,
+    ReadInput,
+    SegmentHeader,
+    SegmentRefused,
+)
 
 
 @dataclass(eq=False)
@@ -31,12 +39,21 @@ class ServedJob:
     ended: bool = False
 
 
-class Answers:
-    """`ask` from any thread, `read` and `close` from one at a time."""
+class InputReads(Protocol):
+    """Reads of the input that this node has (`cortex.node.held_inputs.FileReads`), by one thread at a
+    time."""
 
-    def __init__(self, fs: Filesystem) -> None:
+    def answer(self, read: ReadInput) -> InputBytes | InputUnread: ...
+    def close(self) -> None: ...
+
+
+class Answers:
+    """`ask` from any thread, `read` and `close` from one at a time. `inputs` None: there is no input here."""
+
+    def __init__(self, fs: Filesystem, inputs: InputReads | None = None) -> None:
         self._fs = fs
-        self._requests: deque[tuple[FetchSegment, ServedJob | None]] = deque()
+        self._inputs = inputs
+        self._requests: deque[tuple[FetchSegment | ReadInput, ServedJob | None]] = deque()
         self._cutter: SegmentCutter | None = None
         self._in_hand: tuple[FetchSegment, ServedJob] | None = None
         self._cached = False
@@ -55,7 +72,7 @@ class Answers:
     def owed(self) -> bool:
         return self._cutter is not None or bool(self._requests)
 
-    def ask(self, request: FetchSegment, job: ServedJob | None) -> None:
+    def ask(self, request: FetchSegment | ReadInput, job: ServedJob | None) -> None:
         """`job` is None where the node does not know it."""
         self._requests.append((request, job))
 
@@ -99,13 +116,17 @@ class Answers:
     def close(self) -> None:
         """Close what is open; no `read` may follow. May free the space of a large file: not on a reactor."""
         self._requests.clear()
+        if self._inputs is not None:
+            self._inputs.close()
         if self._cutter is not None:
             self._cutter.close()
             self._cutter = None
 
     def _begin(self) -> bytes:
-        """Take the next request: the header of its segment, or its refusal."""
+        """Take the next request: the header of its segment, or its refusal; of input the whole answer."""
         request, job = self._requests.popleft()
+        if isinstance(request, ReadInput):
+            return self._read_input(request)
         try:
             path = _path_of(request, job)
             plan = plan_segment(self._fs, path, request.partition)
@@ -116,6 +137,11 @@ class Answers:
         self._in_hand = request, job
         self._cached = True
         return encode_frame(SegmentHeader(request.request, plan.size_bytes, plan.rows))
+
+    def _read_input(self, read: ReadInput) -> bytes:
+        if self._inputs is None:
+            return encode_frame(InputUnread(read.read, NotAllowed("this node has no data roots").report()))
+        return encode_frame(self._inputs.answer(read))
 
     def _refuse_in_hand(self, error: CorruptRun) -> bytes:
         assert self._cutter is not None

@@ -147,9 +147,6 @@ class ShuffleAgent:
             for key in waiting.missing & self._wanting.keys():
                 self._wanting[key].discard(attempt)
 
-    def peer_lost(self, holder: str, error: CortexError) -> None:
-        self._fetcher.holder_lost(holder, error)
-
     def close_job(self, job: str, gone: Callable[[], None]) -> None:
         """`gone()` when no thread works in the job's folder any more."""
         self._server.unregister_job(job)

@@ -18,9 +18,10 @@ from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, InternalError, ProtocolError
 from cortex.ids import Role
+from cortex.wire.authority import not_after
 from cortex.wire.gate import Members, revoked
 from cortex.wire.join_desk import JoinDesk
-from cortex.wire.messages import Join, Joined, Message, Refused, RenewCertificate
+from cortex.wire.messages import CertificateRenewed, Join, Joined, Message, Refused, RenewCertificate
 from cortex.wire.peers import AcceptedProtocol
 from cortex.wire.permissions import union_from
 from cortex.wire.tls import exporter_of
@@ -106,6 +107,8 @@ class Door:
 
     def _answered(self, answer: Message, link: Link) -> None:
         self._answering.discard(link)
+        if isinstance(answer, CertificateRenewed):
+            link.renewed(not_after(answer.certificate_der))
         if isinstance(answer, Joined):
             _log.info("{id} joined", id=answer.id)
         if isinstance(answer, Refused):

@@ -15,6 +15,7 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -154,6 +155,12 @@ class AcceptedProtocol(_SecureProtocol[M]):
     def hold(self) -> None:
         """The peer has said what it wants and may wait for the answer; its frames stay small."""
         self._stop_timer()
+
+    def renewed(self, not_after: float) -> None:
+        """The peer has another certificate, which it was sent over this link: the link may go on as long."""
+        if self.peer is not None and self._expiry is not None and self._expiry.active():
+            self.peer = replace(self.peer, not_after=not_after)
+            self._expiry.reset(max(0.0, not_after - self._wall_clock()))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._expiry is not None and self._expiry.active():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import pytest
 import cortex
 from cortex.clusters import _free_port
 from cortex.errors import Cancelled
+from cortex.limits import HEARTBEAT_S
 from tests.integration.test_cluster import Running, Words, slow, wait_for
 
 PATIENCE_S = 60.0
@@ -144,13 +146,20 @@ def test_where_they_listen_is_set_by_flag_before_environment_before_dotenv(
     (tmp_path / ".env").write_text(
         f"CORTEX_LISTEN=127.0.0.1:{first}\nCORTEX_ADVERTISE=localhost\nCORTEX_SLOTS=1\n"
         f"CORTEX_MEMORY=400MB\nCORTEX_JOIN={join_line(cluster)}\nCORTEX_HOME=n\n"
+        f"CORTEX_SPILL_DIRS=s1:{tmp_path}/s2\n"
     )
     with running(tmp_path, "node") as lines:
         assert ": 1 slot, 400 MB, spills to " in said(lines, "cortex node n")
+        said(lines, f"spills to {tmp_path}/s1, {tmp_path}/s2")
         said(lines, "is connected to", f"serves others at localhost:{first}")
+        assert all(list((tmp_path / name).glob("cortex-*")) for name in ("s1", "s2"))
     with running(tmp_path, "node", CORTEX_LISTEN=f"127.0.0.1:{second}", CORTEX_SLOTS="2") as lines:
         assert ": 2 slots, " in said(lines, "cortex node n")
         said(lines, f"serves others at localhost:{second}")
+    with running(
+        tmp_path, "node", "--spill", "s3", "--spill", "s4", "--slots", "3", CORTEX_SLOTS="2"
+    ) as lines:
+        assert ": 3 slots, " in said(lines, "cortex node n", f"spills to {tmp_path}/s3, {tmp_path}/s4")
     assert (tmp_path / "n" / "node" / "identity.pem").exists()
 
 
@@ -224,6 +233,51 @@ def test_whose_job_is_cancelled_hears_which_and_by_whom(cluster: cortex.LocalClu
     outcome: Any = job.result()
     assert isinstance(outcome, Cancelled)
     assert outcome.message.startswith(f"job {name} was cancelled by admin a")
+
+
+NOTEBOOK = """
+import sys, cortex
+cells = ["import cortex\\nleast = 2\\n"
+         "class Words(cortex.MapReduceJob):\\n    combine = sum\\n    def map(self, line):\\n"
+         "        for word in line.split():\\n            if len(word) >= least: yield word, 1\\n",
+         "found = Words(input='in.txt').run(cortex.Client(sys.argv[1], home=sys.argv[2]))"]
+for number, cell in enumerate(cells):
+    exec(compile(cell, f"<ipython-input-{number}>", "exec"), globals())
+print(dict(found))
+"""
+
+
+def test_a_class_typed_into_a_notebook_runs_on_the_cluster(
+    cluster: cortex.LocalCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("aa b aa\n")
+    done = subprocess.run(
+        [sys.executable, "-", cluster.address, str(cluster.folder / "server")],  # __main__ has no file
+        input=NOTEBOOK,
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.stdout, done.stderr) == ("{'aa': 2}\n", "")
+
+
+def test_status_tells_for_how_long_a_node_was_not_heard(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
+    process = cluster.nodes["node1"]
+    own = wait_for(lambda: members(cluster) if len(members(cluster)) == 1 else None)  # others' nodes are gone
+
+    def heard_s() -> float:
+        return next(node.heard_s for node in cluster.client.status().nodes if node.node in own)
+
+    process.send_signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: heard_s() > 2 * HEARTBEAT_S)
+        shown = command(tmp_path, "status", *of(cluster)).stdout
+        assert int(shown.split(" s ago")[0].split()[-1]) >= 2 * HEARTBEAT_S - 1
+    finally:
+        process.send_signal(signal.SIGCONT)
+    wait_for(lambda: heard_s() < HEARTBEAT_S)
 
 
 def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:

@@ -372,6 +372,7 @@ def test_ls_splits_says_what_cannot_be_split(tmp_path: Path, capsys: pytest.Capt
             "length": path.stat().st_size,
             "rows": None,
             "holder": "local",
+            "holders": ["local"],
         }
     ]
 

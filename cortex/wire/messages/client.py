@@ -9,7 +9,7 @@ import msgspec
 from cortex.errors import ErrorReport
 from cortex.ids import JOB_ID_OR_NONE
 from cortex.job.bundle import NO_BUNDLE, Bundle
-from cortex.job.plan import ClientFiles
+from cortex.job.plan import ClientFiles, InputPlan
 from cortex.job.spec import JobSpec
 from cortex.limits import RESULTS_S_MAX
 from cortex.wire.messages.base import Counters, Message, Refused
@@ -76,6 +76,8 @@ class SubmitJob(Message, frozen=True):
     keep_s: Annotated[float, msgspec.Meta(ge=0, le=RESULTS_S_MAX)] = 0.0
     """More than 0: the job is detached. It goes on without its client, who sends none of its files, and its
     result is kept for so long, for whoever may fetch it."""
+    plan_only: bool = False
+    """The job is done when it is planned: `PlanMade` comes before its JobDone."""
 
     @property
     def detached(self) -> bool:
@@ -118,6 +120,20 @@ class TaskSummary(Message, frozen=True):
     """What it worked on: file and offset, or the partition."""
 
 
+class Locality(msgspec.Struct, frozen=True):
+    """Where the input of finished maps was read from. A map that read of several places is the farthest's."""
+
+    local_maps: int = 0
+    """On the node that ran them."""
+    local_bytes: int = 0
+    streamed_maps: int = 0
+    """From another node that has the file."""
+    streamed_bytes: int = 0
+    client_maps: int = 0
+    """From the job's client."""
+    client_bytes: int = 0
+
+
 class JobReport(Message, frozen=True):
     """What a finished (or failed) job did."""
 
@@ -139,6 +155,7 @@ class JobReport(Message, frozen=True):
     slowest: TaskSummary | None = None
     counters: Counters = {}
     notes: tuple[str, ...] = ()
+    locality: Locality = Locality()
 
 
 class JobDone(Message, frozen=True):
@@ -160,6 +177,19 @@ class JobFailed(Message, frozen=True):
     error: ErrorReport
     report: JobReport
     expires_at: float = 0.0
+
+
+class PlanMade(Message, frozen=True):
+    """The plan of a job that is no more than its plan."""
+
+    job: str
+    plan: InputPlan
+    sets: tuple[tuple[str, ...], ...]
+    """Nodes that have the same files."""
+    set_of: tuple[int, ...]
+    """For each file of the plan, the number of the set that has it."""
+    client_has: str
+    """For each file of the plan "1" if the client has it, else "0"."""
 
 
 class AttachJob(Message, frozen=True):
@@ -237,6 +267,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """Of a node that is draining: what it is still needed for."""
     leaves_in_s: float = -1.0
     """Of a node that is draining: until what it runs is given up. Of one that is expected: until it is."""
+    data_roots: int = 0
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -250,6 +281,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     seconds: float
     stages: tuple[StageProgress, ...] = ()
     error: str = ""
+    locality: Locality = Locality()
     kept_until: float = 0.0
     """Of a detached job that is done: when its result expires, in seconds since 1970; 0: it has none."""
 
@@ -330,6 +362,7 @@ FromServer = Union[  # noqa: UP007
     JobAccepted,
     JobFollowed,
     JobProgress,
+    PlanMade,
     JobDone,
     JobFailed,
     JobLogs,

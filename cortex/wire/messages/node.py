@@ -8,6 +8,7 @@ import msgspec
 
 from cortex.errors import ErrorReport
 from cortex.job.bundle import NO_BUNDLE, Bundle
+from cortex.job.plan import ClientFile, DataFiles
 from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
 from cortex.wire.messages.base import Message
@@ -40,6 +41,8 @@ class NodeHello(Message, frozen=True):
     """It was told to drain, and has so many seconds left; -1: it was not."""
     host: str = ""
     """The machine's name, for people."""
+    data_roots: int = 0
+    """Folders that it may read and serve; 0: none was named."""
 
 
 class StartJob(Message, frozen=True):
@@ -244,6 +247,56 @@ class BlobLost(Message, frozen=True):
     error: ErrorReport
 
 
+class ListData(Message, frozen=True):
+    """Which files do these data names stand for below your data roots? Answered with `DataListed`."""
+
+    job: str
+    names: tuple[str, ...]
+    full: bool
+    """Fingerprints are of whole files."""
+
+
+class DataListed(Message, frozen=True):
+    node: str
+    job: str
+    found: DataFiles = ()
+    """For each name."""
+    error: ErrorReport | None = None
+    """What kept the node from looking."""
+
+
+class FindInput(Message, frozen=True):
+    """Which of the job's files do you have below your data roots? A file's id is its place. Answered with
+    `InputFound`; from then on the node serves them, until the job's end."""
+
+    job: str
+    files: tuple[ClientFile, ...]
+    full: bool
+
+
+class InputFound(Message, frozen=True):
+    node: str
+    job: str
+    held: bytes
+    """A bit for each file, the first is the lowest of the first byte: this node has the same."""
+
+
+class InputHolders(Message, frozen=True):
+    """Who has the job's files: sent before a task that may read some from afar, and again when it has
+    changed.
+
+    `sets` are of numbers in `nodes`; `set_of` has, for each file, the number of its set, in four bytes,
+    little-endian.
+    """
+
+    job: str
+    nodes: tuple[OutputNode, ...]
+    sets: tuple[tuple[int, ...], ...]
+    set_of: bytes
+    client_files: int
+    """The first so many are the client's, which has them as well."""
+
+
 class NodeReads(Message, frozen=True):
     """Ask the job's client for it."""
 
@@ -287,6 +340,9 @@ ToNode = Union[  # noqa: UP007
     BlobLost,
     InputBytes,
     InputUnread,
+    ListData,
+    FindInput,
+    InputHolders,
     SendLogs,
     Drain,
     ShutDown,
@@ -304,5 +360,7 @@ FromNode = Union[  # noqa: UP007
     FetchBlob,
     BlobTaken,
     NodeReads,
+    DataListed,
+    InputFound,
     NodeLog,
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Union
 import msgspec
 
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import ClientFiles, InputPlan, Split
+from cortex.job.plan import ClientFiles, DataFiles, InputPlan, Split
 from cortex.wire.messages.base import Counters, Message
 
 
@@ -16,6 +16,8 @@ class PlanTask(Message, frozen=True):
 
     client_files: ClientFiles = ()
     """What the job's client has found of them."""
+    data_files: DataFiles = ()
+    """What nodes have found of them."""
     detached: bool = False
     """The client does not stay: a file that only it has is an error."""
 
@@ -101,6 +103,14 @@ class ScanResult(Message, frozen=True):
     ends: tuple[tuple[int, int, int], ...]
 
 
+class InputOrigin(Message, frozen=True):
+    """Where the bytes of a map's input came from: its own node's disks, another node, the job's client."""
+
+    local_bytes: int = 0
+    node_bytes: int = 0
+    client_bytes: int = 0
+
+
 class TaskStats(Message, frozen=True):
     rows_in: int = 0
     bytes_in: int = 0
@@ -124,6 +134,7 @@ class MapResult(Message, frozen=True):
     counters: Counters = {}
     types: OutputTypes = OutputTypes()
     """Of the rows in the run file, or in the parts."""
+    origin: InputOrigin = InputOrigin()
 
 
 class ReduceResult(Message, frozen=True):
