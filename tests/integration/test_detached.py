@@ -275,3 +275,43 @@ def test_parts_that_are_lost_with_their_node_are_made_anew(files: Folder) -> Non
         cluster.nodes[victim].kill()
         handle.fetch(files.path / "out")
         assert parts(files.path / "out") == wanted
+
+
+class HastyCluster(cortex.LocalCluster):
+    """Its server keeps map outputs for a second after a job's end, not for an hour."""
+
+    def _command(self, name: str) -> list[str]:
+        if name != "server":
+            return super()._command(name)
+        code = (
+            "import sys, cortex.server.kept_results as k; k.MAPS_KEPT_S = 1.0;"
+            "from cortex.__main__ import main; sys.exit(main())"
+        )
+        return [sys.executable, "-P", "-c", code]
+
+
+def test_only_the_result_is_kept_for_long_and_lost_with_its_node(files: Folder) -> None:
+    wanted = files.alone()
+    with HastyCluster(nodes=2) as cluster:
+        handle = files.job().run(cluster.client, detach=True)
+        handle.wait()
+        wait_for(lambda: job_folders(cluster, handle.id) == {"output"}, "map outputs are kept")
+        handle.fetch(files.path / "out")
+        assert parts(files.path / "out") == wanted
+        victim = next(name for name, found in kept(cluster, handle.id).items() if found)
+        cluster.nodes[victim].kill()
+        with pytest.raises(ResultsLost, match="were lost with the node that kept them") as caught:
+            handle.fetch(files.path / "again")
+        assert "part-0000" in caught.value.details["parts"]
+        assert "fetch a result soon" in caught.value.cure
+        assert not (files.path / "again").exists()
+        assert handle.status().state == "failed"
+        wait_for(lambda: not any(kept(cluster, handle.id)[name] for name in cluster.nodes if name != victim))
+
+
+def job_folders(cluster: cortex.LocalCluster, job: str) -> set[str]:
+    """What lies in the job's folders at nodes."""
+    found = (
+        path for name in cluster.nodes for path in (cluster.folder / name / "spill").glob(f"cortex-*/{job}/*")
+    )
+    return {path.name for path in found}
