@@ -44,7 +44,7 @@ OPTIONS = (
     "name", "input", "output", "output_on", "overwrite", "input_format", "output_format", "encoding",
     "fingerprint",
     "columns", "delimiter", "quote", "escape", "header", "null_values", "key", "where", "select", "group_by",
-    "aggregate", "reducers", "memory", "slots", "split_size", "files", "modules", "env",
+    "aggregate", "reducers", "memory", "slots", "split_size", "priority", "files", "modules", "env",
 )  # fmt: skip
 """Class attributes with a meaning, which `MapReduceJob(...)` takes as keyword arguments too."""
 
@@ -75,7 +75,8 @@ class MapReduceJob:
     `header`, `null_values` (CSV dialect); `fingerprint` ("full": a node's file is compared with the client's
     as a whole, not by samples); `key` (name or names of the key columns that `map_batch` returns); `where`,
     `select`, `group_by`, `aggregate` (declared forms, as in job.yaml); `reducers` ("auto", a number, 0 for a
-    map-only job); `memory`, `slots`, `split_size`; `files` (paths of files and
+    map-only job); `memory`, `slots`, `split_size`; `priority` (-2 to 2, among your jobs on a
+    cluster); `files` (paths of files and
     folders that tasks open by ``self.file(name)``, or {name: path}); `modules` (.py files and package folders
     that tasks import by name); `env` ({name: text}, environment variables of the tasks).
 
@@ -111,6 +112,7 @@ class MapReduceJob:
     memory: int | str = 0
     slots: int = 0
     split_size: int | str = 0
+    priority: int = 0
     files: Any = ()
     modules: Any = ()
     env: Mapping[str, str] = {}

@@ -26,6 +26,7 @@ from cortex.job.overrides import (
     current_folder,
     dialect_problems,
     input_path,
+    parse_priority,
     parse_reducers,
 )
 from cortex.job.spec import (
@@ -177,6 +178,7 @@ class SpecBuilder:
             files=self._files(),
             modules=self._modules(),
             env=self._env(),
+            priority=self._priority(),
         )
         if map_form == "declared" and reduce_form in ("none", "aggregate"):
             for option in ("files", "modules", "env"):
@@ -350,6 +352,13 @@ class SpecBuilder:
         except UsageError as error:
             self._problem(f"{error.message}; {error.cure}")
             return -1
+
+    def _priority(self) -> int:
+        try:
+            return parse_priority(self.job.priority)
+        except UsageError as error:
+            self._problem(f"{error.message}; {error.cure}")
+            return 0
 
     def _bytes(self, option: str) -> int:
         value = getattr(self.job, option)

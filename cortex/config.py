@@ -8,11 +8,13 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_SLOTS        executors at once (default: one a processor)
     CORTEX_HOME         folder of cortex's own state
     CORTEX_SPILL_DIRS   folders for temporary data, separated as in PATH (default: spill in the home)
+    CORTEX_SPILL_QUOTA  most that a node's temporary data may take (default: all that the disks have free)
     CORTEX_DATA_DIRS    folders whose files a node may read and serve, separated as in PATH (default: none)
     CORTEX_SERVER       HOST:PORT of the cluster's server (default: this machine alone)
     CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
     CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
     CORTEX_ADVERTISE    how other machines reach the server or node here (default: its own address)
+    CORTEX_JOBS_PER_USER, CORTEX_QUEUED_TASKS, CORTEX_USER_WEIGHTS   a server's: see `cortex.sharing_policy`
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from typing import Any, Final, NamedTuple
 
 from cortex.errors import UsageError
 from cortex.job.overrides import parse_slots, utf8_path
+from cortex.limits import JOBS_PER_USER, QUEUED_TASKS
+from cortex.sharing_policy import SharingPolicy, parse_cap, parse_weights
 from cortex.units import parse_bytes
 
 VARIABLES: Final = (
@@ -34,11 +38,15 @@ VARIABLES: Final = (
     "CORTEX_SLOTS",
     "CORTEX_HOME",
     "CORTEX_SPILL_DIRS",
+    "CORTEX_SPILL_QUOTA",
     "CORTEX_DATA_DIRS",
     "CORTEX_SERVER",
     "CORTEX_JOIN",
     "CORTEX_LISTEN",
     "CORTEX_ADVERTISE",
+    "CORTEX_JOBS_PER_USER",
+    "CORTEX_QUEUED_TASKS",
+    "CORTEX_USER_WEIGHTS",
 )
 DOTENV: Final = ".env"
 _OTHER_FOLDER: Final = "rename the folder, or name another one"
@@ -54,6 +62,8 @@ class Config:
     """0: not set."""
     home: str
     spill_dirs: tuple[str, ...]
+    spill_quota_bytes: int = 0
+    """0: not set."""
     server: str = ""
     """"" : this machine alone."""
     join_line: str = field(default="", repr=False)
@@ -62,6 +72,8 @@ class Config:
     """Of a node."""
     listen: str = ""
     advertise: str = ""
+    sharing: SharingPolicy = field(default_factory=SharingPolicy)
+    """Of a server, among its users."""
     """Of a server or a node; "": not set."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error: settings that nothing reads."""
@@ -81,11 +93,15 @@ def load_config(
     *,
     memory_bytes: int | None = None,
     slots: int | None = None,
+    spill_quota_bytes: int | None = None,
     home: str | None = None,
     server: str | None = None,
     join_line: str | None = None,
     listen: str | None = None,
     advertise: str | None = None,
+    jobs_per_user: int | None = None,
+    queued_tasks: int | None = None,
+    user_weights: Mapping[str, float] | None = None,
 ) -> Config:
     """The settings; `memory_bytes`, `slots` and those after them are flags, which beat the rest.
 
@@ -109,17 +125,25 @@ def load_config(
     home = _default_home(environment) if home is None else home
     memory = _value(settings, "CORTEX_MEMORY", parse_bytes) if memory_bytes is None else memory_bytes
     places = _value(settings, "CORTEX_SPILL_DIRS", partial(_folders, environment, folder))
+    if spill_quota_bytes is None:
+        spill_quota_bytes = _value(settings, "CORTEX_SPILL_QUOTA", parse_bytes)
     count = _value(settings, "CORTEX_SLOTS", parse_slots) if slots is None else slots
     return Config(
         memory_bytes=memory or 0,
         slots=count or 0,
         home=home,
         spill_dirs=places or (_default_spill(home),),
+        spill_quota_bytes=spill_quota_bytes or 0,
         server=_value(settings, "CORTEX_SERVER", _text) or "" if server is None else server,
         join_line=_value(settings, "CORTEX_JOIN", _text) or "" if join_line is None else join_line,
         data_dirs=_value(settings, "CORTEX_DATA_DIRS", partial(_folders, environment, folder)) or (),
         listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
         advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
+        sharing=SharingPolicy(
+            _value(settings, "CORTEX_USER_WEIGHTS", _weights) or {} if user_weights is None else user_weights,
+            jobs_per_user or _value(settings, "CORTEX_JOBS_PER_USER", parse_cap) or JOBS_PER_USER,
+            queued_tasks or _value(settings, "CORTEX_QUEUED_TASKS", parse_cap) or QUEUED_TASKS,
+        ),
         warnings=tuple(warnings),
     )
 
@@ -154,6 +178,10 @@ def _value(settings: Mapping[str, Setting], name: str, parse: Callable[[str, str
     if setting is None or not setting.value.strip():
         return None
     return parse(setting.value, f"{name} ({setting.where})")
+
+
+def _weights(text: str, what: str) -> dict[str, float]:
+    return parse_weights([item for item in text.split(",") if item.strip()], what)
 
 
 def _text(text: str, what: str) -> str:

@@ -327,6 +327,12 @@ class PackageMissing(CortexError):
     code = "package-missing"
 
 
+class ClusterFull(CortexError):
+    """The cluster takes no further job now: of this user, or of anybody. The message says the cap."""
+
+    code = "cluster-full"
+
+
 class VersionMismatch(CortexError):
     code = "version-mismatch"
 
@@ -345,6 +351,10 @@ class InternalError(CortexError):
 
 def _classes(base: type[CortexError]) -> list[type[CortexError]]:
     return [base, *(c for sub in base.__subclasses__() for c in _classes(sub))]
+
+
+ERROR_CODES = frozenset(c.__dict__["code"] for c in _classes(CortexError) if "code" in c.__dict__)
+"""Of all errors that there are."""
 
 
 def from_report(report: ErrorReport) -> CortexError:

@@ -12,9 +12,9 @@ import click
 
 from cortex.cli.terminal import replace_missing_streams, say, unprinted
 from cortex.errors import UsageError
-from cortex.job.overrides import Overrides, parse_reducers
+from cortex.job.overrides import Overrides, parse_priority, parse_reducers
 from cortex.job.spec import FINGERPRINTS, INPUT_FORMATS, OUTPUT_FORMATS
-from cortex.limits import DAY_S, RESULTS_S
+from cortex.limits import DAY_S, PRIORITY_MAX, PRIORITY_MIN, RESULTS_S
 from cortex.units import parse_bytes
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -56,6 +56,7 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # older clicks' is no
 
 SIZE = _Parsed("size", lambda text: parse_bytes(text))
 REDUCERS = _Parsed("N|auto", parse_reducers)
+PRIORITY = _Parsed("N", parse_priority)
 
 split_size = click.option(
     "--split-size",
@@ -107,6 +108,11 @@ def run_options(function: _F) -> _F:
             help="Reduce tasks and output files; 0 for a map-only job (default auto).",
         ),
         split_size,
+        click.option(
+            "--priority", type=PRIORITY, metavar="N",
+            help=f"Among your jobs on a cluster, {PRIORITY_MIN} (last) to {PRIORITY_MAX} (default 0): one"
+            " more is four times the slots.",
+        ),
         input_format,
         fingerprint,
         click.option(

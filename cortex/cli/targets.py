@@ -91,6 +91,7 @@ def _class_of_file(file: JobFile, options: Overrides) -> LoadedJob:
         "files": spec.files,
         "modules": spec.modules,
         "env": spec.env,
+        "priority": spec.priority,
     } | {f"input.{name}": getattr(dialect, name) for name in CsvDialect.__struct_fields__}
     for key in file.given & said.keys():
         setattr(job, _ATTRIBUTES.get(key, key.rpartition(".")[2]), said[key])
@@ -155,6 +156,7 @@ def apply_options(job: MapReduceJob, options: Overrides) -> None:
         "slots": options.slots,
         "reducers": options.reducers if options.reducers != -1 else "auto",
         "split_size": options.split_bytes,
+        "priority": options.priority,
         "input_format": options.input_format,
         "output_format": options.output_format,
         "fingerprint": options.fingerprint,

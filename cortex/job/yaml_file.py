@@ -25,6 +25,7 @@ from cortex.job.overrides import (
     current_folder,
     dialect_problems,
     input_path,
+    parse_priority,
     parse_reducers,
     parse_slots,
 )
@@ -134,6 +135,7 @@ class _Reader:
         output = self._output()
         resources = self._resources()
         files, modules, env = self._files(), self._modules(), self._env()
+        priority = self._priority()
         self._forms(combine, resources)
         top.finish(_HOMES)
         reduce_form: ReduceForm = "none"
@@ -159,6 +161,7 @@ class _Reader:
             files=files,
             modules=modules,
             env=env,
+            priority=priority,
         )
         return JobFile(self.shown, spec, top.given(), job, map_code, reduce_code, combine_code)
 
@@ -247,6 +250,10 @@ class _Reader:
                 values[field] = value
         found.finish(_HOMES)
         return Resources(**values)
+
+    def _priority(self) -> int:
+        item = self.top.scalar("priority")
+        return 0 if item is None else self._try(item, partial(parse_priority, item.text)) or 0
 
     def _files(self) -> dict[str, str]:
         """Name -> path. A list names each file as it is called; a mapping as it says."""

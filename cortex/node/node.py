@@ -26,10 +26,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, InternalError, SpillFull
+from cortex.errors import CortexError, Fault, InternalError, SpillFull
 from cortex.formats.data_roots import DataRoots
 from cortex.ids import new_job_id
 from cortex.job.bundle import NO_BUNDLE, folders_of
@@ -40,15 +41,18 @@ from cortex.limits import (
     MEMORY_SAMPLE_S,
     PART_READERS,
     PROGRESS_S,
+    SLOT_KEPT_S,
     TASK_SILENCE_S_MAX,
 )
-from cortex.memory_plan import MemoryPlan
+from cortex.memory_plan import MemoryPlan, job_executor_bytes, job_slots
 from cortex.node.executor_pool import ExecutorPool
 from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
+from cortex.node.node_metrics import NodeFigures
 from cortex.node.spill_folders import SpillFolders
+from cortex.node.spill_meter import SpillMeter
 from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
@@ -78,10 +82,13 @@ from cortex.wire.messages import (
     Lease,
     ListData,
     MapLocations,
+    MapResult,
     NodeHello,
     NodeLog,
     OpenJob,
     PartCredit,
+    Recall,
+    ReduceResult,
     ReduceTask,
     ReportsKept,
     Revoke,
@@ -125,7 +132,8 @@ class Node:
     ends the cluster. `spill_dirs` are the node's own folders (mode 0700, made by the caller, who also
     removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
     the agent of a node that others fetch from; None: this node is the only one. `keep_reports`: until the
-    server says ReportsKept, which one with a journal does.
+    server says ReportsKept, which one with a journal does. `meter` measures what is spilled, where a node has
+    a quota of its own.
     """
 
     def __init__(
@@ -149,6 +157,7 @@ class Node:
         input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
         addresses: Addresses | None = None,
         host: str = "",
+        meter: SpillMeter | None = None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -159,6 +168,7 @@ class Node:
         self._folders = SpillFolders(spill_dirs)
         self._data_address = data_address
         self._host = host
+        self._meter = meter
         self._drain_until: float | None = None
         """It was told to drain, and until when it may work."""
         self._versions = versions
@@ -173,6 +183,8 @@ class Node:
         self._keep_reports = keep_reports
         self._reports: dict[str, tuple[AttemptFinished | AttemptFailed, int]] = {}
         """Ends that were not acknowledged, in order, each with what was in `_versions_read`."""
+        self._slots_kept = 0
+        """Slots that jobs left, and that wait for the server's word who has them next."""
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
@@ -199,6 +211,7 @@ class Node:
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
+        self._finished = self._failed_attempts = self._spilled_bytes = 0
         self._bundle_thread = WorkThread(reactor, "bundles")
         self._bundles = BundleFetch(name, send, self._bundle_thread, self._open_job, self._cannot_serve)
 
@@ -235,8 +248,32 @@ class Node:
         )
         self._folders.start()
         self._readers.start()
+        if self._meter is not None:
+            self._meter.start()
         self._finders.start()
         self._tick()
+
+    def figures(self) -> NodeFigures:
+        """What it is doing, for its metrics."""
+        shuffle = self._shuffle
+        running = len(self._job_of) - len(self._queue) - len(self._bringing)
+        return NodeFigures(
+            node=self._name,
+            slots=self._plan.slots,
+            running=max(0, running),
+            queued=len(self._queue) + len(self._bringing),
+            jobs=len(self._jobs),
+            memory_bytes=self.memory.now_bytes,
+            memory_peak_bytes=self.memory.peak_bytes,
+            memory_limit_bytes=self._plan.cap_bytes,
+            memory_paused=self.memory.paused,
+            spill_free_bytes=self._folders.free_bytes(),
+            finished=self._finished,
+            failed=self._failed_attempts,
+            spilled_bytes=self._spilled_bytes,
+            fetched_bytes=0 if shuffle is None else shuffle.fetched_bytes,
+            fetched_segments=0 if shuffle is None else shuffle.fetched_segments,
+        )
 
     def hello(self) -> None:
         """The way to the server is open (again): say who this is, what it holds, and what the server may
@@ -325,6 +362,8 @@ class Node:
             self._lease(message)
         elif isinstance(message, Revoke):
             self._revoke(message)
+        elif isinstance(message, Recall):
+            self._give_back(message)
         elif isinstance(message, ReportsKept):
             for attempt in message.attempts:
                 self._reports.pop(attempt, None)
@@ -365,6 +404,8 @@ class Node:
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill the executors; `gone()` when none is left and all run files are removed."""
         self._stopping = True
+        if self._meter is not None:
+            self._meter.stop()
         if self._input is not None:
             self._input.stop()
         if self._timer is not None and self._timer.active():
@@ -397,6 +438,8 @@ class Node:
         self._readers.stop()
         self._finders.stop()
         self._folders.stop()
+        if self._meter is not None:
+            self._meter.join()
         self._reactor.callFromThread(gone)
 
     # --- messages ---
@@ -436,6 +479,11 @@ class Node:
         if self._input is not None:
             self._input.open_job(name)
         start, names = job.start, job.start.bundle.names("file")
+        slots, executor_bytes = self._plan.slots, self._plan.executor_bytes
+        memory_bytes = start.spec.resources.memory_bytes
+        if memory_bytes and self._shuffle is not None:  # of one machine alone it is the cap of all
+            slots = job_slots(memory_bytes, slots)
+            executor_bytes = job_executor_bytes(self._plan, memory_bytes)
         self._pool.open_job(
             OpenJob(
                 start.job,
@@ -444,13 +492,15 @@ class Node:
                 start.sys_path,
                 job.work_dir,
                 job.staging_dir,
-                self._plan.executor_bytes,
+                executor_bytes,
                 job.bundle_dir if start.bundle.files else "",
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
                 start.bundle.packages,
+                "" if self._meter is None else self._meter.account_path,
                 self.held is not None,
-            )
+            ),
+            slots,
         )
         self.room()
 
@@ -471,6 +521,7 @@ class Node:
             self._pool.planned(message)
 
     def _lease(self, message: Lease) -> None:
+        self._slots_kept = 0
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
             unfit = self._jobs[job].unfit
@@ -502,6 +553,17 @@ class Node:
             self._reports.pop(attempt, None)
             self._pool.revoke(attempt)
         self.room()
+
+    def _give_back(self, message: Recall) -> None:
+        """What has not begun, the last leased first: that whose inputs are still on their way, too."""
+        job = message.job
+        waiting = {run.attempt for of, run in (*self._queue, *self._bringing.values()) if of == job}
+        last_first = [attempt for attempt in reversed(self._job_of) if attempt in waiting]
+        given_back = tuple(last_first[: message.attempts])
+        for attempt in given_back:
+            self._forget(attempt)
+        self._queue = deque(item for item in self._queue if item[1].attempt in self._job_of)
+        self._send(GivenBack(self._name, self._incarnation, given_back))
 
     def _drain(self, message: Drain) -> None:
         """What has not begun goes back; what runs goes on."""
@@ -606,24 +668,29 @@ class Node:
     # --- what the pool says ---
 
     def room(self) -> None:
-        """Give out waiting attempts while executors take them."""
+        """Give out waiting attempts while executors take them. First to idle executors of their jobs: a slot
+        stays with its job while something waits for it. Then the pool is to have executors of other jobs."""
         if self._pool is None or self._dispatching or self._stopping:
             return
         self._dispatching = True
         try:
             waiting: deque[tuple[str, RunTask]] = deque()
-            refused: set[str] = set()
             running = len(self._pool.running())
-            while self._queue and running < self._plan.slots and not (self.memory.paused and running):
-                job, run = self._queue.popleft()
-                if job not in refused and self._pool.run(job, run):
-                    running += 1
-                    self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
-                else:
-                    refused.add(job)
-                    waiting.append((job, run))
-            waiting.extend(self._queue)
-            self._queue = waiting
+            for bound in (True, False):
+                refused: set[str] = set()
+                waiting.clear()
+                slots = self._plan.slots - (0 if bound else self._slots_kept)
+                while self._queue and running < slots and not (self.memory.paused and running):
+                    job, run = self._queue.popleft()
+                    if job not in refused and self._pool.run(job, run, bound):
+                        running += 1
+                        self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
+                    else:
+                        refused.add(job)
+                        waiting.append((job, run))
+                self._queue.extendleft(reversed(waiting))
+            if self._queue and not (self.memory.paused and running):
+                self._pool.make_room([job for job, _ in self._queue], slots - running)
         finally:
             self._dispatching = False
 
@@ -636,6 +703,7 @@ class Node:
             return
         version = self._versions_read.get(ended.attempt, 0)
         self._forget(ended.attempt)
+        self._keep_slot(job)
         if self._shuffle is not None and isinstance(ended, TaskFinished):
             self._shuffle.used(job, ended.result)
         if self.memory.peak_bytes != self._reported_peak:
@@ -643,11 +711,23 @@ class Node:
         report: AttemptFinished | AttemptFailed
         if isinstance(ended, TaskFinished):
             report = AttemptFinished(self._name, self._incarnation, ended)
+            self._finished += 1
+            if isinstance(ended.result, MapResult | ReduceResult):
+                self._spilled_bytes += ended.result.stats.spilled_bytes
         else:
-            report = AttemptFailed(self._name, self._incarnation, ended)
+            self._failed_attempts += 1
+            report = AttemptFailed(self._name, self._incarnation, self._elsewhere(ended))
         if self._keep_reports:
             self._reports[ended.attempt] = report, version
         self._send(report)
+
+    def _elsewhere(self, failed: TaskFailed) -> TaskFailed:
+        """No room here ends the job where this is the only node for good; another may have some."""
+        if self._meter is None or failed.error.code != SpillFull.code:
+            return failed
+        details = {"node": self._name, **failed.error.details}
+        error = msgspec.structs.replace(failed.error, details=details, fault=Fault.TASK.value)
+        return msgspec.structs.replace(failed, error=error)
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
         if run.attempt in self._job_of:
@@ -702,8 +782,26 @@ class Node:
             self.memory.now_bytes,
             self.memory.peak_bytes,
             self._folders.free_bytes(),
+            -1 if self._meter is None else self._meter.used_bytes,
+            -1 if self._meter is None else self._meter.limit_bytes,
+            self._idle_slots(),
         )
         self._send(beat)
+
+    def _keep_slot(self, job: str) -> None:
+        """A task of this job has ended. If only others wait here, its slot is not theirs yet."""
+        if self._queue and all(each != job for each, _ in self._queue):
+            self._slots_kept += 1
+            self._reactor.callLater(SLOT_KEPT_S, self._keep_no_slot)
+
+    def _keep_no_slot(self) -> None:
+        self._slots_kept = 0
+        self.room()
+
+    def _idle_slots(self) -> int:
+        if self._pool is None or not self._bringing:
+            return 0
+        return max(0, self._plan.slots - len(self._pool.running()) - len(self._queue))
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)

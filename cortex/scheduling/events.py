@@ -30,8 +30,11 @@ CANCELLED = "the job was cancelled"
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
+    """`user`: whose share of the slots it is part of."""
+
     job: str
     request: SubmitJob
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class JobKept:
     lives: int
     """Of the server, that have worked at it before this one."""
     records: Iterable[JobRecord]
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

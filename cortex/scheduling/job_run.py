@@ -42,6 +42,7 @@ from cortex.limits import (
     SCAN_AHEAD_PER_SLOT,
     SCAN_SPLITS_PER_TASK,
 )
+from cortex.memory_plan import job_slots, too_large
 from cortex.scheduling.input_homes import InputHomes
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import COMMIT, MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
@@ -104,6 +105,13 @@ def _counted(sums: Locality, origin: InputOrigin) -> Locality:
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
 _LOST_SHOWN = 10  # parts that an error names
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r", COMMIT: "commit"}
+_RESULTS = {
+    PLAN: PlanResult,
+    SCAN: ScanResult,
+    MAP: MapResult,
+    REDUCE: ReduceResult,
+    COMMIT: CommitResult,
+}
 _STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
 
@@ -343,12 +351,19 @@ class JobRun:
         return self._prefetch.choose(node, first, lambda i: table.state(i) is TaskState.READY, table.total)
 
     def resume(
-        self, attempt: str, node: OutputNode, version: int | None, now: float, scan: ScanTask | None = None
+        self,
+        attempt: str,
+        node: OutputNode,
+        version: int | None,
+        now: float,
+        scan: ScanTask | None = None,
+        ended: bool = False,
     ) -> Running | None:
         """An earlier life of the server has leased this attempt to `node`: it is leased still.
 
         None if its task is not ready, or it is a reduce of other map outputs than there are now (`version`):
-        it may have read what nobody wrote down. `scan`: its task, if what it was told is known.
+        it may have read what nobody wrote down. `scan`: its task, if what it was told is known. `ended`: how
+        is told next.
         """
         parsed = parse_attempt(attempt)
         if parsed is None or parsed[0] != self.job:
@@ -364,9 +379,14 @@ class JobRun:
         if stage == REDUCE and version not in (None, self._outputs.version):
             return None
         table.resume(index, number)
-        task = scan or self._task(stage, index)
-        if isinstance(task, ScanTask) and scan is None:
-            task = msgspec.structs.replace(task, start_state=UNKNOWN)  # it may not have been told its start
+        task: Task
+        if ended and stage == MAP:  # nobody reads its task any more, and there may be a million
+            self._begin_map(index)
+            task = MapTask(index, ())
+        else:
+            task = scan or self._task(stage, index)
+            if isinstance(task, ScanTask) and scan is None:
+                task = msgspec.structs.replace(task, start_state=UNKNOWN)  # it may not have been told it
         return self._leased(Running(AttemptId(attempt), self.job, stage, index, number, node, task), now)
 
     def replay(self, record: JobRecord) -> None:
@@ -381,7 +401,7 @@ class JobRun:
             self.drop_maps()
             return
         end, now = record.end, self.began_at + record.at_s
-        running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan)
+        running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan, ended=True)
         if running is None:
             raise InternalError(f"attempt {end.attempt} ended in the journal, and could not have been leased")
         running.outputs_version = record.outputs_version
@@ -415,6 +435,15 @@ class JobRun:
             return 0
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
         return self._tables[MAP].ready + min(scans_ahead, self._tables[SCAN].waiting)
+
+    def has_ready(self, slots: int) -> bool:
+        """Is there a task that some node could be given now?"""
+        return not self.held_back and self._next_stage(slots) is not None
+
+    @property
+    def tasks_waiting(self) -> int:
+        """Of the stages known so far, neither leased nor done."""
+        return sum(table.waiting for table in self._tables.values())
 
     def locations(self, version: int, nodes: int) -> MapLocations | None:
         """What a node that is sent a reduce must be told of map outputs, knowing this much."""
@@ -473,12 +502,15 @@ class JobRun:
         if stage == COMMIT:
             return CommitTask(self.parts())
         if stage == MAP:
-            splits = self._splits_of(index)
-            if not self._maps_begun[index]:
-                self._maps_begun[index] = 1
-                self._scan_ahead -= sum(map(self._scans.is_scanned, splits))
-            return MapTask(index, tuple(self._scans.fill(s) for s in splits))
+            self._begin_map(index)
+            return MapTask(index, tuple(self._scans.fill(s) for s in self._splits_of(index)))
         return ReduceTask(index, self._outputs.spans(index), version=self._outputs.version)
+
+    def _begin_map(self, index: int) -> None:
+        if not self._maps_begun[index]:
+            self._maps_begun[index] = 1
+            if self._scans.chains:
+                self._scan_ahead -= sum(map(self._scans.is_scanned, self._splits_of(index)))
 
     def _begin_scan(self, index: int) -> None:
         chunk = self._scans.chunks[index]
@@ -544,14 +576,12 @@ class JobRun:
     def _accept(self, running: Running, done: TaskFinished, now: float) -> None:
         result = done.result
         table = self._tables[running.stage]
-        fits = {
-            PLAN: isinstance(result, PlanResult),
-            SCAN: isinstance(result, ScanResult),
-            MAP: isinstance(result, MapResult) and result.map_index == running.index,
-            REDUCE: isinstance(result, ReduceResult) and result.partition == running.index,
-            COMMIT: isinstance(result, CommitResult),
-        }
-        if not fits[running.stage]:
+        fits = isinstance(result, _RESULTS[running.stage])
+        if isinstance(result, MapResult):
+            fits = fits and result.map_index == running.index
+        elif isinstance(result, ReduceResult):
+            fits = fits and result.partition == running.index
+        if not fits:
             raise ProtocolError(f"attempt {running.attempt} gave another task's {type(result).__name__}")
         table.apply(running.index, TaskEvent.FINISH)
         if self.progress.is_slowest(done.seconds):
@@ -642,8 +672,8 @@ class JobRun:
             redo = self._outputs.accept(result, running.number, running.output_node)
             if redo is not Redo.SAME:
                 self._map_changed(running, redo)
-        assert isinstance(running.task, MapTask)
-        length = sum(split.length for split in running.task.splits)
+        assert self.plan is not None
+        length = self.plan.splits.bytes_of(self.plan.tasks[index])
         stats = stats_tuple(result.stats)
         replaced = self._map_stats.replace(index, stats, result.counters)
         if replaced is not None:
@@ -875,12 +905,18 @@ class JobRun:
             shown["and"] = f"{len(others) - _UNFIT_SHOWN} more nodes"
         self.fail(msgspec.structs.replace(last, details={**last.details, **shown}, fault=Fault.FATAL.value))
 
-    def waits_for_others(self, node: Node, slots: int) -> bool:
-        """It has a task to lease that this node cannot run, or not yet, and others may."""
-        if self._next_stage(slots) is None:
-            return False
-        able = node.name not in self.unfit and node.works_for(self.job)
-        return not able or (bool(self._placements) and self.state is not JobState.REDUCING)
+    def meet(self, node: Node) -> None:
+        """A node is there that has less memory than the job says: it does not run there."""
+        wanted, has = self.request.spec.resources.memory_bytes, node.hello.memory_bytes
+        if node.hello.data_address and wanted > has:
+            self.cannot_run_on(node.name, too_large(wanted, has, node.name).report())
+
+    def slots_at(self, node: Node) -> int:
+        """Slots that it may have there at once: its tasks share the memory that it says."""
+        memory_bytes = self.request.spec.resources.memory_bytes
+        if not memory_bytes or not node.hello.data_address:
+            return node.hello.slots
+        return job_slots(memory_bytes, node.hello.slots)
 
     def unfit_notes(self) -> tuple[str, ...]:
         notes = list(self._unfit_notes.values())
@@ -987,17 +1023,18 @@ class JobRun:
         if isinstance(task, ScanTask):
             first_byte, end_byte = task.boundaries[0], task.boundaries[-1]
             return f"quotes of {self._file_name(task.file)} from byte {first_byte} to {end_byte}"
-        if not task.splits:
+        splits = self._splits_of(running.index)
+        if not splits:
             return "a map without input"
-        first = task.splits[0]
-        more = f" and {len(task.splits) - 1} more splits" if len(task.splits) > 1 else ""
+        first = splits[0]
+        more = f" and {len(splits) - 1} more splits" if len(splits) > 1 else ""
         return f"{self._file_name(first.file)} from byte {first.offset}, {format_bytes(first.length)}{more}"
 
     def _with_file(self, running: Running, error: ErrorReport) -> ErrorReport:
         """A node knows files by number alone: an error that tells its task gets the path as well."""
         task = running.task
-        if isinstance(task, MapTask) and task.splits:
-            file = task.splits[0].file
+        if isinstance(task, MapTask) and self.plan is not None and self.plan.tasks[task.map_index]:
+            file = self.plan.splits.file_of(self.plan.tasks[task.map_index].start)
         elif isinstance(task, ScanTask):
             file = task.file
         else:

@@ -1,10 +1,14 @@
 """The scheduler: all jobs and all nodes, and one function, `handle(event, now) -> instructions`.
 
 Pure: the same events at the same times give the same instructions. `now` is a monotonic time in
-seconds that never goes back. Jobs take turns, one task each; the node with the most room is served
-first, with as many tasks as are its share of those that wait, and then not before half of its queue is
-used up: leases are of neighbouring tasks, in few messages. What a decision may lease is bounded; the next
-one goes on.
+seconds that never goes back. A slot goes to the job whose turn it is (`cortex.scheduling.fair_share`), and
+which task of it a node gets, the job says. The node with the most room is served first, with as many tasks as
+are its share of those that wait, and then not before half of its queue is used up: leases are of
+neighbouring tasks, in few messages. What a decision may lease is bounded; the next one goes on.
+
+A job keeps the slots it has by successors (`cortex.scheduling.leases`). One that has more than its share
+while another waits for a slot gets none, and those that have not begun are recalled: so the next of its
+tasks to end gives a slot away, and nothing that runs is stopped for it.
 
 An attempt is leased to one node and ends in exactly one way: finished, failed, or abandoned (its node is
 lost, silent for too long, or its job is over). Whatever arrives about an attempt after that is stale and
@@ -14,13 +18,23 @@ dropped, so at most one attempt of a task is ever accepted.
 from __future__ import annotations
 
 import traceback
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
-from cortex.errors import Cancelled, CortexError, InternalError
+from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
-from cortex.limits import GRANTS_PER_DECISION_MAX, LIVES_MAX, NODE_RETURN_S, PROGRESS_S, SERVER_STALL_S
+from cortex.limits import (
+    GRANTS_PER_DECISION_MAX,
+    LIVES_MAX,
+    NODE_RETURN_S,
+    NODES_DECLINED_MAX,
+    PROGRESS_S,
+    RECALL_NODES_MAX,
+    RECALLS_AT_ONCE,
+    SERVER_STALL_S,
+    SLOT_TURN_S,
+)
 from cortex.scheduling.events import (
     CancelRequested,
     DrainRequested,
@@ -40,12 +54,14 @@ from cortex.scheduling.events import (
     Tick,
     WriteDown,
 )
+from cortex.scheduling.fair_share import FairShares
 from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
+from cortex.scheduling.tally import Tally
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
@@ -64,6 +80,7 @@ from cortex.wire.messages import (
     JobReport,
     Lease,
     NodeHello,
+    Recall,
     ReportsKept,
     Revoke,
     RunTask,
@@ -88,10 +105,11 @@ class _Claim:
 class Scheduler:
     """Feed it events in the order they happened; carry out its instructions in order.
 
-    `journalled`: say what is to be written down (`WriteDown`).
+    `journalled`: say what is to be written down (`WriteDown`). `user_weights`: of those that have another
+    than 1.
     """
 
-    def __init__(self, journalled: bool = False) -> None:
+    def __init__(self, journalled: bool = False, user_weights: Mapping[str, float] | None = None) -> None:
         self._journalled = journalled
         self.expected: dict[str, str] = {}
         """Nodes of an earlier life that are not back yet: name -> incarnation."""
@@ -108,11 +126,21 @@ class Scheduler:
         """Jobs done, until their client has committed the result (or is gone): nodes keep what they have.
         One whose result is lost before goes on."""
         self.stale_messages = 0
-        self._turns: deque[str] = deque()
+        self.tally = Tally()
+        self.shares = FairShares(user_weights)
+        """Of the slots, among the jobs under way."""
+        self._users: dict[str, str] = {}
+        """Job under way, or kept -> its user."""
+        self._slots_seen = 0
+        self._choosy: set[str] = set()
+        """Jobs that have left a free slot to others: they do not wait for one."""
+        self._recall_due = False
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
         tick."""
-        self._openings = 0
+        self._openings: dict[str, int] = {}
+        """Of the jobs under way: changes when there is something new to lease."""
+        self._is_news = False
         self._ticked_at: float | None = None
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -139,6 +167,7 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """What to do about `event`, in order. Raises InternalError for what cannot be (a bug)."""
         self._out = []
+        self.leases.now = now
         self._handlers[type(event)](event, now)
         self._dispatch(now)
         return self._out
@@ -153,9 +182,27 @@ class Scheduler:
     def _job_submitted(self, event: JobSubmitted, now: float) -> None:
         if event.job in self.jobs:
             raise InternalError(f"job {event.job} was submitted twice")
-        self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
-        self._turns.append(event.job)
-        self._look_for_data(self.jobs[event.job], now)
+        self.tally.jobs_submitted += 1
+        job = JobRun(JobId(event.job), event.request, now)
+        self._take_in(job, event.user)
+        self._look_for_data(job, now)
+
+    def _take_in(self, job: JobRun, user: str) -> None:
+        """It is under way from now on."""
+        self.jobs[job.job], self._users[job.job] = job, user
+        self.shares.add(job.job, user, job.request.spec.priority)
+        self.leases.changed[job.job] = None
+        for node in self.leases.nodes.values() if job.request.spec.resources.memory_bytes else ():
+            job.meet(node)
+
+    def _take_out(self, job: JobRun) -> None:
+        """It is not under way any more, and holds nothing."""
+        self.leases.release(job.running.values())
+        del self.jobs[job.job]
+        self.shares.remove(job.job)
+        self._choosy.discard(job.job)
+        self._openings.pop(job.job, None)
+        self._is_news = True  # others may have its turn now
 
     def _restored(self, event: Restored, now: float) -> None:
         self.expected = dict(event.nodes)
@@ -166,9 +213,9 @@ class Scheduler:
         self._settle(now)
 
     def _restore(self, kept: JobKept, now: float) -> None:
-        job = self.jobs[kept.job] = JobRun(JobId(kept.job), kept.request, now - kept.age_s, kept.lives)
-        self._turns.append(kept.job)
+        job = JobRun(JobId(kept.job), kept.request, now - kept.age_s, kept.lives)
         job.held_back = True
+        self._take_in(job, kept.user)
         nodes: set[str] = set()
         at = now
         try:
@@ -200,6 +247,8 @@ class Scheduler:
             if expected not in (None, hello.incarnation):
                 self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
+        for job in (*self.jobs.values(), *self.kept.values()):
+            job.meet(node)
         self._compare(node, hello, expected == hello.incarnation, now)
         if node.draining or hello.draining_s >= 0:  # either of the two may have changed while it was away
             left_s = max(0.0, node.drain_until - now) if node.draining else -1.0
@@ -261,6 +310,7 @@ class Scheduler:
         self._claims.clear()
         for job in (*self.jobs.values(), *self.kept.values()):
             job.held_back = False
+            self.leases.changed[job.job] = None
         for job in list(self.jobs.values()):
             job.place()
             self._look_for_data(job, now)
@@ -291,6 +341,8 @@ class Scheduler:
         """The node's attempts are abandoned and what it kept of map output is gone."""
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
+            self.tally.abandoned[running.stage] += 1
+        self.tally.nodes_lost += 1
         self._lose_results(node.name, now)
 
     def _lose_results(self, name: str, now: float) -> None:
@@ -301,12 +353,14 @@ class Scheduler:
 
     def _lose(self, job: JobRun, name: str) -> None:
         job.node_lost(name)
+        self.leases.changed[job.job] = None
         self._write_down(job, NodeGone(name))
 
     def _part_lost(self, event: PartUnreadable, now: float) -> None:
         job = self.jobs.get(event.job) or self.kept.get(event.job)
         if job is not None:
             job.part_lost(event.staged_as)
+            self.leases.changed[job.job] = None
             self._write_down(job, PartGone(event.staged_as))
             self._reopen(now)
 
@@ -314,8 +368,7 @@ class Scheduler:
         """Jobs that were done, and are not any more, go on, or have failed."""
         for job in [job for job in self.kept.values() if job.state is not JobState.DONE]:
             del self.kept[job.job]
-            self.jobs[job.job] = job
-            self._turns.append(job.job)
+            self._take_in(job, self._users[job.job])
             if not job.ended:
                 job.place()  # as it is now: nobody asked while it was done
                 self._ask_all(job)
@@ -338,7 +391,9 @@ class Scheduler:
         running = self._held(event.node, event.incarnation, event.done.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
+            self.leases.had_room(self.leases.nodes[event.node])
             job.finished(running, event.done, now)
+            self.tally.task_finished(running.stage, event.done)
             self._write_end(job, running, event.done, now)
             self._after(job, now)
 
@@ -348,7 +403,10 @@ class Scheduler:
         running = self._held(event.node, event.incarnation, event.failed.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
+            if event.failed.error.code == SpillFull.code:
+                self.leases.rest(self.leases.nodes[event.node], now)
             job.failed(running, event.failed, now)
+            self.tally.task_failed(running.stage, event.failed.error)
             self._write_end(job, running, event.failed, now)
             self._after(job, now)
 
@@ -387,9 +445,12 @@ class Scheduler:
         if node is None:
             self.stale_messages += 1
             return
+        self.tally.heartbeats += 1
         peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
         self.leases.measured(node, event.memory_bytes, peak_bytes)
         node.disk_free_bytes = event.disk_free_bytes
+        node.spill_bytes, node.spill_limit_bytes = event.spill_bytes, event.spill_limit_bytes
+        self.leases.stands_idle(node, event.idle_slots)
         if self._returning:
             self._returning.discard(node.name)
             self._settle(now)
@@ -423,12 +484,14 @@ class Scheduler:
         if job is not None:
             if job.listed(event, self._nodes_here()):
                 self._ask_all(job)
+            self.leases.changed[job.job] = None
             self._after(job, now)
 
     def _input_found(self, event: InputFound, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
             job.found(event)
+            self.leases.changed[job.job] = None
 
     def _look_for_data(self, job: JobRun, now: float) -> None:
         """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
@@ -436,6 +499,7 @@ class Scheduler:
         self._ask_all(job)
         if job.look_for_data(self._nodes_here()):
             self._ask_all(job)
+        self.leases.changed[job.job] = None
         if job.ended:
             self._after(job, now)
 
@@ -467,11 +531,12 @@ class Scheduler:
         self._out.append(SendToNode(node.name, Drain(-1.0 if event.undo else event.seconds)))
 
     def _given_back(self, event: GivenBack, now: float) -> None:
-        """A node that drains has not begun these: it costs no attempt."""
+        """Recalled, or of a node that drains, and not begun: it costs no attempt."""
         node = self._hear(event.node, event.incarnation, now)
         if node is None:
             self.stale_messages += 1
             return
+        node.recalling = False
         for attempt in event.attempts:
             self._claims.pop(attempt, None)
             running = self.leases.take(node, attempt)
@@ -536,6 +601,7 @@ class Scheduler:
         elif event.job in self.kept:
             error = Cancelled(event.reason).report()
             report = self._report(self.kept.pop(event.job), now)
+            self._users.pop(event.job)
             self._end_at_nodes(event.job)
             self._out.append(SendToClient(event.job, JobFailed(event.job, error, report)))
 
@@ -545,10 +611,9 @@ class Scheduler:
             self._cancel_requested(CancelRequested(event.job, "the client gave the job up"), now)
             return
         if job is not None:  # it had all before some was lost
-            self.leases.release(job.running.values())
-            del self.jobs[event.job]
-            self._turns.remove(event.job)
+            self._take_out(job)
         if job is not None or self.kept.pop(event.job, None) is not None:
+            self._users.pop(event.job)
             self._end_at_nodes(event.job)
 
     def _tick(self, event: Tick, now: float) -> None:
@@ -556,11 +621,13 @@ class Scheduler:
         self._ticked_at = now
         if late_s > SERVER_STALL_S:
             self.leases.forgive(late_s)
+        self.leases.end_rests(now)
         for node in self.leases.not_back(now):
             self._give_up(node.name, now)
         for node in self.leases.expired(now):
             self.leases.silence(node)
             self._lose_work(node, now)
+        self._recall_due = True
         if self._restoring:
             self._wait_for_nodes(now)
         else:
@@ -600,10 +667,10 @@ class Scheduler:
             self._out.append(SendToNode(running.node, Revoke((running.attempt,))))
         if not job.ended:
             return
-        self.leases.release(job.running.values())
-        del self.jobs[job.job]
-        self._turns.remove(job.job)
+        self._take_out(job)
         report = self._report(job, now)
+        if not job.was_done:
+            self.tally.jobs_ended[job.state.value] += 1
         if job.state is JobState.DONE:
             self.kept[job.job] = job
             job.was_done = True
@@ -612,6 +679,7 @@ class Scheduler:
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None
+            self._users.pop(job.job)
             self._end_at_nodes(job.job, job.commits)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
@@ -625,53 +693,154 @@ class Scheduler:
                 del node.told[job]
                 self._out.append(SendToNode(node.name, end))
 
+    # --- who gets what ---
+
     def _ask_passed_over(self) -> None:
         for node in self._passed_over:
             self.leases.put_back(node)
         self._passed_over.clear()
+        self._is_news = False
 
     def _dispatch(self, now: float) -> None:
-        """Give nodes what they have room for, the roomiest first, each a share of what waits."""
+        """Give nodes what they have room for, the roomiest first, each a share of what waits; recall leases
+        for a job that waits for a slot."""
+        self._count_shares()
+        if self._is_news:
+            self._ask_passed_over()
         granted: dict[str, list[RunTask]] = {}
         left = GRANTS_PER_DECISION_MAX
-        if self._passed_over:
-            openings = sum(job.openings for job in self.jobs.values())
-            if openings != self._openings:
-                self._openings = openings
-                self._ask_passed_over()
-        while left > 0 and (node := self.leases.roomiest()) is not None:
-            ready = sum(job.ready_tasks(self.leases.slots) for job in self.jobs.values())
-            share = max(1, ready // self.leases.wanting)
+        declined = 0
+        while left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX:
+            node = self.leases.roomiest()
+            if node is None:
+                break
+            share = max(1, self.shares.ready // self.leases.wanting)
             leased = self._lease(node, min(left, share, node.room), now)
-            if not leased:
-                if not any(job.waits_for_others(node, self.leases.slots) for job in self.jobs.values()):
-                    break
+            if leased:
+                left -= len(leased)
+                tasks = granted.setdefault(node.name, [])
+                tasks += [RunTask(running.attempt, running.task) for running in leased]
+            else:
                 self._passed_over.append(node)
                 self.leases.set_aside(node)
-                continue
-            left -= len(leased)
-            tasks = granted.setdefault(node.name, [])
-            tasks += [RunTask(running.attempt, running.task) for running in leased]
+                declined += not node.free_slots
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
+        self.leases.settle()
+        if self._recall_due and left > 0:
+            self._recall_due = False
+            self._recall(now)
+
+    def _count_shares(self) -> None:
+        """What jobs hold and want has changed where their leases have, or the number of slots."""
+        changed: Iterable[str] = self.leases.changed
+        if self.leases.slots != self._slots_seen:
+            self._slots_seen = self.leases.slots
+            changed = self.jobs
+        for name in changed:
+            self._count_share(name)
+        self.leases.changed.clear()
+
+    def _count_share(self, name: str) -> None:
+        job = self.jobs.get(name)
+        if job is None:
+            return
+        slots, openings = self.leases.slots, job.openings
+        if self._openings.get(name) != openings:
+            self._openings[name] = openings
+            self._is_news = True
+        ready = max(1, job.ready_tasks(slots)) if job.has_ready(slots) else 0
+        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready):
+            self._recall_due = True
 
     def _lease(self, node: Node, count: int, now: float) -> list[Running]:
-        """Up to `count` tasks for one node: jobs in turn, one task each."""
+        """Up to `count` tasks for one node: its free slots to the jobs whose turn it is, then successors to
+        those that have slots there."""
         leased: list[Running] = []
-        slots = self.leases.slots
-        idle = 0
-        while len(leased) < count and idle < len(self._turns):
-            job = self.jobs[self._turns[0]]
-            self._turns.rotate(-1)
-            running = job.next_task(node, slots, now)
-            if running is None:
-                idle += 1
-                continue
-            idle = 0
-            leased.append(running)
-            self._introduce(node, job, running)
-        self.leases.hold(node, leased)
+        passed_over: set[str] = set()
+        while len(leased) < count and node.free_slots:
+            job = self._next_job(node, passed_over)
+            if job is None:
+                break
+            if self._lease_one(node, job, leased, now):
+                self._choosy.discard(job.job)
+            else:
+                passed_over.add(job.job)
+        if len(leased) < count and node.busy:
+            waiting = self._waits_for_slot(self.leases.free_slots - node.free_counted + node.free_slots)
+            for name in list(node.slots_of):
+                while (
+                    len(leased) < count
+                    and node.successors_wanted(name) > 0
+                    and self.shares.wants(name)
+                    and not (waiting is not None and self._gives_way(node, name, waiting, now))
+                    and self._lease_one(node, self.jobs[name], leased, now)
+                ):
+                    pass
+        if leased:
+            self.leases.put_back(node)
         return leased
+
+    def _next_job(self, node: Node, passed_over: set[str]) -> JobRun | None:
+        """Whose turn it is to have a slot of this node."""
+        for name in self.shares.in_order():
+            if name in passed_over:
+                continue
+            job = self.jobs[name]
+            limit = job.slots_at(node)
+            if limit < node.hello.slots:
+                node.limits[name] = limit
+            if node.name not in job.unfit and node.may_take_slot(name):
+                return job
+            passed_over.add(name)
+            self._choosy.add(name)
+        return None
+
+    def _lease_one(self, node: Node, job: JobRun, leased: list[Running], now: float) -> bool:
+        """Lease the job's next task to the node, if it has one for it."""
+        name, slots = job.job, self.leases.slots
+        running = job.next_task(node, slots, now)
+        if running is None:
+            if job.has_ready(slots):
+                self._choosy.add(name)
+            else:
+                self.shares.change(name, self.leases.slots_of.get(name, 0), 0)
+            return False
+        self.shares.served(name)
+        self.leases.lease(node, running)
+        self._count_share(name)
+        leased.append(running)
+        self._introduce(node, job, running)
+        return True
+
+    def _waits_for_slot(self, free_slots: int) -> str | None:
+        """The job whose turn is first, of those that would take a slot; None while there are free ones."""
+        if free_slots:
+            return None
+        return next((name for name in self.shares.in_order() if name not in self._choosy), None)
+
+    def _gives_way(self, node: Node, name: str, waiting: str, now: float) -> bool:
+        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`?"""
+        return now - node.turn_at[name] >= SLOT_TURN_S and self.shares.holds_too_much(name, waiting)
+
+    def _recall(self, now: float) -> None:
+        """Ask for leases that have not begun, for a job that waits for a slot: from a few nodes, as any of
+        them may be the next where a task ends. Those not looked at are, at the next tick."""
+        waiting = self._waits_for_slot(self.leases.free_slots)
+        if waiting is None:
+            return
+        wanted = max(RECALLS_AT_ONCE, self.shares.ready_of(waiting))
+        for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
+            node = self.leases.with_successors.pop(name)
+            self.leases.with_successors[name] = node  # the last of all, next time
+            for job in list(node.slots_of) if node.is_here and not node.recalling else ():
+                more = node.waiting(job)
+                if more > 0 and job in self.jobs and self._gives_way(node, job, waiting, now):
+                    node.recalling = True
+                    wanted -= more
+                    self._out.append(SendToNode(name, Recall(job, more)))
+            if wanted <= 0:
+                return
 
     def _prefetch(self, job: JobRun) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""

@@ -38,14 +38,14 @@ class KeptResults:
 
     # --- detached jobs ---
 
-    def check_room(self) -> None:
-        """Raise UsageError when no further detached job is taken."""
-        if sum(not each.failed for each in self._jobs.values()) >= RESULTS_KEPT_MAX:
-            raise UsageError(
-                f"{RESULTS_KEPT_MAX} detached jobs are under way, or have results that are kept: no more is"
-                " taken",
-                cure="drop results that nobody needs: cortex forget ID (see cortex jobs)",
-            )
+    def no_room(self) -> UsageError | None:
+        """Why no further detached job is taken, if that is so."""
+        if sum(not each.failed for each in self._jobs.values()) < RESULTS_KEPT_MAX:
+            return None
+        return UsageError(
+            f"{RESULTS_KEPT_MAX} detached jobs are under way or have results that are kept: no more is taken",
+            cure="drop results that nobody needs: cortex forget ID (see cortex jobs)",
+        )
 
     def accepted(self, job: str, keep_s: float, expires_at: float = 0.0, failed: bool = False) -> None:
         """`expires_at`: of one that had ended in an earlier life of the server."""

@@ -12,6 +12,7 @@ expires or is forgotten (`cortex.server.kept_results`).
 
 from __future__ import annotations
 
+import hashlib
 import time
 import traceback
 from collections import deque
@@ -35,6 +36,8 @@ from cortex.errors import (
 from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
+from cortex.metric_text import Histogram
+from cortex.scheduling.admission import refusal
 from cortex.scheduling.events import (
     CANCELLED,
     CancelRequested,
@@ -54,6 +57,7 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import expected_statuses, job_statuses, node_statuses
+from cortex.server.audit_desk import DONE, REFUSED, Audit, actor_of, no_audit
 from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
 from cortex.server.job_ledger import JobLedger
@@ -61,6 +65,7 @@ from cortex.server.journal_desk import JournalDesk
 from cortex.server.kept_results import KeptResults
 from cortex.server.log_desk import LogDesk
 from cortex.server.part_relay import PartRelay, results_lost
+from cortex.sharing_policy import SharingPolicy
 from cortex.storage.blob_store import BlobStore
 from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
@@ -114,6 +119,8 @@ if TYPE_CHECKING:  # the certificates' library is not needed on one machine
 
 _log = Logger()
 M = TypeVar("M")
+DECISION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
+"""Seconds: a decision is promised to take 10 ms at most."""
 
 
 class NodeLink(Protocol):
@@ -171,8 +178,10 @@ class Server:
     what an earlier life left in `journal`, which the caller stops after it. Raises StateFailed for a journal
     that makes no sense.
     `wall_clock` is seconds since 1970: results expire by it.
+    `audit`: notes who did what.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any. `certificate_expiry(node)`: seconds since 1970, 0 unknown.
+    `sharing`: among its users; None where there is one, whose jobs are all taken.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
@@ -186,6 +195,8 @@ class Server:
         *,
         blob_folder: str = "",
         wall_clock: Callable[[], float] = time.time,
+        audit: Audit = no_audit,
+        sharing: SharingPolicy | None = None,
         certificate_expiry: Callable[[str], float] = lambda node: 0.0,
     ) -> None:
         self._reactor = reactor
@@ -193,8 +204,11 @@ class Server:
         self._wall_clock = wall_clock
         self._cluster = cluster
         self._journal = journal
+        self._audit = audit
+        self.decision_seconds = Histogram(DECISION_BOUNDS)
+        self._sharing = sharing
         self._certificate_expiry = certificate_expiry
-        self._scheduler = Scheduler(journalled=journal is not None)
+        self._scheduler = self._new_scheduler()
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
         self._clients: dict[MessageProtocol[Any], _Client] = {}
@@ -232,6 +246,27 @@ class Server:
         if journal is not None:
             journal.reports_kept = lambda node, attempts: self._to_node(node, ReportsKept(attempts))
             self._restore(journal)
+
+    @property
+    def cluster(self) -> str:
+        return self._cluster
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """To look at."""
+        return self._scheduler
+
+    @property
+    def relayed_result_bytes(self) -> int:
+        return self._relay.relayed_bytes
+
+    @property
+    def relayed_input_bytes(self) -> int:
+        return self._input.relayed_bytes
+
+    def _new_scheduler(self) -> Scheduler:
+        weights = None if self._sharing is None else self._sharing.weights
+        return Scheduler(journalled=self._journal is not None, user_weights=weights)
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -410,28 +445,37 @@ class Server:
             else:
                 client.link.send(Refused(NotAllowed(f"{job} is no job of yours").report()))
             return
-        if request.detached:
-            try:
-                self._check_detached()
-            except CortexError as error:
-                client.link.send(Refused(error.report()))
-                return
+        error = self._not_detached() if request.detached else None
+        if self._sharing is not None and error is None:
+            accepting = sum(each.owner == owner for each in self._accepting.values())
+            error = refusal(request, owner, accepting, self._scheduler, self._sharing)
+        if error is not None:
+            client.link.send(Refused(error.report()))
+            return
         self._blobs.submitted(client, job, request.bundle)
         self._accepting[job] = client
+        actor = actor_of(client.link)
+        code = hashlib.sha256(request.code).hexdigest()  # opaque here: its hash tells it apart
+        about = {"name": request.spec.name, "code": code}
 
         def refuse(error: CortexError) -> None:
+            self._audit(actor, "submit", job, REFUSED, {**about, "error": error.message})
             self._blobs.job_ended(job)
             self._unwanted.pop(job, None)
             self._accepting.pop(job).link.send(Refused(error.report()))
 
         def accept() -> None:
             client = self._accepting.pop(job)
+            self._audit(actor, "submit", job, DONE, about)
+            if actor.id:
+                name = repr(request.spec.name)
+                _log.info("client {id} submits {name}, code {code}", id=actor.id, name=name, code=code)
             self._ledger.accepted(job, request.spec.name, owner)
             if request.detached:
                 self._results.accepted(job, request.keep_s)
             self._give(job, client)
             client.link.send(JobAccepted(job))
-            self._handle(JobSubmitted(job, request))
+            self._handle(JobSubmitted(job, request, owner))
             if job in self._unwanted:
                 self._handle(CancelRequested(job, self._unwanted.pop(job)))
 
@@ -486,11 +530,11 @@ class Server:
         run = self._scheduler.kept.get(job)
         return job in self._results and run is not None and not run.is_elsewhere
 
-    def _check_detached(self) -> None:
-        """Raise UsageError if no detached job can be taken."""
+    def _not_detached(self) -> CortexError | None:
+        """Why no detached job can be taken."""
         if self._journal is None:
-            raise UsageError("a job on one machine ends with its client", cure="leave --detach out")
-        self._results.check_room()
+            return UsageError("a job on one machine ends with its client", cure="leave --detach out")
+        return self._results.no_room()
 
     def _no_client(self, message: NodeReads) -> CortexError:
         """A node has not an input file of a detached job as its client had it."""
@@ -534,6 +578,7 @@ class Server:
 
     def _forget_result(self, client: _Client, job: str) -> None:
         if not self._owns(client, job):
+            self._audit(actor_of(client.link), "forget", job, REFUSED)
             return
         if job in self._scheduler.jobs or job in self._ending:
             error = UsageError(f"{job} is under way", cure=f"cortex cancel {job} ends it")
@@ -541,6 +586,7 @@ class Server:
         elif job not in self._results:
             client.link.send(Refused(self._nothing_kept(job).report()))
         else:
+            self._audit(actor_of(client.link), "forget", job)
             self._drop_result(job, lambda: client.link.send(JobForgotten(job)))
 
     def _drop_result(self, job: str, then: Callable[[], None] = lambda: None) -> None:
@@ -577,10 +623,13 @@ class Server:
         by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
         waiting = self._accepting.get(job)
         if waiting is client:
+            self._audit(actor_of(client.link), "cancel", job)
             self._unwanted[job] = by
             return
         if job not in client.jobs and not self._owns(client, job):
+            self._audit(actor_of(client.link), "cancel", job, REFUSED)
             return
+        self._audit(actor_of(client.link), "cancel", job)
         if job not in self._results or job in self._scheduler.jobs:  # a result is forgotten, not cancelled
             self._handle(CancelRequested(job, by))
         if job not in client.jobs:
@@ -701,11 +750,13 @@ class Server:
         self._told_before = {}
 
     def _handle(self, event: Event) -> None:
+        began_at = self._clock()
         try:
-            instructions = self._scheduler.handle(event, self._clock())
+            instructions = self._scheduler.handle(event, began_at)
         except Exception:
             self._start_over(traceback.format_exc())
             return
+        self.decision_seconds.add(self._clock() - began_at)
         for instruction in instructions:
             if isinstance(instruction, SendToNode):
                 self._to_node(instruction.node, instruction.message)
@@ -787,7 +838,9 @@ class Server:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
-        self._scheduler = Scheduler(journalled=self._journal is not None)
+        tally = self._scheduler.tally
+        self._scheduler = self._new_scheduler()
+        self._scheduler.tally = tally
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))

@@ -16,6 +16,7 @@ from cortex.limits import FILES_CHECKED_MAX
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.storage.shared_output import begin_shared, commit_shared, is_committed, shared_folder
+from cortex.storage.spill_quota import SpillQuota
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import ClientInput, Fetched
 from cortex.tasks.job_bundle import enter_bundle, versions_told
@@ -51,8 +52,14 @@ class JobContext:
             if folder not in sys.path:
                 sys.path.insert(0, folder)
         enter_bundle(open_job)
-        self._store = MapOutputStore(LocalFilesystem(), open_job.work_dir)
+        fs, account = LocalFilesystem(), open_job.spill_account
+        self._store = MapOutputStore(
+            fs, open_job.work_dir, quota=SpillQuota(fs, open_job.work_dir, account=account)
+        )
         self._on_nodes = open_job.spec.output.at == "nodes"
+        # a folder of the client's, or one that nodes share: whether there is room is seen when it is written
+        spilled = account and not self._on_nodes
+        room = SpillQuota(fs, open_job.staging_dir, account=account) if spilled else None
         self._client_input: ClientInput | None = None
         open_input, soon = open_local, at_hand
         if open_job.input_socket:
@@ -73,6 +80,7 @@ class JobContext:
                 Budget.of(open_job.memory_bytes),
                 open_input,
                 soon,
+                room,
                 Fetched() if self._client_input is None else self._client_input.fetched,
             )
 

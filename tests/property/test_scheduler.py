@@ -113,6 +113,8 @@ class FakeNode:
         self.unfit: dict[str, bool] = {}
         """Jobs it cannot run; True: it has yet to say so."""
         self.silent_until = -1.0
+        self.idle_said = 0
+        """Slots that it said stand idle: so many attempts more it may be leased."""
 
     def hello(self) -> events.NodeJoined:
         address = f"{self.incarnation}:8787"
@@ -140,6 +142,9 @@ class Simulation:
         self.not_kept: set[str] = set()
         """Jobs whose map outputs were not kept any more when they were done."""
         self.old: list[events.Event] = []
+        self.given_back: list[tuple[FakeNode, m.GivenBack]] = []
+        """Answers to recalls that are on their way."""
+        self.recalled = 0
         self.lives = 0
         self.slots_max = 0
         self.nodes: dict[str, FakeNode] = {}
@@ -223,6 +228,8 @@ class Simulation:
         elif isinstance(message, m.FetchAhead):
             assert message.job in node.planned
             assert 0 < len(message.partitions) <= node.slots
+        elif isinstance(message, m.Recall):
+            self.recall(node, message)
         elif isinstance(message, m.Revoke):
             node.queue = [r for r in node.queue if r.attempt not in message.attempts]
         elif isinstance(message, m.DropMapOutputs):
@@ -254,7 +261,21 @@ class Simulation:
                 else:
                     node.queue.append(run)
             held = [r for r in node.queue if r.attempt in self.believed(node)]
-            assert len(held) <= node.slots * (1 + LEASES_AHEAD_PER_SLOT)
+            assert len(held) <= node.slots * (1 + LEASES_AHEAD_PER_SLOT) + node.idle_said
+
+    def recall(self, node: FakeNode, message: m.Recall) -> None:
+        """Those that are not among the first, as many as there are slots, have not begun."""
+        assert message.job in node.jobs
+        waiting = [r.attempt for r in node.queue[node.slots :] if r.attempt.startswith(message.job)]
+        given_back = tuple(reversed(waiting[-message.attempts :]))
+        node.queue = [r for r in node.queue if r.attempt not in given_back]
+        self.recalled += len(given_back)
+        answer = m.GivenBack(node.name, node.incarnation, given_back)
+        self.given_back.append((node, answer))
+
+    def answers(self, node: FakeNode) -> bool:
+        """Does what it says arrive?"""
+        return self.nodes.get(node.name) is node
 
     def check_inputs(self, world: World, job: str, table: LocationTable, task: m.ReduceTask) -> None:
         """In map order, at the node that made it, and every map with rows for the partition is there."""
@@ -346,7 +367,10 @@ class Simulation:
             m.TaskProgress(r.attempt, m.TaskStats(bytes_in=self.rng.randint(0, 20), rows_in=1))
             for r in node.queue[: node.slots]
         )
-        self.tell(m.Heartbeat(node.name, node.incarnation, running, 100, 200))
+        reduces = any(isinstance(r.task, m.ReduceTask) for r in node.queue)
+        idle = int(reduces and self.rng.random() < 0.2)
+        node.idle_said += idle
+        self.tell(m.Heartbeat(node.name, node.incarnation, running, 100, 200, idle_slots=idle))
 
     def step(self) -> None:
         rng = self.rng
@@ -356,6 +380,11 @@ class Simulation:
             self.tell(events.Tick())
         if self.old and self.fault(0.1):  # a message out of the past
             self.tell(rng.choice(self.old))
+        for item in [each for each in self.given_back if each[0].silent_until <= self.now]:
+            if rng.random() < 0.5:
+                self.given_back.remove(item)
+                if self.answers(item[0]):
+                    self.tell(item[1])
         awake = [n for n in self.nodes.values() if n.silent_until <= self.now]
         for node in list(awake):
             if rng.random() < 0.3:

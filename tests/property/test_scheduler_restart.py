@@ -175,6 +175,10 @@ class RestartSimulation(Simulation):
         if not node.away:
             self.tell(event)
 
+    def answers(self, node: FakeNode) -> bool:
+        assert isinstance(node, LinkedNode)
+        return super().answers(node) and not node.away
+
     def heartbeat(self, node: FakeNode) -> None:
         assert isinstance(node, LinkedNode)
         if not node.away:

@@ -11,6 +11,7 @@ from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.plan import ClientFile, DataFiles
 from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
+from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Message
 from cortex.wire.messages.executor import JobPlanned, RunTask, TaskFailed, TaskFinished, TaskProgress
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
@@ -99,6 +100,14 @@ class Revoke(Message, frozen=True):
     attempts: tuple[str, ...]
 
 
+class Recall(Message, frozen=True):
+    """Give back so many attempts of this job that have not begun, the last leased first: another job is to
+    have the slots. Answered with `GivenBack`."""
+
+    job: str
+    attempts: int
+
+
 class ReportsKept(Message, frozen=True):
     """The ends of these attempts are in the server's journal, or not wanted: they need not be told again."""
 
@@ -141,6 +150,12 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
     disk_free_bytes: int = -1
     """Of the folders for spilled data together; -1 unknown."""
+    spill_bytes: int = -1
+    """What lies in them, as of a few seconds ago; -1 unknown, as the next is."""
+    spill_limit_bytes: int = -1
+    """All that may lie there: the node's quota, or less where the disks take less."""
+    idle_slots: int = 0
+    """That stand idle while reduces wait for their inputs here."""
 
 
 class Drain(Message, frozen=True):
@@ -151,7 +166,8 @@ class Drain(Message, frozen=True):
 
 
 class GivenBack(Message, frozen=True):
-    """These attempts were leased to the node and have not begun: they run elsewhere."""
+    """These attempts were leased to the node and have not begun: they run elsewhere. The answer to Recall has
+    fewer than were asked for, or none, when the others have begun."""
 
     node: str
     incarnation: str
@@ -319,6 +335,32 @@ class NodeLog(Message, frozen=True):
     text: str
 
 
+class Examine(Message, frozen=True):
+    """Look at your machine, and try the ports of these nodes. Answered with `Examined`."""
+
+    request: int
+    others: tuple[OutputNode, ...]
+
+
+class PortClosed(msgspec.Struct, frozen=True):
+    """A node's port that another could not connect to."""
+
+    node: str
+    address: str
+    why: str
+
+
+class Examined(Message, frozen=True):
+    node: str
+    request: int
+    now: float
+    """Seconds since 1970, when this was sent."""
+    report: MachineReport | None
+    closed: tuple[PortClosed, ...]
+    error: str = ""
+    """Why there is no report."""
+
+
 class ShutDown(Message, frozen=True):
     """The cluster ends, or the node is drained: kill what runs, remove what was spilled, end."""
 
@@ -330,6 +372,7 @@ ToNode = Union[  # noqa: UP007
     FetchAhead,
     Lease,
     Revoke,
+    Recall,
     ReportsKept,
     EndJob,
     DropMapOutputs,
