@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import cortex
+from cortex.client.cluster_session import Follower
 from cortex.errors import (
     CortexError,
     InputError,
@@ -23,6 +24,7 @@ from cortex.errors import (
     UsageError,
     UserCodeError,
 )
+from cortex.wire import messages as m
 from tests.integration.held_job import (
     LINES,
     PATIENCE_S,
@@ -233,6 +235,22 @@ def test_files_that_only_the_client_has_are_refused_at_once(files: Folder) -> No
         assert job.state == "failed"
 
 
+def test_files_below_data_roots_are_had_of_the_nodes_that_hold_them(files: Folder, tmp_path: Path) -> None:
+    wanted = files.alone()
+    other = tmp_path / "other"
+    other.mkdir()
+    with cortex.LocalCluster(nodes=2, data=[files.path, other]) as cluster:
+        for number, path in enumerate((os.fspath(files.path / "in.txt"), "data:in.txt")):
+            handle = files.job(input=path).run(cluster.client, detach=True)
+            handle.fetch(files.path / f"out{number}")
+            assert parts(files.path / f"out{number}") == wanted
+    with (
+        cortex.LocalCluster(nodes=2, data=[other, other]) as cluster,
+        pytest.raises(InputError, match="at the client"),
+    ):
+        files.job().run(cluster.client, detach=True)
+
+
 def test_one_machine_detaches_nothing(files: Folder) -> None:
     alone = files.command("mapreduce", "words.py:Words", "--detach", "--server", "local")
     assert alone.returncode == 2
@@ -264,6 +282,32 @@ def test_the_server_is_killed_while_the_job_runs_and_when_it_is_done(files: Fold
         wait_for(lambda: handle.status().kept_until == until, "its expiry has moved")
         handle.forget()
         wait_for(lambda: not any(kept(cluster, handle.id).values()))
+
+
+def test_the_server_and_then_a_node_are_killed_while_the_result_is_fetched(
+    files: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = files.alone()
+    with cortex.LocalCluster(nodes=2) as cluster:
+        handle = files.job().run(cluster.client, detach=True)
+        handle.wait()
+        victim = next(name for name, found in kept(cluster, handle.id).items() if found)
+        is_done = Follower._is_done
+        heard: list[m.JobDone] = []
+
+        def killing(self: Follower, done: m.JobDone) -> None:
+            heard.append(done)
+            if len(heard) == 1:
+                restart(cluster)
+            elif len(heard) == 2:
+                cluster.nodes[victim].kill()
+            is_done(self, done)
+
+        monkeypatch.setattr(Follower, "_is_done", killing)
+        handle.fetch(files.path / "out")
+        assert parts(files.path / "out") == wanted
+        assert len(heard) > 1
+        assert len({done.expires_at for done in heard}) == 1
 
 
 def test_parts_that_are_lost_with_their_node_are_made_anew(files: Folder) -> None:
