@@ -67,6 +67,7 @@ from cortex.server.log_desk import LogDesk
 from cortex.server.part_relay import PartRelay, results_lost
 from cortex.sharing_policy import SharingPolicy
 from cortex.storage.blob_store import BlobStore
+from cortex.storage.shared_output import attempts_folder
 from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
 from cortex.wire.messages import (
@@ -445,7 +446,7 @@ class Server:
             else:
                 client.link.send(Refused(NotAllowed(f"{job} is no job of yours").report()))
             return
-        error = self._not_detached() if request.detached else None
+        error = self._wrong_folder(request) or (self._not_detached() if request.detached else None)
         if self._sharing is not None and error is None:
             accepting = sum(each.owner == owner for each in self._accepting.values())
             error = refusal(request, owner, accepting, self._scheduler, self._sharing)
@@ -529,6 +530,17 @@ class Server:
     def _keeps_result(self, job: str) -> bool:
         run = self._scheduler.kept.get(job)
         return job in self._results and run is not None and not run.is_elsewhere
+
+    def _wrong_folder(self, request: SubmitJob) -> CortexError | None:
+        """On a cluster parts lie at their nodes, or beside the output: nodes make and remove that folder, and
+        no other."""
+        output = request.spec.output
+        on_nodes = output.at == "nodes"
+        wanted = attempts_folder(output.path, request.job) if on_nodes else ""
+        good = request.staging_dir == wanted and (not on_nodes or (request.job and output.path[:1] == "/"))
+        return (
+            None if good or not self._cluster else ProtocolError("a job names a wrong folder for its parts")
+        )
 
     def _not_detached(self) -> CortexError | None:
         """Why no detached job can be taken."""

@@ -195,8 +195,13 @@ def test_output_on_nodes_is_committed_by_one_and_nothing_of_it_is_kept(lives: Ca
     life = lives()
     life.join()
     spec = msgspec.structs.replace(DETACHED.spec, output=OutputSpec("/shared/out", at="nodes"))
-    staging = "/shared/.out.j.shared/attempts"
-    job = submit(life, msgspec.structs.replace(DETACHED, spec=spec, staging_dir=staging))
+    job = "j" + "2" * 12
+    request = msgspec.structs.replace(DETACHED, spec=spec, job=job)
+    for wrong in ("", "/etc", "/shared/.out.j111111111111.shared/attempts"):
+        (refused,) = life.client()[1](msgspec.structs.replace(request, staging_dir=wrong))
+        assert refused.error.message == "a job names a wrong folder for its parts"
+    staging = f"/shared/.out.{job}.shared/attempts"
+    assert submit(life, msgspec.structs.replace(request, staging_dir=staging)) == job
     run_to_the_end(life, job)
     assert life.leases()[-1] == f"{job}-commit.0"
     life.clock.advance(JOURNAL_S)
