@@ -71,8 +71,8 @@ class SpillQuota:
             said = f"the node's quota is used up: {format_bytes(max(0, account.left()))} are left of it"
             error = spill_full(self._folder, wanted_bytes, None, said)
             error.cure = (
-                "raise the node's --spill-quota, wait until other jobs have ended, or give more --memory so"
-                " that less is spilled"
+                "raise the node's --spill-quota, wait until other jobs have ended, drop results that nobody"
+                " needs (cortex forget ID), or give more --memory so that less is spilled"
             )
             raise error
         return granted

@@ -39,6 +39,10 @@ class Words(cortex.MapReduceJob):
         self.held("reduce")
         yield key, sum(values)
 
+class Large(Words):
+    def reduce(self, key, values):
+        yield key, key * 50_000
+
 class Wrong(Words):
     def map(self, line):
         self.held("map")

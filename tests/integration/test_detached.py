@@ -353,6 +353,22 @@ def test_only_the_result_is_kept_for_long_and_lost_with_its_node(files: Folder) 
         wait_for(lambda: not any(kept(cluster, handle.id)[name] for name in cluster.nodes if name != victim))
 
 
+def test_a_result_counts_against_its_nodes_quota_until_it_is_forgotten(files: Folder) -> None:
+    files.open("map", "reduce")
+    with HastyCluster(nodes=1) as cluster:
+        handle = files.job("Large").run(cluster.client, detach=True)
+        bytes_out = handle.wait().bytes_out
+        assert bytes_out > 5_000_000
+        wait_for(lambda: job_folders(cluster, handle.id) == {"output"})
+        wait_for(lambda: bytes_out <= spilled(cluster) < bytes_out + 1_000_000, "the result is not counted")
+        handle.forget()
+        wait_for(lambda: spilled(cluster) < 1_000_000, "what was forgotten is counted")
+
+
+def spilled(cluster: cortex.LocalCluster) -> int:
+    return sum(node.spill_bytes for node in cluster.client.status().nodes)
+
+
 def job_folders(cluster: cortex.LocalCluster, job: str) -> set[str]:
     """What lies in the job's folders at nodes."""
     found = (
