@@ -165,6 +165,16 @@ UNIX_PATH_BYTES_MAX: Final = 103  # macOS: sun_path holds 104 with its closing z
 NODE_AWAY_S: Final = 5.0  # from the end of a node's link to its loss: one that lives is back in one or two
 DRAIN_S: Final = 3600.0  # a node that is drained has so long to finish what it runs, unless asked otherwise
 NODE_RETURN_S: Final = 4 * REDIAL_S_MAX  # after the server's start, for the nodes of its life before
+RESULTS_S: Final = 7 * 86_400.0  # a detached job's result is kept unless asked otherwise: over a holiday
+RESULTS_S_MAX: Final = 90 * 86_400.0  # nodes are restarted more often than that, and results go with them
+FAILURES_KEPT_S: Final = (
+    86_400.0  # why a detached job failed, for whoever asks: `cortex jobs` knows it longer
+)
+RESULTS_KEPT_MAX: Final = 1000  # detached jobs at once: the server keeps the plan of each, 42 bytes a split
+MAPS_KEPT_S: Final = 3600.0  # map outputs after the end of a detached job: a node lost early costs little
+COMMIT_TASKS_MAX: Final = 200_000  # whose parts a node commits: their names fit in one frame
+FILES_CHECKED_MAX: Final = 1000  # of a detached job, when it is planned: a millisecond each where it is far
+DETACH_PLAN_S: Final = 20.0  # a client that detaches waits for the plan: what is wrong with it shows there
 CLIENT_RETURN_S: Final = 30.0  # from the end of a client's link to the end of its jobs: it dials every few s
 JOURNAL_S: Final = 0.1  # finished attempts are written down together, this late at most
 JOURNAL_RETRY_S: Final = 2.0  # after the journal could not be written: a full disk is given room by people

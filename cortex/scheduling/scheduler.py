@@ -43,6 +43,7 @@ from cortex.scheduling.events import (
     Instruction,
     JobKept,
     JobSubmitted,
+    MapsNotKept,
     NodeAway,
     NodeJoined,
     NodeLost,
@@ -59,7 +60,7 @@ from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
-from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.tally import Tally
 from cortex.units import counted
 from cortex.wire.messages import (
@@ -68,6 +69,7 @@ from cortex.wire.messages import (
     CannotServe,
     DataListed,
     Drain,
+    DropMapOutputs,
     EndJob,
     GivenBack,
     Heartbeat,
@@ -152,6 +154,7 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
+            MapsNotKept: self._maps_not_kept,
             GivenBack: self._given_back,
             DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
@@ -243,7 +246,7 @@ class Scheduler:
         else:
             self._drop_node(hello.node, now)  # its earlier life, if we still believed in it
             if expected not in (None, hello.incarnation):
-                self._lose_results(hello.node)
+                self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
         for job in (*self.jobs.values(), *self.kept.values()):
             job.meet(node)
@@ -262,6 +265,8 @@ class Scheduler:
         for job in hello.jobs:
             if self._is_known(job):
                 node.told[job] = Told()
+                if job in self.kept and self.kept[job].maps_dropped:
+                    self._out.append(SendToNode(node.name, DropMapOutputs(job)))
             else:
                 self._out.append(SendToNode(node.name, EndJob(job)))
         for running in [each for each in node.held.values() if each.attempt not in hello.attempts]:
@@ -339,13 +344,13 @@ class Scheduler:
             self.jobs[running.job].abandoned(running)
             self.tally.abandoned[running.stage] += 1
         self.tally.nodes_lost += 1
-        self._lose_results(node.name)
+        self._lose_results(node.name, now)
 
-    def _lose_results(self, name: str) -> None:
+    def _lose_results(self, name: str, now: float) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
             job.holder_lost(name)  # a job that has failed by it ends on the next tick
-        self._reopen()
+        self._reopen(now)
 
     def _lose(self, job: JobRun, name: str) -> None:
         job.node_lost(name)
@@ -358,15 +363,17 @@ class Scheduler:
             job.part_lost(event.staged_as)
             self.leases.changed[job.job] = None
             self._write_down(job, PartGone(event.staged_as))
-            self._reopen()
+            self._reopen(now)
 
-    def _reopen(self) -> None:
-        """Jobs that were done, and are not any more, go on."""
-        for job in [job for job in self.kept.values() if not job.ended]:
+    def _reopen(self, now: float) -> None:
+        """Jobs that were done, and are not any more, go on, or have failed."""
+        for job in [job for job in self.kept.values() if job.state is not JobState.DONE]:
             del self.kept[job.job]
             self._take_in(job, self._users[job.job])
-            job.place()  # as it is now: nobody asked while it was done
-            self._ask_all(job)
+            if not job.ended:
+                job.place()  # as it is now: nobody asked while it was done
+                self._ask_all(job)
+            self._after(job, now)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -577,6 +584,16 @@ class Scheduler:
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
 
+    def _maps_not_kept(self, event: MapsNotKept, now: float) -> None:
+        job = self.kept.get(event.job)
+        if job is None or job.map_only or job.maps_dropped:
+            return
+        job.drop_maps()
+        self._write_down(job, MapsDropped())
+        for node in self.leases.nodes.values():
+            if job.job in node.told and not node.silent:
+                self._out.append(SendToNode(node.name, DropMapOutputs(job.job)))
+
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
@@ -639,7 +656,7 @@ class Scheduler:
             lost, self.expected = sorted(self.expected), {}
             self._returning.clear()
             for name in lost:
-                self._lose_results(name)
+                self._lose_results(name, now)
                 self._out.append(GiveUpNode(name))
         self._settle(now)  # also when one was lost again before it had told all
 
@@ -670,14 +687,14 @@ class Scheduler:
         else:
             assert job.error is not None
             self._users.pop(job.job)
-            self._end_at_nodes(job.job)
+            self._end_at_nodes(job.job, job.commits)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
     def _is_known(self, job: str) -> bool:
         return job in self.jobs or job in self.kept
 
-    def _end_at_nodes(self, job: str) -> None:
-        end = EndJob(job)
+    def _end_at_nodes(self, job: str, drop_output: bool = False) -> None:
+        end = EndJob(job, drop_output)
         for node in self.leases.nodes.values():
             if job in node.told and not node.silent:
                 del node.told[job]
