@@ -26,10 +26,12 @@ from cortex.errors import Cancelled, CortexError, InternalError
 from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import (
     GRANTS_PER_DECISION_MAX,
+    JOBS_TOLD_MAX,
     LIVES_MAX,
     NODE_RETURN_S,
     NODES_DECLINED_MAX,
     PROGRESS_S,
+    RECALL_JOBS_MAX,
     RECALL_NODES_MAX,
     RECALLS_AT_ONCE,
     SERVER_STALL_S,
@@ -131,6 +133,7 @@ class Scheduler:
         self._choosy: set[str] = set()
         """Jobs that have left a free slot to others: they do not wait for one."""
         self._recall_due = False
+        self._told_from = 0
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
         tick."""
@@ -611,8 +614,18 @@ class Scheduler:
             if job.ended:
                 self._after(job, now)
             else:
-                self._out.append(SendToClient(job.job, self._progress(job, now)))
                 self._prefetch(job)
+        for job in self._whose_progress():
+            self._out.append(SendToClient(job.job, self._progress(job, now)))
+
+    def _whose_progress(self) -> list[JobRun]:
+        """All jobs, or where there are many some of them, in turns."""
+        jobs = list(self.jobs.values())
+        if len(jobs) <= JOBS_TOLD_MAX:
+            return jobs
+        first = self._told_from % len(jobs)
+        self._told_from = first + JOBS_TOLD_MAX
+        return (jobs[first:] + jobs[:first])[:JOBS_TOLD_MAX]
 
     def _wait_for_nodes(self, now: float) -> None:
         if now >= self.expected_until:
@@ -717,8 +730,8 @@ class Scheduler:
         if self._openings.get(name) != openings:
             self._openings[name] = openings
             self._is_news = True
-        ready = max(1, job.ready_tasks(slots)) if job.has_ready(slots) else 0
-        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready):
+        ready = 0 if job.state is JobState.PLANNING else job.ready_tasks(slots)
+        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
             self._recall_due = True
 
     def _lease(self, node: Node, count: int, now: float) -> list[Running]:
@@ -776,7 +789,11 @@ class Scheduler:
             return False
         self.shares.served(name)
         self.leases.lease(node, running)
-        self._count_share(name)
+        ready = self.shares.ready_of(name) - 1
+        if ready > 0:
+            self.shares.change(name, self.leases.slots_of.get(name, 0), ready)
+        else:
+            self._count_share(name)
         leased.append(running)
         self._introduce(node, job, running)
         return True
@@ -797,12 +814,16 @@ class Scheduler:
         waiting = self._waits_for_slot(self.leases.free_slots)
         if waiting is None:
             return
-        wanted = max(RECALLS_AT_ONCE, self.shares.ready_of(waiting))
+        first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
+        wanted = RECALLS_AT_ONCE + sum(self.shares.lacks(name, self.leases.slots) for name in first)
         for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
             node = self.leases.with_successors.pop(name)
             self.leases.with_successors[name] = node  # the last of all, next time
-            for job in list(node.slots_of) if node.is_here and not node.recalling else ():
-                more = node.waiting(job)
+            if not node.is_here or node.recalling:
+                wanted -= node.recalling
+                continue
+            for job in list(node.slots_of):
+                more = min(wanted, node.waiting(job))
                 if more > 0 and job in self.jobs and self._gives_way(node, job, waiting, now):
                     node.recalling = True
                     wanted -= more
