@@ -265,11 +265,24 @@ class FairShares:
             for job in self._users[user.name].level.in_order():
                 yield job.name
 
+    def in_order_of_user(self, name: str) -> Iterator[str]:
+        """Those of them that are this job's user's."""
+        return (entry.name for entry in self._jobs[name].user.level.in_order())
+
     def lacks(self, name: str, slots: int) -> int:
-        """About how many more of all `slots` the job should hold, by the weights of those that want some."""
+        """How many more of all `slots` the job should hold, by the weights of those that want some; parts of
+        a slot do not count."""
         job = self._jobs[name]
         fair = job.user.level.part(job.entry, self._level.part(job.user.entry, slots))
-        return max(0, min(job.ready, math.ceil(fair) - job.entry.slots))
+        return max(0, min(job.ready, max(1, int(fair)) - job.entry.slots))
+
+    def has_too_many(self, name: str, slots: int) -> bool:
+        """Does the job, or its user, hold more of all `slots` than it should, not counting a part of one?"""
+        job = self._jobs[name]
+        of_user = self._level.part(job.user.entry, slots)
+        return job.user.entry.slots > math.ceil(of_user) or job.entry.slots > math.ceil(
+            job.user.level.part(job.entry, of_user)
+        )
 
     def holds_too_much(self, name: str, other: str) -> bool:
         """Would `other`, which waits for a slot, come first if the job gave up one of its slots?"""

@@ -606,6 +606,7 @@ class Scheduler:
         else:
             self._look_at_drains(now)
         self._ask_passed_over()
+        fetching = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
@@ -614,7 +615,7 @@ class Scheduler:
             if job.ended:
                 self._after(job, now)
             else:
-                self._prefetch(job)
+                self._prefetch(job, fetching)
         for job in self._whose_progress():
             self._out.append(SendToClient(job.job, self._progress(job, now)))
 
@@ -805,8 +806,15 @@ class Scheduler:
         return next((name for name in self.shares.in_order() if name not in self._choosy), None)
 
     def _gives_way(self, node: Node, name: str, waiting: str, now: float) -> bool:
-        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`?"""
-        return now - node.turn_at[name] >= SLOT_TURN_S and self.shares.holds_too_much(name, waiting)
+        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`, whose
+        turn it is, or to another job of its own user?"""
+        if now - node.turn_at[name] < SLOT_TURN_S:
+            return False
+        if self.shares.holds_too_much(name, waiting):
+            return True
+        rivals = (job for job in self.shares.in_order_of_user(name) if job not in self._choosy)
+        rival = next(rivals, None)
+        return rival is not None and self.shares.holds_too_much(name, rival)
 
     def _recall(self, now: float) -> None:
         """Ask for leases that have not begun, for a job that waits for a slot: from a few nodes, as any of
@@ -815,7 +823,9 @@ class Scheduler:
         if waiting is None:
             return
         first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
-        wanted = RECALLS_AT_ONCE + sum(self.shares.lacks(name, self.leases.slots) for name in first)
+        wanted = sum(self.shares.lacks(name, self.leases.slots) for name in first)
+        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
+        in_turn = not self.shares.slots_of(waiting)  # it is due, however few slots others have
         for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
             node = self.leases.with_successors.pop(name)
             self.leases.with_successors[name] = node  # the last of all, next time
@@ -824,17 +834,21 @@ class Scheduler:
                 continue
             for job in list(node.slots_of):
                 more = min(wanted, node.waiting(job))
-                if more > 0 and job in self.jobs and self._gives_way(node, job, waiting, now):
+                if (
+                    more > 0
+                    and job in self.jobs
+                    and (in_turn or self.shares.has_too_many(job, self.leases.slots))
+                    and self._gives_way(node, job, waiting, now)
+                ):
                     node.recalling = True
                     wanted -= more
                     self._out.append(SendToNode(name, Recall(job, more)))
             if wanted <= 0:
                 return
 
-    def _prefetch(self, job: JobRun) -> None:
+    def _prefetch(self, job: JobRun, live: list[Node]) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
-        nodes = [n for n in live if n.name not in job.unfit]
+        nodes = [n for n in live if n.name not in job.unfit] if job.unfit else live
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)
             if not told.ahead:
