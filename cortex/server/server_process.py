@@ -10,17 +10,24 @@ from cortex.errors import EXIT_DONE
 from cortex.server.cluster_server import ClusterServer
 from cortex.sharing_policy import SharingPolicy
 from cortex.wire.join import Endpoint
-from cortex.wire.transports import log_to_stderr, use_monotonic_clock
+from cortex.wire.transports import begin_log, use_monotonic_clock
 
 
-def run_server(home: str, listen: Endpoint, advertised: Endpoint, sharing: SharingPolicy) -> int:
+def run_server(
+    home: str,
+    listen: Endpoint,
+    advertised: Endpoint,
+    sharing: SharingPolicy,
+    log_file: str = "",
+    metrics: Endpoint | None = None,
+) -> int:
     """Serve until SIGTERM, SIGINT or KillCluster; gives the exit code. Says on standard output where it
     listens, and on the first start how to join. Raises UsageError."""
     from twisted.internet import reactor as _reactor
 
     reactor: Any = _reactor
     use_monotonic_clock(reactor)
-    log_to_stderr()
+    begin_log(log_file)
 
     def stop(*_: Any) -> None:
         reactor.callFromThread(_stop)
@@ -29,11 +36,16 @@ def run_server(home: str, listen: Endpoint, advertised: Endpoint, sharing: Shari
         server.stop()
         reactor.stop()
 
-    server = ClusterServer(reactor, home, listen, advertised, stop, sharing=sharing)
+    server = ClusterServer(reactor, home, listen, advertised, stop, metrics=metrics, sharing=sharing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     endpoint = Endpoint(advertised.host, server.port)
     print(f"cortex server of cluster {server.cluster} listens on {Endpoint(listen.host, server.port)}")
+    if metrics is not None:
+        print(
+            "metrics for clients of the cluster:"
+            f" https://{Endpoint(metrics.host, server.metrics_port)}/metrics"
+        )
     if not server.invited_before:
         print(
             "a node joins with (24 hours, 50 uses; more: cortex token create):\n"

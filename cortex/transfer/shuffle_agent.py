@@ -76,6 +76,8 @@ class ShuffleAgent:
         """Segments on their way -> the attempts that wait for them."""
         self._here: dict[str, dict[int, set[str]]] = {}
         """Job -> partition -> map attempts whose segments have landed."""
+        self.fetched_bytes = 0
+        self.fetched_segments = 0
         self._alone = False
         self._held: dict[Key, Wanted] = {}
         """Segments that could not be had while the server was away."""
@@ -176,7 +178,9 @@ class ShuffleAgent:
 
     # --- what the fetcher says ---
 
-    def _landed(self, wanted: Wanted, _size_bytes: int, _rows: int) -> None:
+    def _landed(self, wanted: Wanted, size_bytes: int, _rows: int) -> None:
+        self.fetched_bytes += size_bytes
+        self.fetched_segments += 1
         if wanted.job in self._here:
             self._here[wanted.job].setdefault(wanted.partition, set()).add(wanted.attempt)
         for attempt in sorted(self._wanting.pop(wanted.key, ())):
