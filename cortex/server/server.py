@@ -587,12 +587,14 @@ class Server:
 
     def _follow(self, client: _Client, job: str) -> None:
         if not self._owns(client, job):
+            self._audit(actor_of(client.link), "fetch", job, REFUSED)
             return
         run = self._scheduler.jobs.get(job) or self._scheduler.kept.get(job)
         answer = None if job in self._scheduler.jobs else self._answers.get(job)
         if run is None and answer is None and job not in self._ending:
             client.link.send(Refused(self._nothing_kept(job).report()))
             return
+        self._audit(actor_of(client.link), "fetch", job)
         self._results.follow(job, client)
         spec = None if run is None else run.request.spec
         client.link.send(JobFollowed(job, job in self._results, spec))
