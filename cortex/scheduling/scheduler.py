@@ -338,7 +338,7 @@ class Scheduler:
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
             self.tally.abandoned[running.stage] += 1
-        self.tally.nodes_lost += 1
+        self.tally.nodes_lost += node.state.duty is not Duty.LEFT
         self._lose_results(node.name)
 
     def _lose_results(self, name: str) -> None:
@@ -547,7 +547,8 @@ class Scheduler:
             if not self.waits_for(node):
                 self.leases.empty(node)
                 self._out.append(SendToNode(node.name, ShutDown()))
-                self._give_up(node.name, now)
+                self._drop_node(node.name, now)
+                self._out.append(GiveUpNode(node.name, drained=True))
 
     def _end_work_at(self, node: Node) -> None:
         """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere. A
