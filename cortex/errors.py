@@ -245,6 +245,12 @@ class OutputFailed(CortexError):
     code = "output"
 
 
+class OutputUnseen(CortexError):
+    """A node does not see the path that all nodes are to write the output to."""
+
+    code = "output-unseen"
+
+
 class ResultsLost(CortexError):
     """A finished part of the output is gone before the client had it: its node is lost, or its disk."""
 

@@ -53,6 +53,7 @@ from cortex.node.memory_guard import MemoryGuard
 from cortex.node.node_metrics import NodeFigures
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
+from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
@@ -66,6 +67,7 @@ from cortex.wire.messages import (
     BlobLost,
     CannotServe,
     Drain,
+    DropMapOutputs,
     DropPart,
     EndJob,
     FetchAhead,
@@ -367,6 +369,8 @@ class Node:
                 self._reports.pop(attempt, None)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, DropMapOutputs):
+            self._drop_map_outputs(message.job)
         elif isinstance(message, Drain):
             self._drain(message)
         elif isinstance(message, SendLogs):
@@ -602,23 +606,46 @@ class Node:
         for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
             del self._reports[attempt]
 
+        def folder_unused() -> None:
+            if self._jobs.pop(message.job, None) is not None:
+                self._folders.discard(job.work_dir)
+                if message.drop_output:
+                    self._folders.discard_shared(staging_of(job.start.staging_dir))
+            self.room()
+            self._check_ended()
+
+        self._close(message.job, folder_unused)
+
+    def _close(self, job: str, folder_unused: Callable[[], None]) -> None:
+        """Nothing of the job runs here any more; then nobody writes into its folder: an executor being killed
+        may do so until it is gone."""
+        assert self._pool is not None
+
         def executors_gone() -> None:
             if self._shuffle is None:
                 segments_gone()
             else:
-                self._shuffle.close_job(message.job, segments_gone)
+                self._shuffle.close_job(job, segments_gone)
 
         def segments_gone() -> None:
-            self._bundles.forget(message.job, folder_unused)
+            self._bundles.forget(job, folder_unused)
+
+        self._pool.close_job(job, executors_gone)
+
+    def _drop_map_outputs(self, name: str) -> None:
+        """Only the job's parts of the result are kept."""
+        job = self._jobs.get(name)
+        if job is None or job.ended:
+            return
+        if self._input is not None:
+            self._input.close_job(name)
 
         def folder_unused() -> None:
-            # only now: an executor being killed may still have been writing here
-            if self._jobs.pop(message.job, None) is not None:
-                self._folders.discard(job.work_dir)
+            if not job.ended:
+                self._folders.keep_output(job.work_dir)
             self.room()
-            self._check_ended()
 
-        self._pool.close_job(message.job, executors_gone)
+        self._close(name, folder_unused)
 
     def _tell(self, message: FromNode) -> None:
         """From a thread's end: unless there is nobody to tell any more."""

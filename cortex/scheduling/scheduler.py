@@ -26,10 +26,12 @@ from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import (
     GRANTS_PER_DECISION_MAX,
+    JOBS_TOLD_MAX,
     LIVES_MAX,
     NODE_RETURN_S,
     NODES_DECLINED_MAX,
     PROGRESS_S,
+    RECALL_JOBS_MAX,
     RECALL_NODES_MAX,
     RECALLS_AT_ONCE,
     SERVER_STALL_S,
@@ -43,6 +45,7 @@ from cortex.scheduling.events import (
     Instruction,
     JobKept,
     JobSubmitted,
+    MapsNotKept,
     NodeAway,
     NodeJoined,
     NodeLost,
@@ -59,7 +62,7 @@ from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
-from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.tally import Tally
 from cortex.units import counted
 from cortex.wire.messages import (
@@ -68,6 +71,7 @@ from cortex.wire.messages import (
     CannotServe,
     DataListed,
     Drain,
+    DropMapOutputs,
     EndJob,
     GivenBack,
     Heartbeat,
@@ -134,6 +138,7 @@ class Scheduler:
         self._choosy: set[str] = set()
         """Jobs that have left a free slot to others: they do not wait for one."""
         self._recall_due = False
+        self._told_from = 0
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
         tick."""
@@ -152,6 +157,7 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
+            MapsNotKept: self._maps_not_kept,
             GivenBack: self._given_back,
             DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
@@ -243,7 +249,7 @@ class Scheduler:
         else:
             self._drop_node(hello.node, now)  # its earlier life, if we still believed in it
             if expected not in (None, hello.incarnation):
-                self._lose_results(hello.node)
+                self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
         for job in (*self.jobs.values(), *self.kept.values()):
             job.meet(node)
@@ -262,6 +268,8 @@ class Scheduler:
         for job in hello.jobs:
             if self._is_known(job):
                 node.told[job] = Told()
+                if job in self.kept and self.kept[job].maps_dropped:
+                    self._out.append(SendToNode(node.name, DropMapOutputs(job)))
             else:
                 self._out.append(SendToNode(node.name, EndJob(job)))
         for running in [each for each in node.held.values() if each.attempt not in hello.attempts]:
@@ -339,13 +347,13 @@ class Scheduler:
             self.jobs[running.job].abandoned(running)
             self.tally.abandoned[running.stage] += 1
         self.tally.nodes_lost += node.state.duty is not Duty.LEFT
-        self._lose_results(node.name)
+        self._lose_results(node.name, now)
 
-    def _lose_results(self, name: str) -> None:
+    def _lose_results(self, name: str, now: float) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
             job.holder_lost(name)  # a job that has failed by it ends on the next tick
-        self._reopen()
+        self._reopen(now)
 
     def _lose(self, job: JobRun, name: str) -> None:
         job.node_lost(name)
@@ -358,15 +366,17 @@ class Scheduler:
             job.part_lost(event.staged_as)
             self.leases.changed[job.job] = None
             self._write_down(job, PartGone(event.staged_as))
-            self._reopen()
+            self._reopen(now)
 
-    def _reopen(self) -> None:
-        """Jobs that were done, and are not any more, go on."""
-        for job in [job for job in self.kept.values() if not job.ended]:
+    def _reopen(self, now: float) -> None:
+        """Jobs that were done, and are not any more, go on, or have failed."""
+        for job in [job for job in self.kept.values() if job.state is not JobState.DONE]:
             del self.kept[job.job]
             self._take_in(job, self._users[job.job])
-            job.place()  # as it is now: nobody asked while it was done
-            self._ask_all(job)
+            if not job.ended:
+                job.place()  # as it is now: nobody asked while it was done
+                self._ask_all(job)
+            self._after(job, now)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -476,10 +486,9 @@ class Scheduler:
     def _data_listed(self, event: DataListed, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
-            if job.listed(event, self._nodes_here()):
-                self._ask_all(job)
+            job.listed(event)
             self.leases.changed[job.job] = None
-            self._after(job, now)
+            self._look_for_data(job, now)
 
     def _input_found(self, event: InputFound, now: float) -> None:
         job = self.jobs.get(event.job)
@@ -489,9 +498,10 @@ class Scheduler:
 
     def _look_for_data(self, job: JobRun, now: float) -> None:
         """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
-        yet."""
+        yet. One that is away may be back with some of it, and is waited for."""
         self._ask_all(job)
-        if job.look_for_data(self._nodes_here()):
+        absent = [n for n in self.leases.nodes.values() if n.hello.data_roots and not n.is_here]
+        if job.look_for_data(self._nodes_here(), absent):
             self._ask_all(job)
         self.leases.changed[job.job] = None
         if job.ended:
@@ -578,6 +588,16 @@ class Scheduler:
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
 
+    def _maps_not_kept(self, event: MapsNotKept, now: float) -> None:
+        job = self.kept.get(event.job)
+        if job is None or job.map_only or job.maps_dropped:
+            return
+        job.drop_maps()
+        self._write_down(job, MapsDropped())
+        for node in self.leases.nodes.values():
+            if job.job in node.told and not node.silent:
+                self._out.append(SendToNode(node.name, DropMapOutputs(job.job)))
+
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
@@ -618,23 +638,40 @@ class Scheduler:
         else:
             self._look_at_drains(now)
         self._ask_passed_over()
+        fetching = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if not job.ended and job.look_for_answers(now):
+                self.leases.changed[job.job] = None
+            if not job.ended and job.survey.data_files is None:
+                self._look_for_data(job, now)
+                if job.ended:
+                    continue
             if not job.ended:
                 job.look_for_holders(now)
             if job.ended:
                 self._after(job, now)
             else:
-                self._out.append(SendToClient(job.job, self._progress(job, now)))
-                self._prefetch(job)
+                self._prefetch(job, fetching)
+        for job in self._whose_progress():
+            self._out.append(SendToClient(job.job, self._progress(job, now)))
+
+    def _whose_progress(self) -> list[JobRun]:
+        """All jobs, or where there are many some of them, in turns."""
+        jobs = list(self.jobs.values())
+        if len(jobs) <= JOBS_TOLD_MAX:
+            return jobs
+        first = self._told_from % len(jobs)
+        self._told_from = first + JOBS_TOLD_MAX
+        return (jobs[first:] + jobs[:first])[:JOBS_TOLD_MAX]
 
     def _wait_for_nodes(self, now: float) -> None:
         if now >= self.expected_until:
             lost, self.expected = sorted(self.expected), {}
             self._returning.clear()
             for name in lost:
-                self._lose_results(name)
+                self._lose_results(name, now)
                 self._out.append(GiveUpNode(name))
         self._settle(now)  # also when one was lost again before it had told all
 
@@ -665,14 +702,14 @@ class Scheduler:
         else:
             assert job.error is not None
             self._users.pop(job.job)
-            self._end_at_nodes(job.job)
+            self._end_at_nodes(job.job, job.commits)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
     def _is_known(self, job: str) -> bool:
         return job in self.jobs or job in self.kept
 
-    def _end_at_nodes(self, job: str) -> None:
-        end = EndJob(job)
+    def _end_at_nodes(self, job: str, drop_output: bool = False) -> None:
+        end = EndJob(job, drop_output)
         for node in self.leases.nodes.values():
             if job in node.told and not node.silent:
                 del node.told[job]
@@ -734,8 +771,8 @@ class Scheduler:
         if self._openings.get(name) != openings:
             self._openings[name] = openings
             self._is_news = True
-        ready = max(1, job.ready_tasks(slots)) if job.has_ready(slots) else 0
-        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready):
+        ready = 0 if job.state is JobState.PLANNING else job.ready_tasks(slots)
+        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
             self._recall_due = True
 
     def _lease(self, node: Node, count: int, now: float) -> list[Running]:
@@ -793,7 +830,11 @@ class Scheduler:
             return False
         self.shares.served(name)
         self.leases.lease(node, running)
-        self._count_share(name)
+        ready = self.shares.ready_of(name) - 1
+        if ready > 0:
+            self.shares.change(name, self.leases.slots_of.get(name, 0), ready)
+        else:
+            self._count_share(name)
         leased.append(running)
         self._introduce(node, job, running)
         return True
@@ -805,8 +846,15 @@ class Scheduler:
         return next((name for name in self.shares.in_order() if name not in self._choosy), None)
 
     def _gives_way(self, node: Node, name: str, waiting: str, now: float) -> bool:
-        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`?"""
-        return now - node.turn_at[name] >= SLOT_TURN_S and self.shares.holds_too_much(name, waiting)
+        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`, whose
+        turn it is, or to another job of its own user?"""
+        if now - node.turn_at[name] < SLOT_TURN_S:
+            return False
+        if self.shares.holds_too_much(name, waiting):
+            return True
+        rivals = (job for job in self.shares.in_order_of_user(name) if job not in self._choosy)
+        rival = next(rivals, None)
+        return rival is not None and self.shares.holds_too_much(name, rival)
 
     def _recall(self, now: float) -> None:
         """Ask for leases that have not begun, for a job that waits for a slot: from a few nodes, as any of
@@ -814,23 +862,33 @@ class Scheduler:
         waiting = self._waits_for_slot(self.leases.free_slots)
         if waiting is None:
             return
-        wanted = max(RECALLS_AT_ONCE, self.shares.ready_of(waiting))
+        first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
+        wanted = sum(self.shares.lacks(name, self.leases.slots) for name in first)
+        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
+        in_turn = not self.shares.slots_of(waiting)  # it is due, however few slots others have
         for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
             node = self.leases.with_successors.pop(name)
             self.leases.with_successors[name] = node  # the last of all, next time
-            for job in list(node.slots_of) if node.is_here and not node.recalling else ():
-                more = node.waiting(job)
-                if more > 0 and job in self.jobs and self._gives_way(node, job, waiting, now):
+            if not node.is_here or node.recalling:
+                wanted -= node.recalling
+                continue
+            for job in list(node.slots_of):
+                more = min(wanted, node.waiting(job))
+                if (
+                    more > 0
+                    and job in self.jobs
+                    and (in_turn or self.shares.has_too_many(job, self.leases.slots))
+                    and self._gives_way(node, job, waiting, now)
+                ):
                     node.recalling = True
                     wanted -= more
                     self._out.append(SendToNode(name, Recall(job, more)))
             if wanted <= 0:
                 return
 
-    def _prefetch(self, job: JobRun) -> None:
+    def _prefetch(self, job: JobRun, live: list[Node]) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
-        nodes = [n for n in live if n.name not in job.unfit]
+        nodes = [n for n in live if n.name not in job.unfit] if job.unfit else live
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)
             if not told.ahead:

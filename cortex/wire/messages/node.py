@@ -118,6 +118,14 @@ class EndJob(Message, frozen=True):
     """The job failed, or its client has the result: drop its executors and its run files."""
 
     job: str
+    drop_output: bool = False
+    """It was to write to a path that all nodes share, and has not committed: remove what it left there."""
+
+
+class DropMapOutputs(Message, frozen=True):
+    """Of a job that is done and whose result is kept: drop all but its parts of the result."""
+
+    job: str
 
 
 class AttemptFinished(Message, frozen=True):
@@ -367,6 +375,7 @@ ToNode = Union[  # noqa: UP007
     Recall,
     ReportsKept,
     EndJob,
+    DropMapOutputs,
     SendPart,
     PartCredit,
     DropPart,
