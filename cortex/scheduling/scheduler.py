@@ -561,8 +561,9 @@ class Scheduler:
                 self._out.append(GiveUpNode(node.name, drained=True))
 
     def _end_work_at(self, node: Node) -> None:
-        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere. A
-        finished result stays until it is fetched: its input may be gone."""
+        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere, but
+        for jobs whose input only this node has. A finished result stays until it is fetched: its input may be
+        gone."""
         self.leases.stop_waiting_for(node)
         taken = self.leases.take_all(node)
         for running in taken:
@@ -570,7 +571,7 @@ class Scheduler:
         if taken:
             self._out.append(SendToNode(node.name, Revoke(tuple(running.attempt for running in taken))))
         for job in list(self.jobs.values()):
-            if job.needs_of(node.name):
+            if job.needs_of(node.name) and not job.survey.has_alone(node.name):
                 self._lose(job, node.name)
                 job.holder_lost(node.name)
 
