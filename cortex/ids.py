@@ -22,6 +22,8 @@ class Role(enum.StrEnum):
     NODE = "node"
     CLIENT = "client"
     ADMIN = "admin"
+    MONITOR = "monitor"
+    """Looks, and does nothing else."""
 
 
 def role_named(text: str) -> Role | None:
@@ -35,7 +37,7 @@ _ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
 _KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
 _MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")
 _CLUSTER = re.compile(r"k[0-9a-f]{12}")
-_PEER = re.compile(r"[snca][0-9a-f]{12}")
+_PEER = re.compile(r"[sncam][0-9a-f]{12}")
 _TOKEN = re.compile(r"t[0-9a-f]{12}")
 
 
@@ -94,7 +96,7 @@ def is_cluster_id(text: str) -> bool:
 
 
 def new_peer_id(role: Role) -> str:
-    """The role's first letter (``s``, ``n``, ``c``, ``a``) and 12 hex digits; never given twice."""
+    """The role's first letter (``s``, ``n``, ``c``, ``a``, ``m``) and 12 hex digits; never given twice."""
     return role.value[0] + os.urandom(6).hex()
 
 

@@ -68,7 +68,7 @@ def _log_file(function: _F) -> _F:
 metrics_option = click.option(
     "--metrics",
     metavar="ADDRESS:PORT",
-    help="Tell figures and health there, over the cluster's TLS (default: nowhere).",
+    help="Tell figures and health there, over the cluster's TLS (default: CORTEX_METRICS, or nowhere).",
 )
 
 
@@ -129,13 +129,14 @@ def server(
             home=home,
             listen=listen,
             advertise=advertise,
+            metrics=metrics,
             jobs_per_user=None if jobs_per_user is None else parse_cap(jobs_per_user, "--jobs-per-user"),
             queued_tasks=None if queued_tasks is None else parse_cap(queued_tasks, "--queued-tasks"),
             user_weights=parse_weights(user_weight, "--user-weight") if user_weight else None,
         )
         at, known_as = _addresses(config, _SERVER_PORT)
         at_port = Endpoint(known_as, at.port)
-        return run_server(config.home, at, at_port, config.sharing, log_file, _watched(metrics))
+        return run_server(config.home, at, at_port, config.sharing, log_file, _watched(config))
 
     return guarded(command)
 
@@ -208,6 +209,7 @@ def node(
             join_line=join,
             listen=listen,
             advertise=advertise,
+            metrics=metrics,
             memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
             slots=None if slots is None else parse_slots(slots, "--slots"),
             spill_quota_bytes=None if spill_quota is None else parse_bytes(spill_quota, "--spill-quota"),
@@ -224,7 +226,7 @@ def node(
             spill_quota_bytes=config.spill_quota_bytes,
             log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
-            metrics=_watched(metrics),
+            metrics=_watched(config),
         )
 
     return guarded(command)
@@ -242,11 +244,13 @@ def _addresses(config: Config, port: int, any_port: bool = False) -> tuple[Endpo
     return at, own_address(at.host)
 
 
-def _watched(metrics: str | None) -> Endpoint | None:
+def _watched(config: Config) -> Endpoint | None:
     """Where to tell figures, if anywhere."""
     from cortex.wire.join import parse_endpoint
 
-    return None if metrics is None else parse_endpoint(metrics, "--metrics", any_port=True)
+    if not config.metrics:
+        return None
+    return parse_endpoint(config.metrics, "the address for metrics", any_port=True)
 
 
 def own_address(listen_host: str) -> str:
@@ -288,7 +292,7 @@ def login(line: str | None, home: str | None) -> int:
                 cure="give it behind login, or as CORTEX_JOIN: cortex token create --role client prints one",
             )
         folder = os.path.join(config.home, CLIENT_FOLDER)
-        roles = (Role.CLIENT, Role.ADMIN)
+        roles = (Role.CLIENT, Role.ADMIN, Role.MONITOR)
         identity = join_cluster(config.join_line, folder, local_versions(), roles, time.time())
         print(f"logged in to cluster {identity.cluster} at {identity.server} as {identity.id}")
         return EXIT_DONE
@@ -530,7 +534,9 @@ def token() -> None:
 
 
 @token.command(name="create", context_settings=HELP)
-@click.option("--role", type=click.Choice(["node", "client", "admin"]), default="node", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["node", "client", "admin", "monitor"]), default="node", show_default=True
+)
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )

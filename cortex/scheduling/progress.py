@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from operator import attrgetter
+from operator import add, attrgetter, sub
 
 import msgspec
 
@@ -44,7 +44,8 @@ class StageTotals:
         self.ended_at: float | None = None
 
     def add(self, stats: Iterable[int], sign: int = 1) -> None:
-        self.sums = [total + sign * value for total, value in zip(self.sums, stats)]
+        """`sign` -1: what was added is taken back."""
+        self.sums = list(map(add if sign == 1 else sub, self.sums, stats))
 
     def change_live(self, running: Running, stats: TaskStats) -> None:
         if stats == running.stats:

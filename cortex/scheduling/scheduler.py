@@ -61,6 +61,7 @@ from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
 from cortex.scheduling.tally import Tally
+from cortex.units import counted
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
@@ -538,7 +539,7 @@ class Scheduler:
 
     def _look_at_drains(self, now: float) -> None:
         """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
-        for node in [n for n in self.leases.nodes.values() if n.draining and n.is_here]:
+        for node in [n for n in self.leases.nodes.values() if n.draining and not n.away]:
             wanted = [job.job for job in self.jobs.values() if job.unfit and self._only_node_for(job, node)]
             self.leases.want(node, frozenset(wanted))
             if now >= node.drain_until and node.state.duty is Duty.DRAINING and not wanted:
@@ -564,7 +565,7 @@ class Scheduler:
 
     def waits_for(self, node: Node) -> tuple[str, ...]:
         """What a node that is drained is still needed for, in words; nothing: it may end."""
-        tasks = [f"{len(node.held)} tasks"] if node.held else []
+        tasks = [counted(len(node.held), "task")] if node.held else []
         sole = [f"it is the only node that can run {job}" for job in sorted(node.wanted_by)]
         needs = ((job.job, job.needs_of(node.name)) for job in (*self.jobs.values(), *self.kept.values()))
         return (*tasks, *sole, *(f"{what} of {job}" for job, what in needs if what))

@@ -440,3 +440,20 @@ def test_a_job_that_is_cancelled_by_one_who_is_gone_when_it_is_accepted(lives: C
     life.server.client_lost(link, None)  # type: ignore[arg-type]
     life.go_on()
     assert [each.state for each in life.server._status().jobs] == ["cancelled"]
+
+
+def test_a_large_job_that_ended_is_forgotten_bit_by_bit(
+    lives: Callable[[], Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex.storage.journal._RECORDS_AT_ONCE", 1)
+    life = lives()
+    life.join()
+    _, say = life.client()
+    job = submit(say)
+    run_to_the_end(life, job)
+    life.clock.advance(JOURNAL_S)
+    assert len(list(life.journal.records(job))) == 4
+    say(m.JobReceived(job))
+    life.clock.advance(JOURNAL_S)
+    assert list(life.journal.records(job)) == []
+    assert not life.journal.untidy

@@ -235,8 +235,9 @@ class Diagnosis(Message, frozen=True):
 class NodeStatus(msgspec.Struct, frozen=True):
     """A node as the server sees it. `silent`: its leases have expired, but its link is still there.
 
-    `state`: up, silent, away (its link has ended a moment ago), expected (it was there in an earlier life of
-    the server, which knows no more of it yet), draining, or leaving (the time of its drain is over).
+    `state`: up, full (it had no room to spill, and rests for a while), silent, away (its link has ended a
+    moment ago), expected (it was there in an earlier life of the server, which knows no more of it yet),
+    draining, or leaving (the time of its drain is over).
     """
 
     node: str
