@@ -26,10 +26,12 @@ from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import (
     GRANTS_PER_DECISION_MAX,
+    JOBS_TOLD_MAX,
     LIVES_MAX,
     NODE_RETURN_S,
     NODES_DECLINED_MAX,
     PROGRESS_S,
+    RECALL_JOBS_MAX,
     RECALL_NODES_MAX,
     RECALLS_AT_ONCE,
     SERVER_STALL_S,
@@ -136,6 +138,7 @@ class Scheduler:
         self._choosy: set[str] = set()
         """Jobs that have left a free slot to others: they do not wait for one."""
         self._recall_due = False
+        self._told_from = 0
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
         tick."""
@@ -634,6 +637,7 @@ class Scheduler:
         else:
             self._look_at_drains(now)
         self._ask_passed_over()
+        fetching = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
@@ -648,8 +652,18 @@ class Scheduler:
             if job.ended:
                 self._after(job, now)
             else:
-                self._out.append(SendToClient(job.job, self._progress(job, now)))
-                self._prefetch(job)
+                self._prefetch(job, fetching)
+        for job in self._whose_progress():
+            self._out.append(SendToClient(job.job, self._progress(job, now)))
+
+    def _whose_progress(self) -> list[JobRun]:
+        """All jobs, or where there are many some of them, in turns."""
+        jobs = list(self.jobs.values())
+        if len(jobs) <= JOBS_TOLD_MAX:
+            return jobs
+        first = self._told_from % len(jobs)
+        self._told_from = first + JOBS_TOLD_MAX
+        return (jobs[first:] + jobs[:first])[:JOBS_TOLD_MAX]
 
     def _wait_for_nodes(self, now: float) -> None:
         if now >= self.expected_until:
@@ -756,8 +770,8 @@ class Scheduler:
         if self._openings.get(name) != openings:
             self._openings[name] = openings
             self._is_news = True
-        ready = max(1, job.ready_tasks(slots)) if job.has_ready(slots) else 0
-        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready):
+        ready = 0 if job.state is JobState.PLANNING else job.ready_tasks(slots)
+        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
             self._recall_due = True
 
     def _lease(self, node: Node, count: int, now: float) -> list[Running]:
@@ -815,7 +829,11 @@ class Scheduler:
             return False
         self.shares.served(name)
         self.leases.lease(node, running)
-        self._count_share(name)
+        ready = self.shares.ready_of(name) - 1
+        if ready > 0:
+            self.shares.change(name, self.leases.slots_of.get(name, 0), ready)
+        else:
+            self._count_share(name)
         leased.append(running)
         self._introduce(node, job, running)
         return True
@@ -827,8 +845,15 @@ class Scheduler:
         return next((name for name in self.shares.in_order() if name not in self._choosy), None)
 
     def _gives_way(self, node: Node, name: str, waiting: str, now: float) -> bool:
-        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`?"""
-        return now - node.turn_at[name] >= SLOT_TURN_S and self.shares.holds_too_much(name, waiting)
+        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`, whose
+        turn it is, or to another job of its own user?"""
+        if now - node.turn_at[name] < SLOT_TURN_S:
+            return False
+        if self.shares.holds_too_much(name, waiting):
+            return True
+        rivals = (job for job in self.shares.in_order_of_user(name) if job not in self._choosy)
+        rival = next(rivals, None)
+        return rival is not None and self.shares.holds_too_much(name, rival)
 
     def _recall(self, now: float) -> None:
         """Ask for leases that have not begun, for a job that waits for a slot: from a few nodes, as any of
@@ -836,23 +861,33 @@ class Scheduler:
         waiting = self._waits_for_slot(self.leases.free_slots)
         if waiting is None:
             return
-        wanted = max(RECALLS_AT_ONCE, self.shares.ready_of(waiting))
+        first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
+        wanted = sum(self.shares.lacks(name, self.leases.slots) for name in first)
+        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
+        in_turn = not self.shares.slots_of(waiting)  # it is due, however few slots others have
         for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
             node = self.leases.with_successors.pop(name)
             self.leases.with_successors[name] = node  # the last of all, next time
-            for job in list(node.slots_of) if node.is_here and not node.recalling else ():
-                more = node.waiting(job)
-                if more > 0 and job in self.jobs and self._gives_way(node, job, waiting, now):
+            if not node.is_here or node.recalling:
+                wanted -= node.recalling
+                continue
+            for job in list(node.slots_of):
+                more = min(wanted, node.waiting(job))
+                if (
+                    more > 0
+                    and job in self.jobs
+                    and (in_turn or self.shares.has_too_many(job, self.leases.slots))
+                    and self._gives_way(node, job, waiting, now)
+                ):
                     node.recalling = True
                     wanted -= more
                     self._out.append(SendToNode(name, Recall(job, more)))
             if wanted <= 0:
                 return
 
-    def _prefetch(self, job: JobRun) -> None:
+    def _prefetch(self, job: JobRun, live: list[Node]) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
-        nodes = [n for n in live if n.name not in job.unfit]
+        nodes = [n for n in live if n.name not in job.unfit] if job.unfit else live
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)
             if not told.ahead:
