@@ -182,7 +182,9 @@ RESULTS_S_MAX: Final = 90 * 86_400.0  # nodes are restarted more often than that
 FAILURES_KEPT_S: Final = (
     86_400.0  # why a detached job failed, for whoever asks: `cortex jobs` knows it longer
 )
-RESULTS_KEPT_MAX: Final = 1000  # detached jobs at once: the server keeps the plan of each, 42 bytes a split
+RESULTS_KEPT_MAX: Final = (
+    1000  # detached jobs at once: the journal keeps the records of each until it is forgotten
+)
 MAPS_KEPT_S: Final = 3600.0  # map outputs after the end of a detached job: a node lost early costs little
 COMMIT_TASKS_MAX: Final = 200_000  # whose parts a node commits: their names fit in one frame
 FILES_CHECKED_MAX: Final = 1000  # of a detached job, when it is planned: a millisecond each where it is far
