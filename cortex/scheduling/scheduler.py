@@ -135,6 +135,8 @@ class Scheduler:
         self._choosy: set[str] = set()
         """Jobs that have left a free slot to others: they do not wait for one."""
         self._recall_due = False
+        self._no_successors_until: dict[str, float] = {}
+        """Jobs that gave some back: what is leased to be recalled again is of no use."""
         self._told_from = 0
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
@@ -201,6 +203,7 @@ class Scheduler:
         del self.jobs[job.job]
         self.shares.remove(job.job)
         self._choosy.discard(job.job)
+        self._no_successors_until.pop(job.job, None)
         self._openings.pop(job.job, None)
         self._is_news = True  # others may have its turn now
 
@@ -538,6 +541,7 @@ class Scheduler:
             running = self.leases.take(node, attempt)
             if running is not None:
                 self.jobs[running.job].abandoned(running)
+                self._no_successors_until[running.job] = now + SLOT_TURN_S
 
     def _look_at_drains(self, now: float) -> None:
         """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
@@ -770,6 +774,7 @@ class Scheduler:
                     len(leased) < count
                     and node.successors_wanted(name) > 0
                     and self.shares.wants(name)
+                    and now >= self._no_successors_until.get(name, 0.0)
                     and not (waiting is not None and self._gives_way(node, name, waiting, now))
                     and self._lease_one(node, self.jobs[name], leased, now)
                 ):
