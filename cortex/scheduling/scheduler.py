@@ -535,13 +535,14 @@ class Scheduler:
         if node is None:
             self.stale_messages += 1
             return
-        node.recalling = False
+        recalled, node.recalling = node.recalling, False
         for attempt in event.attempts:
             self._claims.pop(attempt, None)
             running = self.leases.take(node, attempt)
             if running is not None:
                 self.jobs[running.job].abandoned(running)
-                self._no_successors_until[running.job] = now + SLOT_TURN_S
+                if recalled:
+                    self._no_successors_until[running.job] = now + SLOT_TURN_S
 
     def _look_at_drains(self, now: float) -> None:
         """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
@@ -708,7 +709,7 @@ class Scheduler:
         self._count_shares()
         if self._is_news:
             self._ask_passed_over()
-        granted: dict[str, list[RunTask]] = {}
+        granted: dict[str, tuple[list[RunTask], list[RunTask]]] = {}
         left = GRANTS_PER_DECISION_MAX
         declined = 0
         while left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX:
@@ -719,14 +720,15 @@ class Scheduler:
             leased = self._lease(node, min(left, share, node.room), now)
             if leased:
                 left -= len(leased)
-                tasks = granted.setdefault(node.name, [])
-                tasks += [RunTask(running.attempt, running.task) for running in leased]
+                lists = granted.setdefault(node.name, ([], []))
+                for running, has_slot in leased:
+                    lists[not has_slot].append(RunTask(running.attempt, running.task))
             else:
                 self._passed_over.append(node)
                 self.leases.set_aside(node)
                 declined += not node.free_slots
-        for name, tasks in granted.items():
-            self._out.append(SendToNode(name, Lease(tuple(tasks))))
+        for name, (begin, succeed) in granted.items():
+            self._out.append(SendToNode(name, Lease((*begin, *succeed), len(succeed))))
         self.leases.settle()
         if self._recall_due and left > 0:
             self._recall_due = False
@@ -754,10 +756,10 @@ class Scheduler:
         if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
             self._recall_due = True
 
-    def _lease(self, node: Node, count: int, now: float) -> list[Running]:
+    def _lease(self, node: Node, count: int, now: float) -> list[tuple[Running, bool]]:
         """Up to `count` tasks for one node: its free slots to the jobs whose turn it is, then successors to
-        those that have slots there."""
-        leased: list[Running] = []
+        those that have slots there. Each with whether it has a slot."""
+        leased: list[tuple[Running, bool]] = []
         passed_over: set[str] = set()
         while len(leased) < count and node.free_slots:
             job = self._next_job(node, passed_over)
@@ -798,7 +800,7 @@ class Scheduler:
             self._choosy.add(name)
         return None
 
-    def _lease_one(self, node: Node, job: JobRun, leased: list[Running], now: float) -> bool:
+    def _lease_one(self, node: Node, job: JobRun, leased: list[tuple[Running, bool]], now: float) -> bool:
         """Lease the job's next task to the node, if it has one for it."""
         name, slots = job.job, self.leases.slots
         running = job.next_task(node, slots, now)
@@ -809,13 +811,13 @@ class Scheduler:
                 self.shares.change(name, self.leases.slots_of.get(name, 0), 0)
             return False
         self.shares.served(name)
-        self.leases.lease(node, running)
+        has_slot = self.leases.lease(node, running)
         ready = self.shares.ready_of(name) - 1
         if ready > 0:
             self.shares.change(name, self.leases.slots_of.get(name, 0), ready)
         else:
             self._count_share(name)
-        leased.append(running)
+        leased.append((running, has_slot))
         self._introduce(node, job, running)
         return True
 
