@@ -14,6 +14,7 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
     CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
     CORTEX_ADVERTISE    how other machines reach the server or node here (default: its own address)
+    CORTEX_METRICS      ADDRESS:PORT where a server or a node tells its figures, over TLS (default: nowhere)
     CORTEX_JOBS_PER_USER, CORTEX_QUEUED_TASKS, CORTEX_USER_WEIGHTS   a server's: see `cortex.sharing_policy`
 """
 
@@ -44,6 +45,7 @@ VARIABLES: Final = (
     "CORTEX_JOIN",
     "CORTEX_LISTEN",
     "CORTEX_ADVERTISE",
+    "CORTEX_METRICS",
     "CORTEX_JOBS_PER_USER",
     "CORTEX_QUEUED_TASKS",
     "CORTEX_USER_WEIGHTS",
@@ -72,9 +74,10 @@ class Config:
     """Of a node."""
     listen: str = ""
     advertise: str = ""
+    metrics: str = ""
+    """Of a server or a node; "": not set."""
     sharing: SharingPolicy = field(default_factory=SharingPolicy)
     """Of a server, among its users."""
-    """Of a server or a node; "": not set."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error: settings that nothing reads."""
 
@@ -99,6 +102,7 @@ def load_config(
     join_line: str | None = None,
     listen: str | None = None,
     advertise: str | None = None,
+    metrics: str | None = None,
     jobs_per_user: int | None = None,
     queued_tasks: int | None = None,
     user_weights: Mapping[str, float] | None = None,
@@ -139,6 +143,7 @@ def load_config(
         data_dirs=_value(settings, "CORTEX_DATA_DIRS", partial(_folders, environment, folder)) or (),
         listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
         advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
+        metrics=_value(settings, "CORTEX_METRICS", _text) or "" if metrics is None else metrics,
         sharing=SharingPolicy(
             _value(settings, "CORTEX_USER_WEIGHTS", _weights) or {} if user_weights is None else user_weights,
             jobs_per_user or _value(settings, "CORTEX_JOBS_PER_USER", parse_cap) or JOBS_PER_USER,

@@ -44,10 +44,10 @@ def of_cluster(function: _F) -> _F:
     return server(home(function))
 
 
-def settings(**flags: Any) -> Config:
+def settings(*, quiet: bool = False, **flags: Any) -> Config:
     """`load_config`; warnings go to standard error."""
     config = load_config(**flags)
-    for warning in config.warnings:
+    for warning in () if quiet else config.warnings:
         say(f"warning: {warning}")
     return config
 
@@ -68,7 +68,7 @@ def _log_file(function: _F) -> _F:
 metrics_option = click.option(
     "--metrics",
     metavar="ADDRESS:PORT",
-    help="Tell figures and health there, over the cluster's TLS (default: nowhere).",
+    help="Tell figures and health there, over the cluster's TLS (default: CORTEX_METRICS, or nowhere).",
 )
 
 
@@ -129,13 +129,14 @@ def server(
             home=home,
             listen=listen,
             advertise=advertise,
+            metrics=metrics,
             jobs_per_user=None if jobs_per_user is None else parse_cap(jobs_per_user, "--jobs-per-user"),
             queued_tasks=None if queued_tasks is None else parse_cap(queued_tasks, "--queued-tasks"),
             user_weights=parse_weights(user_weight, "--user-weight") if user_weight else None,
         )
         at, known_as = _addresses(config, _SERVER_PORT)
         at_port = Endpoint(known_as, at.port)
-        return run_server(config.home, at, at_port, config.sharing, log_file, _watched(metrics))
+        return run_server(config.home, at, at_port, config.sharing, log_file, _watched(config))
 
     return guarded(command)
 
@@ -208,6 +209,7 @@ def node(
             join_line=join,
             listen=listen,
             advertise=advertise,
+            metrics=metrics,
             memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
             slots=None if slots is None else parse_slots(slots, "--slots"),
             spill_quota_bytes=None if spill_quota is None else parse_bytes(spill_quota, "--spill-quota"),
@@ -224,7 +226,7 @@ def node(
             spill_quota_bytes=config.spill_quota_bytes,
             log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
-            metrics=_watched(metrics),
+            metrics=_watched(config),
         )
 
     return guarded(command)
@@ -242,11 +244,13 @@ def _addresses(config: Config, port: int, any_port: bool = False) -> tuple[Endpo
     return at, own_address(at.host)
 
 
-def _watched(metrics: str | None) -> Endpoint | None:
+def _watched(config: Config) -> Endpoint | None:
     """Where to tell figures, if anywhere."""
     from cortex.wire.join import parse_endpoint
 
-    return None if metrics is None else parse_endpoint(metrics, "--metrics", any_port=True)
+    if not config.metrics:
+        return None
+    return parse_endpoint(config.metrics, "the address for metrics", any_port=True)
 
 
 def own_address(listen_host: str) -> str:
@@ -288,7 +292,7 @@ def login(line: str | None, home: str | None) -> int:
                 cure="give it behind login, or as CORTEX_JOIN: cortex token create --role client prints one",
             )
         folder = os.path.join(config.home, CLIENT_FOLDER)
-        roles = (Role.CLIENT, Role.ADMIN)
+        roles = (Role.CLIENT, Role.ADMIN, Role.MONITOR)
         identity = join_cluster(config.join_line, folder, local_versions(), roles, time.time())
         print(f"logged in to cluster {identity.cluster} at {identity.server} as {identity.id}")
         return EXIT_DONE
@@ -435,6 +439,9 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
     """Show one job.
 
+    With --wait its progress is shown until it has ended; the error of a job of yours that failed is told
+    whole.
+
     \b
     Examples:
       cortex job j0123456789ab
@@ -444,21 +451,33 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with connected(home, server) as connection:
-            while True:
+        waiting = wait
+        while True:
+            with connected(home, server) as connection:
                 known = connection.ask(GetStatus(), ClusterStatus).jobs
-                found = next((each for each in known if each.job == job_id), None)
-                if found is None:
-                    raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
-                if not wait or _ended(found):
-                    break
-                time.sleep(0.25)
+            found = next((each for each in known if each.job == job_id), None)
+            if found is None:
+                raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
+            if not wait or _ended(found):
+                break
+            if waiting:
+                from cortex.cli.detached import wait_for_end
+
+                waiting = wait_for_end(job_id, home, server, quiet=as_json)
+            else:  # another user's job: only its state is for everybody
+                time.sleep(1.0)
         if as_json:
             print_json(plain(found))
         else:
-            said = [f"input: {shares(found.locality)}"] if shares(found.locality) else []
-            said += [f"error: {found.error}"] if found.error else []
-            print("\n".join(job_lines([found]) + said))
+            lines = job_lines([found])
+            lines += [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            lines += [f"error: {found.error}"] if found.error else []
+            if found.kept_until:
+                from cortex.cli.detached import day
+
+                kept = day(found.kept_until)
+                lines.append(f"its result is kept until {kept}: cortex fetch {job_id} --output FOLDER")
+            print("\n".join(lines))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)
@@ -530,7 +549,9 @@ def token() -> None:
 
 
 @token.command(name="create", context_settings=HELP)
-@click.option("--role", type=click.Choice(["node", "client", "admin"]), default="node", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["node", "client", "admin", "monitor"]), default="node", show_default=True
+)
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )

@@ -51,8 +51,10 @@ from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
 from cortex.node.node_metrics import NodeFigures
+from cortex.node.put_keeper import PutKeeper
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
+from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
@@ -66,8 +68,10 @@ from cortex.wire.messages import (
     BlobLost,
     CannotServe,
     Drain,
+    DropMapOutputs,
     DropPart,
     EndJob,
+    EndPut,
     FetchAhead,
     FindInput,
     FromNode,
@@ -77,13 +81,16 @@ from cortex.wire.messages import (
     InputHolders,
     InputUnread,
     JobPlanned,
+    KeepPart,
     Lease,
     ListData,
     MapLocations,
     MapResult,
+    NameParts,
     NodeHello,
     NodeLog,
     OpenJob,
+    OpenPut,
     PartCredit,
     Recall,
     ReduceResult,
@@ -196,6 +203,9 @@ class Node:
         if data_roots:
             in_thread, from_thread = self._finders.callInThread, reactor.callFromThread
             self.held = HeldInputs(name, data_roots, self._tell, in_thread, from_thread)
+        self._puts: PutKeeper | None = None
+        if data_roots:
+            self._puts = PutKeeper(name, data_roots, self._tell, WorkThread(reactor, "puts"))
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
@@ -236,6 +246,9 @@ class Node:
                 fetcher=self._input_fetcher,
                 learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
             )
+        if self._puts is not None:
+            self._puts.reader = self._input
+            self._puts.start()
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -309,6 +322,8 @@ class Node:
     def server_lost(self) -> None:
         """The link to the server has ended. What it asks for now is not known any more; all else goes on."""
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.server_lost()
         if self._shuffle is not None:
             self._shuffle.server_gone()
         if self._input is not None:
@@ -369,6 +384,8 @@ class Node:
                 self._reports.pop(attempt, None)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, DropMapOutputs):
+            self._drop_map_outputs(message.job)
         elif isinstance(message, Drain):
             self._drain(message)
         elif isinstance(message, SendLogs):
@@ -395,6 +412,9 @@ class Node:
         elif isinstance(message, FindInput):
             assert self.held is not None
             self.held.find(message)
+        elif isinstance(message, OpenPut | KeepPart | NameParts | EndPut):
+            assert self._puts is not None
+            self._puts.receive(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -411,6 +431,8 @@ class Node:
         self._queue.clear()
         self._bringing.clear()
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.stop()
         self._bundle_thread.stop()
 
         def executors_gone() -> None:
@@ -614,23 +636,46 @@ class Node:
         for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
             del self._reports[attempt]
 
+        def folder_unused() -> None:
+            if self._jobs.pop(message.job, None) is not None:
+                self._folders.discard(job.work_dir)
+                if message.drop_output:
+                    self._folders.discard_shared(staging_of(job.start.staging_dir))
+            self.room()
+            self._check_ended()
+
+        self._close(message.job, folder_unused)
+
+    def _close(self, job: str, folder_unused: Callable[[], None]) -> None:
+        """Nothing of the job runs here any more; then nobody writes into its folder: an executor being killed
+        may do so until it is gone."""
+        assert self._pool is not None
+
         def executors_gone() -> None:
             if self._shuffle is None:
                 segments_gone()
             else:
-                self._shuffle.close_job(message.job, segments_gone)
+                self._shuffle.close_job(job, segments_gone)
 
         def segments_gone() -> None:
-            self._bundles.forget(message.job, folder_unused)
+            self._bundles.forget(job, folder_unused)
+
+        self._pool.close_job(job, executors_gone)
+
+    def _drop_map_outputs(self, name: str) -> None:
+        """Only the job's parts of the result are kept."""
+        job = self._jobs.get(name)
+        if job is None or job.ended:
+            return
+        if self._input is not None:
+            self._input.close_job(name)
 
         def folder_unused() -> None:
-            # only now: an executor being killed may still have been writing here
-            if self._jobs.pop(message.job, None) is not None:
-                self._folders.discard(job.work_dir)
+            if not job.ended:
+                self._folders.keep_output(job.work_dir)
             self.room()
-            self._check_ended()
 
-        self._pool.close_job(message.job, executors_gone)
+        self._close(name, folder_unused)
 
     def _tell(self, message: FromNode) -> None:
         """From a thread's end: unless there is nobody to tell any more."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -32,8 +33,9 @@ from cortex.limits import (
 from cortex.scheduling.node_state import UP, Duty, NodeEvent, Presence, next_node_state
 from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
 
-PLAN, SCAN, MAP, REDUCE = "plan", "scan", "map", "reduce"
+PLAN, SCAN, MAP, REDUCE, COMMIT = "plan", "scan", "map", "reduce", "commit"
 NO_STATS = TaskStats()
+CONDITIONS: Final = ("up", "full", "away", "silent", "draining", "leaving")
 
 
 class Running(msgspec.Struct, gc=False, eq=False):  # part of no cycle, and there are thousands
@@ -147,6 +149,11 @@ class Node:
     @property
     def draining(self) -> bool:
         return self.state.duty is not Duty.WORKING
+
+    @property
+    def condition(self) -> str:
+        """For people: one of CONDITIONS."""
+        return "full" if self.takes_work and self.rest_until is not None else self.state.word
 
     @property
     def takes_work(self) -> bool:

@@ -45,6 +45,7 @@ from cortex.scheduling.events import (
     Instruction,
     JobKept,
     JobSubmitted,
+    MapsNotKept,
     NodeAway,
     NodeJoined,
     NodeLost,
@@ -61,14 +62,16 @@ from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
-from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.tally import Tally
+from cortex.units import counted
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
     DataListed,
     Drain,
+    DropMapOutputs,
     EndJob,
     GivenBack,
     Heartbeat,
@@ -156,6 +159,7 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
+            MapsNotKept: self._maps_not_kept,
             GivenBack: self._given_back,
             DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
@@ -248,7 +252,7 @@ class Scheduler:
         else:
             self._drop_node(hello.node, now)  # its earlier life, if we still believed in it
             if expected not in (None, hello.incarnation):
-                self._lose_results(hello.node)
+                self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
         for job in (*self.jobs.values(), *self.kept.values()):
             job.meet(node)
@@ -267,6 +271,8 @@ class Scheduler:
         for job in hello.jobs:
             if self._is_known(job):
                 node.told[job] = Told()
+                if job in self.kept and self.kept[job].maps_dropped:
+                    self._out.append(SendToNode(node.name, DropMapOutputs(job)))
             else:
                 self._out.append(SendToNode(node.name, EndJob(job)))
         for running in [each for each in node.held.values() if each.attempt not in hello.attempts]:
@@ -344,13 +350,13 @@ class Scheduler:
             self.jobs[running.job].abandoned(running)
             self.tally.abandoned[running.stage] += 1
         self.tally.nodes_lost += 1
-        self._lose_results(node.name)
+        self._lose_results(node.name, now)
 
-    def _lose_results(self, name: str) -> None:
+    def _lose_results(self, name: str, now: float) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
             job.holder_lost(name)  # a job that has failed by it ends on the next tick
-        self._reopen()
+        self._reopen(now)
 
     def _lose(self, job: JobRun, name: str) -> None:
         job.node_lost(name)
@@ -363,15 +369,17 @@ class Scheduler:
             job.part_lost(event.staged_as)
             self.leases.changed[job.job] = None
             self._write_down(job, PartGone(event.staged_as))
-            self._reopen()
+            self._reopen(now)
 
-    def _reopen(self) -> None:
-        """Jobs that were done, and are not any more, go on."""
-        for job in [job for job in self.kept.values() if not job.ended]:
+    def _reopen(self, now: float) -> None:
+        """Jobs that were done, and are not any more, go on, or have failed."""
+        for job in [job for job in self.kept.values() if job.state is not JobState.DONE]:
             del self.kept[job.job]
             self._take_in(job, self._users[job.job])
-            job.place()  # as it is now: nobody asked while it was done
-            self._ask_all(job)
+            if not job.ended:
+                job.place()  # as it is now: nobody asked while it was done
+                self._ask_all(job)
+            self._after(job, now)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -481,10 +489,9 @@ class Scheduler:
     def _data_listed(self, event: DataListed, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
-            if job.listed(event, self._nodes_here()):
-                self._ask_all(job)
+            job.listed(event)
             self.leases.changed[job.job] = None
-            self._after(job, now)
+            self._look_for_data(job, now)
 
     def _input_found(self, event: InputFound, now: float) -> None:
         job = self.jobs.get(event.job)
@@ -494,9 +501,10 @@ class Scheduler:
 
     def _look_for_data(self, job: JobRun, now: float) -> None:
         """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
-        yet."""
+        yet. One that is away may be back with some of it, and is waited for."""
         self._ask_all(job)
-        if job.look_for_data(self._nodes_here()):
+        absent = [n for n in self.leases.nodes.values() if n.hello.data_roots and not n.is_here]
+        if job.look_for_data(self._nodes_here(), absent):
             self._ask_all(job)
         self.leases.changed[job.job] = None
         if job.ended:
@@ -546,7 +554,7 @@ class Scheduler:
 
     def _look_at_drains(self, now: float) -> None:
         """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
-        for node in [n for n in self.leases.nodes.values() if n.draining and n.is_here]:
+        for node in [n for n in self.leases.nodes.values() if n.draining and not n.away]:
             wanted = [job.job for job in self.jobs.values() if job.unfit and self._only_node_for(job, node)]
             self.leases.want(node, frozenset(wanted))
             if now >= node.drain_until and node.state.duty is Duty.DRAINING and not wanted:
@@ -572,7 +580,7 @@ class Scheduler:
 
     def waits_for(self, node: Node) -> tuple[str, ...]:
         """What a node that is drained is still needed for, in words; nothing: it may end."""
-        tasks = [f"{len(node.held)} tasks"] if node.held else []
+        tasks = [counted(len(node.held), "task")] if node.held else []
         sole = [f"it is the only node that can run {job}" for job in sorted(node.wanted_by)]
         needs = ((job.job, job.needs_of(node.name)) for job in (*self.jobs.values(), *self.kept.values()))
         return (*tasks, *sole, *(f"{what} of {job}" for job, what in needs if what))
@@ -583,6 +591,16 @@ class Scheduler:
 
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
+
+    def _maps_not_kept(self, event: MapsNotKept, now: float) -> None:
+        job = self.kept.get(event.job)
+        if job is None or job.map_only or job.maps_dropped:
+            return
+        job.drop_maps()
+        self._write_down(job, MapsDropped())
+        for node in self.leases.nodes.values():
+            if job.job in node.told and not node.silent:
+                self._out.append(SendToNode(node.name, DropMapOutputs(job.job)))
 
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
@@ -628,6 +646,12 @@ class Scheduler:
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if not job.ended and job.look_for_answers(now):
+                self.leases.changed[job.job] = None
+            if not job.ended and job.survey.data_files is None:
+                self._look_for_data(job, now)
+                if job.ended:
+                    continue
             if not job.ended:
                 job.look_for_holders(now)
             if job.ended:
@@ -651,7 +675,7 @@ class Scheduler:
             lost, self.expected = sorted(self.expected), {}
             self._returning.clear()
             for name in lost:
-                self._lose_results(name)
+                self._lose_results(name, now)
                 self._out.append(GiveUpNode(name))
         self._settle(now)  # also when one was lost again before it had told all
 
@@ -682,14 +706,14 @@ class Scheduler:
         else:
             assert job.error is not None
             self._users.pop(job.job)
-            self._end_at_nodes(job.job)
+            self._end_at_nodes(job.job, job.commits)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
     def _is_known(self, job: str) -> bool:
         return job in self.jobs or job in self.kept
 
-    def _end_at_nodes(self, job: str) -> None:
-        end = EndJob(job)
+    def _end_at_nodes(self, job: str, drop_output: bool = False) -> None:
+        end = EndJob(job, drop_output)
         for node in self.leases.nodes.values():
             if job in node.told and not node.silent:
                 del node.told[job]

@@ -22,7 +22,7 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
             node.disk_free_bytes,
             max(0.0, now - node.renewed_at),
             node.silent,
-            node.state.word,
+            node.condition,
             node.hello.host,
             node.hello.versions,
             spill_bytes=node.spill_bytes,

@@ -33,9 +33,10 @@ class LinkedNode(FakeNode):
         address = f"{self.incarnation}:8787"
         held = {attempt: self.versions[attempt] for attempt in self.reports}
         held |= {run.attempt: self.versions[run.attempt] for run in self.queue}
+        jobs = tuple(sorted(self.jobs))
         return events.NodeJoined(
             m.NodeHello(
-                self.name, self.incarnation, self.slots, 1 << 30, {}, address, tuple(sorted(self.jobs)), held
+                self.name, self.incarnation, self.slots, 1 << 30, {}, address, jobs, held, data_roots=1
             )
         )
 

@@ -1039,6 +1039,7 @@ def test_a_job_moves_by_its_table_and_its_end_is_final() -> None:
                 assert state not in ENDED or (state, event) in {
                     (JobState.DONE, JobEvent.PART_LOST),  # before the client had it
                     (JobState.DONE, JobEvent.MAP_LOST),
+                    (JobState.DONE, JobEvent.FAIL),  # and there is nothing to make it anew from
                 }
             else:
                 with pytest.raises(InternalError, match=f"a job cannot .* when it is {state.value}"):
