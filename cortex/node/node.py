@@ -188,6 +188,8 @@ class Node:
         self._keep_reports = keep_reports
         self._reports: dict[str, tuple[AttemptFinished | AttemptFailed, int]] = {}
         """Ends that were not acknowledged, in order, each with what was in `_versions_read`."""
+        self._with_slot: set[str] = set()
+        """Attempts that were leased for free slots: they go before what waits."""
         self._slots_kept = 0
         """Slots that jobs left, and that wait for the server's word who has them next."""
         self._progress: dict[str, TaskProgress] = {}
@@ -539,7 +541,9 @@ class Node:
             self._pool.planned(message)
 
     def _lease(self, message: Lease) -> None:
-        self._slots_kept = 0
+        with_slot = len(message.tasks) - message.successors
+        self._slots_kept = max(0, self._slots_kept - with_slot)
+        self._with_slot.update(run.attempt for run in message.tasks[:with_slot])
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
             unfit = self._jobs[job].unfit
@@ -554,8 +558,16 @@ class Node:
                 if self._shuffle is not None and not self._shuffle.bring(job, run, self._name, outputs.nodes):
                     self._bringing[run.attempt] = job, run
                     continue
-            self._queue.append((job, run))
+            self._enqueue(job, run)
         self.room()
+
+    def _enqueue(self, job: str, run: RunTask) -> None:
+        """An attempt that has a slot goes behind the last of those, others go to the end."""
+        place = len(self._queue)
+        if run.attempt in self._with_slot:
+            waiting = (n for n, (_, each) in enumerate(self._queue) if each.attempt not in self._with_slot)
+            place = next(waiting, place)
+        self._queue.insert(place, (job, run))
 
     def _fetch_ahead(self, message: MapLocations) -> None:
         job = self._jobs[message.job]
@@ -675,7 +687,7 @@ class Node:
     def _inputs_here(self, attempt: str) -> None:
         waiting = self._bringing.pop(attempt, None)
         if waiting is not None:
-            self._queue.append(waiting)
+            self._enqueue(*waiting)
             self.room()
 
     def _inputs_lost(self, attempt: str, error: CortexError) -> None:
@@ -808,7 +820,9 @@ class Node:
 
     def _keep_slot(self, job: str) -> None:
         """A task of this job has ended. If only others wait here, its slot is not theirs yet."""
-        if self._queue and all(each != job for each, _ in self._queue):
+        if self._queue and not any(
+            each == job or run.attempt in self._with_slot for each, run in self._queue
+        ):
             self._slots_kept += 1
             self._reactor.callLater(SLOT_KEPT_S, self._keep_no_slot)
 
@@ -823,6 +837,7 @@ class Node:
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)
+        self._with_slot.discard(attempt)
         self._versions_read.pop(attempt, None)
         self._progress.pop(attempt, None)
         if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
