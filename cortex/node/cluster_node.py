@@ -64,6 +64,7 @@ class ClusterNode:
         spill_dirs: Sequence[str],
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
+        combine: bool = True,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -101,6 +102,7 @@ class ClusterNode:
             data_address=str(self.address),
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
+            combine=combine,
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None

@@ -13,6 +13,9 @@ when its inputs from other nodes are here. And it sends parts of the output, whe
 them (`cortex.transfer.part_streams`). When its link to the server ends it works on: the next hello says
 what it holds, and ends of attempts that the server has not acknowledged are told again.
 
+Of its own accord it combines map outputs before others fetch them (`cortex.node.combining`): a task that the
+server does not know of, which waits behind reduces and before maps, and gives way to a reduce.
+
 Everything runs on the reactor's thread; reading parts and removing files do not (pools of their own).
 """
 
@@ -40,6 +43,7 @@ from cortex.limits import (
     TASK_SILENCE_S_MAX,
 )
 from cortex.memory_plan import MemoryPlan
+from cortex.node.combining import Combining, combines
 from cortex.node.executor_pool import ExecutorPool
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
@@ -56,6 +60,8 @@ from cortex.wire.messages import (
     BlobChunk,
     BlobLost,
     CannotServe,
+    CombineResult,
+    CombineTask,
     DropPart,
     EndJob,
     FetchAhead,
@@ -66,6 +72,7 @@ from cortex.wire.messages import (
     JobPlanned,
     Lease,
     MapLocations,
+    MapResult,
     NodeHello,
     NodeLog,
     OpenJob,
@@ -96,6 +103,8 @@ class _Job:
     outputs: LocationTable = field(default_factory=LocationTable)
     ahead: tuple[int, ...] = ()
     """Partitions whose segments are fetched while maps run."""
+    combining: Combining | None = None
+    """None: its map outputs are not combined here."""
     unfit: CortexError | None = None
     """Why it cannot run here."""
     planned: bool = False
@@ -113,7 +122,8 @@ class Node:
     ends the cluster. `spill_dirs` are the node's own folders (mode 0700, made by the caller, who also
     removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
     the agent of a node that others fetch from; None: this node is the only one. `keep_reports`: until the
-    server says ReportsKept, which one with a journal does.
+    server says ReportsKept, which one with a journal does. `combine`: whether map outputs may be combined
+    here, for other nodes.
     """
 
     def __init__(
@@ -133,6 +143,7 @@ class Node:
         shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
         | None = None,
         keep_reports: bool = False,
+        combine: bool = True,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -169,6 +180,9 @@ class Node:
         self._parts = PartStreams(name, send, self._readers.callInThread, reactor.callFromThread)
         self._shuffle = None if shuffle is None else shuffle(self._inputs_here, self._inputs_lost)
         self._logs = KeptLogs()
+        self._combine = combine
+        self._combines: dict[str, str] = {}
+        """Attempts of the node's own, queued or running -> their jobs: map outputs being combined."""
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
@@ -351,7 +365,11 @@ class Node:
         if message.staging_dir:
             self.staging_dirs.add(message.staging_dir)
         if self._shuffle is not None:
-            self._shuffle.open_job(message.job, work_dir)
+            may_combine = combines(message.spec)
+            self._shuffle.open_job(message.job, work_dir, may_combine)
+            if may_combine and self._combine:
+                self._jobs[message.job].combining = Combining(message.job)
+                self._shuffle.combining(message.job, True)
         if message.bundle == NO_BUNDLE:
             self._open_job(message.job)
         else:  # its attempts wait in the queue, and hold no slot
@@ -409,6 +427,7 @@ class Node:
                 continue
             self._job_of[run.attempt] = job
             if isinstance(run.task, ReduceTask):
+                self._stop_combining(job)
                 outputs = self._jobs[job].outputs
                 self._versions_read[run.attempt] = run.task.version
                 run = RunTask(run.attempt, outputs.fill(run.task))
@@ -458,6 +477,8 @@ class Node:
             self._forget(attempt)
         for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
             del self._reports[attempt]
+        for attempt in [attempt for attempt, of in self._combines.items() if of == message.job]:
+            del self._combines[attempt]
 
         def executors_gone() -> None:
             if self._shuffle is None:
@@ -490,6 +511,58 @@ class Node:
             failed = TaskFailed(attempt, error.report(), 0.0, 0)
             self.attempt_ended(self._job_of[attempt], failed)
 
+    # --- combining map outputs ---
+
+    def _combine_next(self, name: str) -> None:
+        """Queue the next group of the job's map outputs, if it is time."""
+        job = self._jobs[name]
+        run = None if job.combining is None or job.ended else job.combining.next_group()
+        if run is not None:
+            self._combines[run.attempt] = name
+            self._queue.append((name, run))
+            self.room()
+
+    def _combined(self, ended: TaskFinished | TaskFailed) -> None:
+        """A group has been made, or could not be."""
+        name = self._combines.pop(ended.attempt)
+        combining = self._jobs[name].combining
+        assert combining is not None
+        assert self._shuffle is not None
+        if isinstance(ended, TaskFailed):
+            _log.warn(
+                "job {job}: map outputs could not be combined here, and are sent as they are: {error}",
+                job=name,
+                error=ended.error.message,
+            )
+            combining.failed()
+        else:
+            assert isinstance(ended.result, CombineResult)
+            members = combining.made(ended.result)
+            if members:
+                self._shuffle.combined(name, ended.attempt, members)
+        if not combining.going_on:
+            self._shuffle.combining(name, False)
+        self._combine_next(name)
+
+    def _stop_combining(self, name: str) -> None:
+        """Reduces have begun: nobody is to wait for what is not combined yet."""
+        combining = self._jobs[name].combining
+        if combining is not None and combining.going_on and self._shuffle is not None:
+            combining.stop()
+            self._shuffle.combining(name, False)
+
+    def _drop_combine(self) -> bool:
+        """Kill one that runs, for a reduce that waits for a slot."""
+        assert self._pool is not None
+        for executor in self._pool.running():
+            if executor.run is not None and executor.run.attempt in self._combines:
+                combining = self._jobs[self._combines.pop(executor.run.attempt)].combining
+                assert combining is not None
+                combining.dropped()
+                self._pool.revoke(executor.run.attempt)
+                return True
+        return False
+
     # --- what the pool says ---
 
     def room(self) -> None:
@@ -498,6 +571,8 @@ class Node:
             return
         self._dispatching = True
         try:
+            if self._combines:
+                self._queue = deque(sorted(self._queue, key=_turn))
             waiting: deque[tuple[str, RunTask]] = deque()
             refused: set[str] = set()
             running = len(self._pool.running())
@@ -505,12 +580,17 @@ class Node:
                 job, run = self._queue.popleft()
                 if job not in refused and self._pool.run(job, run):
                     running += 1
-                    self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
+                    if run.attempt not in self._combines:
+                        self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
                 else:
                     refused.add(job)
                     waiting.append((job, run))
             waiting.extend(self._queue)
             self._queue = waiting
+            if self._combines and running >= self._plan.slots:
+                for _, run in waiting:
+                    if not isinstance(run.task, ReduceTask) or not self._drop_combine():
+                        break
         finally:
             self._dispatching = False
 
@@ -519,6 +599,8 @@ class Node:
             self._progress[progress.attempt] = progress
 
     def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None:
+        if ended.attempt in self._combines:
+            self._combined(ended)
         if ended.attempt not in self._job_of:
             return
         version = self._versions_read.get(ended.attempt, 0)
@@ -535,9 +617,17 @@ class Node:
         if self._keep_reports:
             self._reports[ended.attempt] = report, version
         self._send(report)
+        found = self._jobs.get(job)
+        if found is None or found.combining is None:
+            return
+        if isinstance(ended, TaskFinished) and isinstance(ended.result, MapResult):
+            found.combining.finished(ended.attempt)
+            self._combine_next(job)
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
-        if run.attempt in self._job_of:
+        if run.attempt in self._combines:
+            self._queue.appendleft((job, run))
+        elif run.attempt in self._job_of:
             self._progress.pop(run.attempt, None)
             self._queue.appendleft((job, run))
 
@@ -595,3 +685,9 @@ class Node:
         self._progress.pop(attempt, None)
         if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
             self._shuffle.forget(attempt)
+
+
+def _turn(item: tuple[str, RunTask]) -> int:
+    """Reduces first, as all their inputs are here; then what others may come to wait for."""
+    task = item[1].task
+    return 0 if isinstance(task, ReduceTask) else 1 if isinstance(task, CombineTask) else 2

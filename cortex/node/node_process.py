@@ -42,6 +42,7 @@ def run_node(
     memory_bytes: int,
     slots: int,
     spill_dirs: Sequence[str],
+    combine: bool = True,
 ) -> int:
     """Work until SIGTERM, SIGINT or the end of the cluster; gives the exit code.
 
@@ -65,7 +66,7 @@ def run_node(
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
         )
         print(said, flush=True)
-        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime)
+        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime, combine)
     finally:
         for each in folders:
             each.remove()
@@ -88,6 +89,7 @@ def _serve(
     spills: Sequence[str],
     template: socket.socket,
     runtime: str,
+    combine: bool,
 ) -> int:
     from twisted.internet import reactor as _reactor
 
@@ -119,6 +121,7 @@ def _serve(
         advertise=advertise,
         plan=plan,
         spill_dirs=spills,
+        combine=combine,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
     )

@@ -331,7 +331,7 @@ class JobRun:
             self._scanned(running, result)
         elif isinstance(result, MapResult):
             self._mapped(running, result)
-        else:
+        elif isinstance(result, ReduceResult):
             self._reduced(running, result)
         if table.finished:
             self.progress.stages[running.stage].ended_at = now
@@ -676,6 +676,7 @@ class JobRun:
         if isinstance(task, ScanTask):
             first_byte, end_byte = task.boundaries[0], task.boundaries[-1]
             return f"quotes of {self._file_name(task.file)} from byte {first_byte} to {end_byte}"
+        assert isinstance(task, MapTask)
         if not task.splits:
             return "a map without input"
         first = task.splits[0]

@@ -14,11 +14,13 @@ from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import ClientInput
+from cortex.tasks.combine_task import CombineAttempt
 from cortex.tasks.job_bundle import enter_bundle, versions_told
 from cortex.tasks.map_task import MapAttempt
 from cortex.tasks.program import Program
 from cortex.tasks.reduce_task import ReduceAttempt
 from cortex.wire.messages import (
+    CombineTask,
     MapTask,
     OpenJob,
     PlanResult,
@@ -77,6 +79,8 @@ class JobContext:
             return MapAttempt(program, task, attempt, progress).run()
         if isinstance(task, ReduceTask):
             return ReduceAttempt(program, task, attempt, progress).run()
+        if isinstance(task, CombineTask):
+            return CombineAttempt(program, task, attempt, progress).run()
         raise InternalError(f"a task of type {type(task).__name__} reached an executor")
 
     def _plan(self, task: PlanTask) -> PlanResult:

@@ -21,7 +21,7 @@ import contextlib
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,14 @@ class SegmentServer(Factory):
     def register_job(self, job: str, folder: str) -> None:
         """From now on serve the map outputs in `folder`."""
         self._jobs[job] = ServedJob(folder)
+
+    def combining(self, job: str, on: bool) -> None:
+        """Whether more of the job's map outputs will be combined here."""
+        self._jobs[job].combining = on
+
+    def combined(self, job: str, name: str, members: Sequence[str]) -> None:
+        """From now on the committed file `name` may be given in place of these map attempts' own."""
+        self._jobs[job].combined.update(dict.fromkeys(members, name))
 
     def unregister_job(self, job: str) -> None:
         """Begin no further answer for this job; one that is being sent is sent whole. None is fine."""
@@ -210,7 +218,7 @@ class _Serving(Protocol):
             if not self.peer:
                 self._identify()
             for request in self._decoder.feed(data):
-                if self.answers.unanswered >= self._server.policy.requests_max:
+                if self.answers.unanswered + len(request.others) >= self._server.policy.requests_max:
                     raise ProtocolError(f"it asks for more than {self._server.policy.requests_max} at once")
                 self.answers.ask(request, self._server.job(request.job))
         except CortexError as error:

@@ -4,6 +4,10 @@ A reduce takes a slot only when all its segments are here, or reduces that wait 
 a lost map needs. What ran on this node is read in place and never passes here. A segment is removed when
 the reduce that read it has finished.
 
+Of a job that combines, what a node has combined comes as one segment for several map outputs. It is of use
+to a reduce only if that reads all of them as they are in it: else, as when one of them was made again since,
+it is dropped, and they are fetched one by one.
+
 While the server is away a segment that cannot be had counts for nothing: its holder may only wait for the
 server as well, and serve nobody meanwhile. It is asked for again when the server is back.
 
@@ -13,8 +17,10 @@ All methods and callbacks are on the reactor's thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from twisted.logger import Logger
 
 from cortex.errors import CortexError, Unreachable
 from cortex.ids import JobId
@@ -22,8 +28,10 @@ from cortex.transfer.fetch_queue import Wanted
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.wire.join import Endpoint, parse_endpoint
-from cortex.wire.map_locations import map_outputs
-from cortex.wire.messages import MapLocations, OutputNode, ReduceResult, Result, RunTask
+from cortex.wire.map_locations import map_outputs, names
+from cortex.wire.messages import MapBlock, MapLocations, OutputNode, ReduceResult, Result, RunTask
+
+_log = Logger()
 
 Key = tuple[str, int]
 """(map attempt, partition)."""
@@ -33,6 +41,7 @@ Key = tuple[str, int]
 class _Waiting:
     attempt: str
     job: str
+    inputs: Sequence[MapBlock]
     missing: set[Key] = field(default_factory=set)
 
 
@@ -76,6 +85,12 @@ class ShuffleAgent:
         """Segments on their way -> the attempts that wait for them."""
         self._here: dict[str, dict[int, set[str]]] = {}
         """Job -> partition -> map attempts whose segments have landed."""
+        self._combined: dict[tuple[str, int], dict[str, tuple[str, ...]]] = {}
+        """(Job, partition) -> the first map attempt of a combined segment that has landed -> all of them."""
+        self._combines: set[str] = set()
+        """Jobs whose map outputs may come combined."""
+        self._fetched: dict[str, tuple[int, int]] = {}
+        """Job -> bytes and number of segments that came."""
         self._alone = False
         self._held: dict[Key, Wanted] = {}
         """Segments that could not be had while the server was away."""
@@ -92,8 +107,12 @@ class ShuffleAgent:
             self._wanting.pop(key, None)
         self._fetcher.fetch(again)
 
-    def open_job(self, job: str, folder: str) -> None:
+    def open_job(self, job: str, folder: str, combines: bool = False) -> None:
+        """`combines`: segments of several map outputs may come as one."""
         self._server.register_job(job, folder)
+        self._fetched[job] = (0, 0)
+        if combines:
+            self._combines.add(job)
         self._fetcher.open_job(job, folder)
         self._here[job] = {}
 
@@ -102,17 +121,21 @@ class ShuffleAgent:
         of which `own_name` is this one. True when they are here already."""
         task: Any = run.task
         partition: int = task.partition
+        self._drop_unfit(job, partition, task.inputs)
+        combines = job in self._combines
         here = self._here[job].get(partition, set())
         missing: dict[Key, Wanted] = {}
         for output in map_outputs(task.inputs, JobId(job)):
             holder = nodes[output.node].node
             if holder != own_name and output.attempt not in here:
-                missing[output.attempt, partition] = Wanted(job, holder, output.attempt, partition)
+                missing[output.attempt, partition] = Wanted(
+                    job, holder, output.attempt, partition, combines=combines
+                )
         if not missing:
             return True
         self._addresses.learn(nodes)
-        self._waiting[run.attempt] = _Waiting(run.attempt, job, set(missing))
-        new = [wanted for key, wanted in missing.items() if key not in self._wanting]
+        self._waiting[run.attempt] = _Waiting(run.attempt, job, task.inputs, set(missing))
+        new = [wanted for key, wanted in missing.items() if combines or key not in self._wanting]
         for key in missing:
             self._wanting.setdefault(key, set()).add(run.attempt)
         self._fetcher.fetch(new)
@@ -125,18 +148,22 @@ class ShuffleAgent:
         self._addresses.learn(nodes)
         job, here = message.job, self._here.get(message.job, {})
         wanted = []
+        combines = job in self._combines
         for output in map_outputs(message.blocks, JobId(job)):
             holder = nodes[output.node].node
             for partition in partitions if holder != own_name else ():
                 key = output.attempt, partition
                 if key not in self._wanting and output.attempt not in here.get(partition, ()):
                     self._wanting[key] = set()
-                    wanted.append(Wanted(job, holder, output.attempt, partition))
+                    wanted.append(
+                        Wanted(job, holder, output.attempt, partition, combines=combines, ahead=combines)
+                    )
         self._fetcher.fetch(wanted)
 
     def used(self, job: str, result: Result) -> None:
         """An attempt has finished: what a reduce has read is needed no more."""
         if isinstance(result, ReduceResult) and job in self._here:
+            self._combined.pop((job, result.partition), None)
             for attempt in self._here[job].pop(result.partition, ()):
                 self._fetcher.discard(job, attempt, result.partition)
 
@@ -150,6 +177,14 @@ class ShuffleAgent:
     def peer_lost(self, holder: str, error: CortexError) -> None:
         self._fetcher.holder_lost(holder, error)
 
+    def combining(self, job: str, on: bool) -> None:
+        """Whether more map outputs of the job will be combined on this node."""
+        self._server.combining(job, on)
+
+    def combined(self, job: str, name: str, members: Sequence[str]) -> None:
+        """The file `name` may be given to others in place of the outputs of these map attempts."""
+        self._server.combined(job, name, members)
+
     def close_job(self, job: str, gone: Callable[[], None]) -> None:
         """`gone()` when no thread works in the job's folder any more."""
         self._server.unregister_job(job)
@@ -160,6 +195,17 @@ class ShuffleAgent:
             del self._wanting[key]
             self._held.pop(key, None)
         self._here.pop(job, None)
+        self._combines.discard(job)
+        for place in [place for place in self._combined if place[0] == job]:
+            del self._combined[place]
+        size_bytes, segments = self._fetched.pop(job, (0, 0))
+        if segments:
+            _log.info(
+                "job {job}: {size_bytes} bytes in {segments} segments came from other nodes",
+                job=job,
+                size_bytes=size_bytes,
+                segments=segments,
+            )
         self._fetcher.cancel(job, gone)
 
     def stop(self, gone: Callable[[], None]) -> None:
@@ -179,15 +225,47 @@ class ShuffleAgent:
 
     # --- what the fetcher says ---
 
-    def _landed(self, wanted: Wanted, _size_bytes: int, _rows: int) -> None:
+    def _landed(self, wanted: Wanted, size_bytes: int, _rows: int, others: Sequence[Wanted] = ()) -> None:
+        some = (wanted, *others)
         if wanted.job in self._here:
-            self._here[wanted.job].setdefault(wanted.partition, set()).add(wanted.attempt)
-        for attempt in sorted(self._wanting.pop(wanted.key, ())):
-            waiting = self._waiting[attempt]
-            waiting.missing.discard(wanted.key)
-            if not waiting.missing:
-                del self._waiting[attempt]
-                self._ready(attempt)
+            before_bytes, before = self._fetched[wanted.job]
+            self._fetched[wanted.job] = before_bytes + size_bytes, before + 1
+            self._here[wanted.job].setdefault(wanted.partition, set()).update(each.attempt for each in some)
+        if others:
+            members = tuple(each.attempt for each in some)
+            self._combined.setdefault((wanted.job, wanted.partition), {})[wanted.attempt] = members
+            if not self._fits_all(some):
+                self._drop_combined(wanted.job, wanted.partition, wanted.attempt)
+                for each in some:
+                    if not self._wanting.get(each.key):
+                        self._wanting.pop(each.key, None)
+                self._fetcher.fetch(
+                    [replace(each, combines=False) for each in some if each.key in self._wanting]
+                )
+                return
+        for each in some:
+            for attempt in sorted(self._wanting.pop(each.key, ())):
+                waiting = self._waiting[attempt]
+                waiting.missing.discard(each.key)
+                if not waiting.missing:
+                    del self._waiting[attempt]
+                    self._ready(attempt)
+
+    def _fits_all(self, some: Sequence[Wanted]) -> bool:
+        """Does every reduce that waits for one of these read all of them?"""
+        waiting = {attempt for each in some for attempt in self._wanting.get(each.key, ())}
+        return all(names(self._waiting[attempt].inputs, each.attempt) for attempt in waiting for each in some)
+
+    def _drop_unfit(self, job: str, partition: int, inputs: Sequence[MapBlock]) -> None:
+        """Drop combined segments of which a reduce with these inputs would not read everything."""
+        for first, members in list(self._combined.get((job, partition), {}).items()):
+            if not all(names(inputs, member) for member in members):
+                self._drop_combined(job, partition, first)
+
+    def _drop_combined(self, job: str, partition: int, first: str) -> None:
+        members = self._combined[job, partition].pop(first)
+        self._here.get(job, {}).get(partition, set()).difference_update(members)
+        self._fetcher.discard(job, first, partition)
 
     def _lost(self, wanted: Wanted, error: CortexError) -> None:
         if self._alone and self._wanting.get(wanted.key):

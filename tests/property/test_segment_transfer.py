@@ -99,7 +99,7 @@ class World:
         )
         self.fetcher.open_job(JOB, self.target)
 
-    def on_landed(self, wanted: Wanted, size_bytes: int, rows: int) -> None:
+    def on_landed(self, wanted: Wanted, size_bytes: int, rows: int, others: list[Wanted]) -> None:
         assert wanted.key not in self.landed
         assert wanted.key not in self.failed
         self.landed[wanted.key] = size_bytes

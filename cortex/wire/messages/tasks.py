@@ -60,7 +60,14 @@ class ReduceTask(Message, frozen=True):
     """Of the job's map outputs, as it was leased: a later life of the server asks for it."""
 
 
-Task = Union[PlanTask, ScanTask, MapTask, ReduceTask]  # noqa: UP007 (msgspec reads it at run time)
+class CombineTask(Message, frozen=True):
+    """A node's own, which no server leases: merge the outputs of these map attempts, which lie here, into one
+    file under the attempt's name. In map order."""
+
+    members: tuple[str, ...]
+
+
+Task = Union[PlanTask, ScanTask, MapTask, ReduceTask, CombineTask]  # noqa: UP007 (msgspec reads it at run time)
 
 
 class PlanResult(Message, frozen=True):
@@ -126,4 +133,15 @@ class ReduceResult(Message, frozen=True):
     types: OutputTypes = OutputTypes()
 
 
-Result = Union[PlanResult, ScanResult, MapResult, ReduceResult]  # noqa: UP007
+class CombineResult(Message, frozen=True):
+    """With `neighbours_only` there is no file: these values may be joined in map order only, and the members
+    were not next to each other."""
+
+    bytes_in: int = 0
+    """Of the members' files, as they are on the disk."""
+    bytes_out: int = 0
+    """Of the file made of them."""
+    neighbours_only: bool = False
+
+
+Result = Union[PlanResult, ScanResult, MapResult, ReduceResult, CombineResult]  # noqa: UP007
