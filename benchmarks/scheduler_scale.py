@@ -30,7 +30,7 @@ import msgspec
 
 from cortex.errors import ErrorReport, Fault
 from cortex.ids import JobId
-from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split, SplitGroups, SplitsMade
+from cortex.job.plan import OUT, UNKNOWN, ClientFile, InputFile, InputPlan, Split, SplitGroups, SplitsMade
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import HEARTBEAT_S, LEASE_S, LEASES_AHEAD_PER_SLOT, MIB, PROGRESS_S
 from cortex.scheduling import events
@@ -61,6 +61,8 @@ class Cluster:
     """The input is CSV: quote states are scanned ahead of the maps."""
     touched: int = 0
     """Partitions a map has rows for, next to each other and moving with its number; 0: all."""
+    copies: int = 0
+    """Nodes that have each file below their data roots; 0: nobody is nearer to it than others."""
     map_s: float = 4.0
     reduce_s: float = 20.0
     beat_s: float = 0.0
@@ -152,6 +154,7 @@ class Simulation:
         self.decoding = Spent()
         self.instructions: Counter[str] = Counter()
         self.tasks_leased = 0
+        self.maps_leased = self.maps_local = 0
         self.held_bytes: dict[str, int] = {}
         self.end: m.JobDone | m.JobFailed | None = None
         self._events: list[_Due] = []
@@ -202,7 +205,9 @@ class Simulation:
             kind = "csv" if scanned else "text"
             size = mine * _SPLIT_BYTES
             input_files.append(
-                InputFile(file, f"/data/{file}.{kind}", kind, size, 0, file, needs_scan=scanned)
+                InputFile(
+                    file, f"/data/{file}.{kind}", kind, size, 0, file, needs_scan=scanned, client_file=file
+                )
             )
             for k in range(mine):
                 state = UNKNOWN if scanned and k else OUT
@@ -247,7 +252,9 @@ class Simulation:
             self._join(f"node-{number:04d}")
         form: Any = "aggregate"
         spec = JobSpec("scale", InputSpec(("/data/*",)), reduce_form=form)
-        self.tell(events.JobSubmitted(JOB, m.SubmitJob(spec, b"code", (), "/staging")))
+        listed = tuple(ClientFile(f"/data/{file}", 1, 1) for file in range(cluster.files))
+        found = (listed,) if cluster.copies else ()
+        self.tell(events.JobSubmitted(JOB, m.SubmitJob(spec, b"code", (), "/staging", client_files=found)))
         self.at(PROGRESS_S, Simulation._tick)
         for number in range(cluster.nodes_lost):
             last = number == cluster.nodes_lost - 1
@@ -282,7 +289,8 @@ class Simulation:
         self._lives += 1
         node = self._nodes[name] = Node(name, self._lives, self.cluster.slots)
         address = node.output_node.data_address
-        hello = m.NodeHello(name, node.incarnation, node.slots, 1 << 33, {}, address)
+        roots = int(self.cluster.copies > 0)
+        hello = m.NodeHello(name, node.incarnation, node.slots, 1 << 33, {}, address, data_roots=roots)
         self.tell(events.NodeJoined(hello))
         self.at(self.now + self.rng.random() * HEARTBEAT_S, Simulation._beat, node)
 
@@ -324,6 +332,8 @@ class Simulation:
     def _obey(self, node: Node, message: m.ToNode) -> None:
         if isinstance(message, m.StartJob):
             node.beat_s = self.cluster.beat_s or message.progress_s
+        elif isinstance(message, m.FindInput):
+            self.at(self.now + 0.01, Simulation._find_input, node)
         elif isinstance(message, m.MapLocations):
             node.table.update(message)
             self._check_locations(node, message)
@@ -340,6 +350,18 @@ class Simulation:
                 node.running.pop(attempt, None)
             self._start(node)
 
+    def _has(self, node: Node, file: int) -> bool:
+        """Copies of a file are a few nodes apart, so that no two files are on the same ones."""
+        cluster = self.cluster
+        return (int(node.name[5:]) - file) % cluster.nodes in {k * (k + 1) for k in range(cluster.copies)}
+
+    def _find_input(self, due: _Due) -> None:
+        bits = bytearray((self.cluster.files + 7) // 8)
+        for file in range(self.cluster.files):
+            bits[file >> 3] |= self._has(due.node, file) << (file & 7)
+        if due.node.alive:
+            self.say(due.node, m.InputFound(due.node.name, JOB, bytes(bits)))
+
     def _check_lease(self, node: Node, run: m.RunTask) -> m.RunTask:
         """An attempt's number is the next of its task: none is leased twice."""
         task, _, number = run.attempt.rpartition(".")
@@ -348,6 +370,9 @@ class Simulation:
             due, index = self._number_due[letter], int(task[15:])
             assert due[index] == int(number), run.attempt
             due[index] += 1
+        if isinstance(run.task, m.MapTask):
+            self.maps_leased += 1
+            self.maps_local += self._has(node, run.task.splits[0].file)
         if isinstance(run.task, m.ReduceTask):
             if "maps done" not in self.held_bytes:
                 self.held_bytes["maps done"] = held_bytes(self.scheduler)
@@ -508,6 +533,9 @@ class Simulation:
             "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "locations_bytes": max(len(self._encoder.encode(message)) for message in self._checked),
             "tasks_leased": self.tasks_leased,
+            "maps_local": round(self.maps_local / max(1, self.maps_leased), 4)
+            if self.cluster.copies
+            else None,
             "instructions": dict(self.instructions),
             "stale_messages": self.stale_messages,
         }

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from cortex.wire.messages import JobProgress
 
 OPTIONS = (
-    "name", "input", "output", "overwrite", "input_format", "output_format", "encoding", "columns",
-    "delimiter", "quote", "escape", "header", "null_values", "key", "where", "select", "group_by",
+    "name", "input", "output", "overwrite", "input_format", "output_format", "encoding", "fingerprint",
+    "columns", "delimiter", "quote", "escape", "header", "null_values", "key", "where", "select", "group_by",
     "aggregate", "reducers", "memory", "slots", "split_size", "files", "modules", "env",
 )  # fmt: skip
 """Class attributes with a meaning, which `MapReduceJob(...)` takes as keyword arguments too."""
@@ -68,9 +68,10 @@ class MapReduceJob:
     result); `overwrite`; `input_format` (text, csv, tsv, parquet, arrow; "" goes by each file's ending);
     `output_format` (csv, tsv, jsonl, parquet, arrow, text); `encoding` ("utf-8", or "bytes" for bytes
     records of text); `columns` ({name: type}, overrides what is inferred); `delimiter`, `quote`, `escape`,
-    `header`, `null_values` (CSV dialect); `key` (name or names of the key columns that `map_batch`
-    returns); `where`, `select`, `group_by`, `aggregate` (declared forms, as in job.yaml); `reducers`
-    ("auto", a number, 0 for a map-only job); `memory`, `slots`, `split_size`; `files` (paths of files and
+    `header`, `null_values` (CSV dialect); `fingerprint` ("full": a node's file is compared with the client's
+    as a whole, not by samples); `key` (name or names of the key columns that `map_batch` returns); `where`,
+    `select`, `group_by`, `aggregate` (declared forms, as in job.yaml); `reducers` ("auto", a number, 0 for a
+    map-only job); `memory`, `slots`, `split_size`; `files` (paths of files and
     folders that tasks open by ``self.file(name)``, or {name: path}); `modules` (.py files and package folders
     that tasks import by name); `env` ({name: text}, environment variables of the tasks).
 
@@ -89,6 +90,7 @@ class MapReduceJob:
     input_format: str = ""
     output_format: str = ""
     encoding: str = "utf-8"
+    fingerprint: str = "sampled"
     columns: Mapping[str, str] = {}
     delimiter: str | None = None
     quote: str | None = None

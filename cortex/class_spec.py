@@ -21,8 +21,15 @@ from typing import Any, cast
 from cortex.api import MapReduceJob, plain_function
 from cortex.errors import JobFileError, UsageError
 from cortex.job.declared import Problem, validate_declared
-from cortex.job.overrides import absolute_path, current_folder, dialect_problems, parse_reducers
+from cortex.job.overrides import (
+    absolute_path,
+    current_folder,
+    dialect_problems,
+    input_path,
+    parse_reducers,
+)
 from cortex.job.spec import (
+    FINGERPRINTS,
     INPUT_FORMATS,
     OUTPUT_FORMATS,
     Combine,
@@ -262,13 +269,15 @@ class SpecBuilder:
 
     def _input(self) -> InputSpec:
         job = self.job
-        paths = absolute_paths(job.input, "input", self.problems)
+        paths = input_paths(job.input, self.problems)
         if not paths and job.input is None:
             self._problem("input: there is none; give a file, folder or glob")
         if job.input_format not in ("", *INPUT_FORMATS):
             self._unknown("input_format", job.input_format, INPUT_FORMATS)
         if job.encoding not in ("utf-8", "utf8", "bytes"):
             self._problem(f"encoding: {job.encoding!r} is not 'utf-8' or 'bytes'")
+        if job.fingerprint not in FINGERPRINTS:
+            self._unknown("fingerprint", job.fingerprint, FINGERPRINTS)
         columns = self._expressions("columns", job.columns)
         self._check_types(columns)
         return InputSpec(
@@ -277,6 +286,7 @@ class SpecBuilder:
             columns=columns,
             dialect=self._dialect(),
             encoding="bytes" if job.encoding == "bytes" else "utf-8",
+            fingerprint="full" if job.fingerprint == "full" else "sampled",
         )
 
     def _check_types(self, columns: dict[str, str]) -> None:
@@ -444,7 +454,14 @@ class SpecBuilder:
 _MAP_NAMES: dict[MapForm, str] = {"rows": "map()", "batch": "map_batch()", "declared": "select"}
 
 
-def absolute_paths(value: Any, option: str, problems: list[str]) -> tuple[str, ...]:
+def input_paths(value: Any, problems: list[str]) -> tuple[str, ...]:
+    """As `absolute_paths`; names of nodes' files (``data:``) are kept as well."""
+    return absolute_paths(value, "input", problems, input_path)
+
+
+def absolute_paths(
+    value: Any, option: str, problems: list[str], absolute: Callable[[str, str], str] = absolute_path
+) -> tuple[str, ...]:
     """Path or paths (str or os.PathLike) made absolute from the current folder; globs are kept."""
     if value is None or value == "":
         return ()
@@ -459,7 +476,7 @@ def absolute_paths(value: Any, option: str, problems: list[str]) -> tuple[str, .
             problems.append(f"{option}: {item!r} is not a path")
         else:
             try:
-                paths.append(absolute_path(path, current_folder()))
+                paths.append(absolute(path, current_folder()))
             except UsageError as error:
                 problems.append(f"{option}: {error.message}" + (f"; {error.cure}" if error.cure else ""))
     return tuple(paths)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class LocalCluster:
     but the file system; all ends with the ``with`` block, or with `close`.
 
     `slots` and `memory` ("1GB", or bytes) are each node's. `folder` is where their homes lie (default: a
-    temporary folder, removed at the end).
+    temporary folder, removed at the end). `data[i]` is the data root, or roots, of node i + 1.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class LocalCluster:
         slots: int = 1,
         memory: str | int = 768 * MIB,
         folder: str | os.PathLike[str] | None = None,
+        data: Sequence[str | os.PathLike[str] | Sequence[str | os.PathLike[str]]] = (),
     ) -> None:
         if nodes < 1:
             raise UsageError(f"a cluster of {nodes} nodes can run nothing", cure="give nodes=1 or more")
@@ -90,6 +92,7 @@ class LocalCluster:
         # Short, as unix sockets have short names; on a disk, as spilled data lies in it.
         self.folder = Path(tempfile.mkdtemp(prefix="cortex-cluster-") if folder is None else folder)
         self._slots, self._memory = slots, memory
+        self._data = [[root] if isinstance(root, str | os.PathLike) else list(root) for root in data]
         self._environment = child_environment()
         for name in [name for name in self._environment if name.startswith("CORTEX_")]:
             del self._environment[name]
@@ -140,9 +143,12 @@ class LocalCluster:
     def start_node(self, name: str) -> None:
         """Start the node of this name, again if it has ended: with the same home."""
         spill = os.fspath(self.folder / name / "spill")
+        number = int(name.removeprefix("node")) - 1
+        roots = self._data[number] if number < len(self._data) else []
+        data = [word for root in roots for word in ("--data", os.path.abspath(root))]
         self.nodes[name] = self._start(
             name, "node", "--listen", "127.0.0.1:0", "--spill", spill, "--slots", str(self._slots),
-            "--memory", str(self._memory), CORTEX_JOIN=self._join_line,
+            "--memory", str(self._memory), *data, CORTEX_JOIN=self._join_line,
         )  # fmt: skip
 
     def output(self, name: str) -> str:

@@ -8,8 +8,12 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_SLOTS        executors at once (default: one a processor)
     CORTEX_HOME         folder of cortex's own state
     CORTEX_SPILL_DIRS   folders for temporary data, separated as in PATH (default: spill in the home)
+    CORTEX_DATA_DIRS    folders whose files a node may read and serve, separated as in PATH (default: none)
     CORTEX_SERVER       HOST:PORT of the cluster's server (default: this machine alone)
-    CORTEX_JOIN         the line a node joins with: out of sight of process lists
+    CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
+    CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
+    CORTEX_ADVERTISE    how other machines reach the server or node here (default: its own address)
+    CORTEX_COMBINE      whether a node combines map outputs for other nodes: on or off (default: on)
 """
 
 from __future__ import annotations
@@ -31,8 +35,12 @@ VARIABLES: Final = (
     "CORTEX_SLOTS",
     "CORTEX_HOME",
     "CORTEX_SPILL_DIRS",
+    "CORTEX_DATA_DIRS",
     "CORTEX_SERVER",
     "CORTEX_JOIN",
+    "CORTEX_LISTEN",
+    "CORTEX_ADVERTISE",
+    "CORTEX_COMBINE",
 )
 DOTENV: Final = ".env"
 _OTHER_FOLDER: Final = "rename the folder, or name another one"
@@ -52,6 +60,13 @@ class Config:
     """"" : this machine alone."""
     join_line: str = field(default="", repr=False)
     """It holds a secret."""
+    data_dirs: tuple[str, ...] = ()
+    """Of a node."""
+    listen: str = ""
+    advertise: str = ""
+    """Of a server or a node; "": not set."""
+    combine: bool = True
+    """Of a node."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error: settings that nothing reads."""
 
@@ -73,6 +88,8 @@ def load_config(
     home: str | None = None,
     server: str | None = None,
     join_line: str | None = None,
+    listen: str | None = None,
+    advertise: str | None = None,
 ) -> Config:
     """The settings; `memory_bytes`, `slots` and those after them are flags, which beat the rest.
 
@@ -104,6 +121,10 @@ def load_config(
         spill_dirs=places or (_default_spill(home),),
         server=_value(settings, "CORTEX_SERVER", _text) or "" if server is None else server,
         join_line=_value(settings, "CORTEX_JOIN", _text) or "" if join_line is None else join_line,
+        data_dirs=_value(settings, "CORTEX_DATA_DIRS", partial(_folders, environment, folder)) or (),
+        listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
+        advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
+        combine=_value(settings, "CORTEX_COMBINE", _on_or_off) is not False,
         warnings=tuple(warnings),
     )
 
@@ -142,6 +163,13 @@ def _value(settings: Mapping[str, Setting], name: str, parse: Callable[[str, str
 
 def _text(text: str, what: str) -> str:
     return text.strip()
+
+
+def _on_or_off(text: str, what: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("on", "off"):
+        raise UsageError(f"{what}: {text!r} is neither on nor off", cure="write on or off")
+    return word == "on"
 
 
 def _folder(env: Mapping[str, str], cwd: str, text: str, what: str) -> str:

@@ -127,6 +127,18 @@ class InputChanged(CortexError):
     code = "input-changed"
 
 
+class InputLost(CortexError):
+    """An input file lies on nodes that are all gone, or cannot be reached."""
+
+    code, fault = "input-lost", Fault.LOST
+
+
+class DataConflict(CortexError):
+    """One name of the nodes' data stands for different contents on two nodes."""
+
+    code = "data-conflict"
+
+
 class ColumnError(CortexError):
     """A column that the job names does not exist, or has a type that the operation does not take."""
 

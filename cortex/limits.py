@@ -20,6 +20,11 @@ SPLITS_MAX: Final = 1_000_000  # the plan of a job must fit in one frame: 42 byt
 INFER_BYTES: Final = 1 * MIB  # the fixed sample of each file that column types are inferred from
 INFER_FILES_MAX: Final = 16  # files sampled: headers are checked in all of them all the same
 
+FINGERPRINT_BLOCKS: Final = 16  # samples of a file, evenly spaced from its head to its tail
+FINGERPRINT_BLOCK_BYTES: Final = 16 * KIB  # of each: a file up to 256 KB is hashed whole, in a tenth of a ms
+DATA_PACK_BYTES: Final = 1 * MIB  # of small files below data roots in one map: neighbours by name may lie on
+# several nodes, and so much from another one costs less than one more map
+
 # The job's own text
 JOB_FILE_BYTES_MAX: Final = 1 * MIB  # a job.yaml is written by hand: anything larger is the wrong file
 EXPRESSION_CHARS_MAX: Final = 100_000  # room for a list of thousands of values after `in`
@@ -121,6 +126,16 @@ INPUT_NODE_BYTES: Final = 16 * MIB  # asked for by all executors of a node and n
 INPUT_CLIENT_BYTES: Final = 16 * MIB  # asked of one client and not yet at the server: 160 ms at 100 MB/s
 INPUT_READS_MAX: Final = 1024  # at once, of a node or a client: small ones count as well
 INPUT_OPEN_FILES_MAX: Final = 64  # descriptors that a client keeps: a job may read 100,000 files
+INPUT_HOLDER_BYTES: Final = 8 * MIB  # asked of one holder and not yet here: 80 ms at 100 MB/s
+INPUT_HOLDER_READS_MAX: Final = 32  # at once of one holder: half of what it takes (SERVE_REQUESTS_MAX)
+INPUT_STALL_S: Final = 10.0  # a holder that owes bytes and sends none: another one, or the client, is asked
+INPUT_REST_S: Final = 5.0  # a holder that could not be reached, or refused, is asked again after this
+INPUT_HOLDERS_S_MAX: Final = 30.0  # that a read waits for one of its holders: then its attempt has failed
+HELD_FINGERPRINTS_MAX: Final = 100_000  # that a node remembers: a large file is hashed once, not for each job
+DATA_READERS: Final = 2  # threads of a node that look for input below its data roots
+LOCALITY_DELAY_S: Final = 1.0  # a node with room waits so long for a map of its own data before it takes one
+# of another's: a map or two. Shorter, and nodes that end a little earlier fetch what others have at hand
+HOLDER_RETURN_S: Final = 60.0  # maps whose only holder is lost wait for it: a machine that restarts is back
 INPUT_WAIT_S: Final = 1.0  # how often an executor that waits for the client says that it does
 SHUT_DOWN_S: Final = 1.0  # from telling the nodes to end to the server's own end: the word is on its way
 JOB_LOG_BYTES: Final = 64 * KIB  # of what a job's code wrote at one node: the end
@@ -143,6 +158,7 @@ NODE_EXIT_S_MAX: Final = 10.0  # to remove what it spilled; then it ends all the
 CLOSE_S_MAX: Final = 2.0  # to take the last message of a connection being closed; then it is aborted
 UNIX_PATH_BYTES_MAX: Final = 103  # macOS: sun_path holds 104 with its closing zero (Linux 108)
 NODE_AWAY_S: Final = 5.0  # from the end of a node's link to its loss: one that lives is back in one or two
+DRAIN_S: Final = 3600.0  # a node that is drained has so long to finish what it runs, unless asked otherwise
 NODE_RETURN_S: Final = 4 * REDIAL_S_MAX  # after the server's start, for the nodes of its life before
 CLIENT_RETURN_S: Final = 30.0  # from the end of a client's link to the end of its jobs: it dials every few s
 JOURNAL_S: Final = 0.1  # finished attempts are written down together, this late at most
@@ -198,6 +214,10 @@ NODE_CERTIFICATE_S: Final = 30 * DAY_S  # renewed by the node itself while it is
 CLIENT_CERTIFICATE_S: Final = 90 * DAY_S  # people come back after weeks: a client's, and an admin's
 CERTIFICATE_BACKDATE_S: Final = 3600.0  # clocks of two machines may differ by this much
 RENEW_AFTER_FRACTION: Final = 2 / 3  # of a certificate's life: a third is left to reach the server in
+RENEW_RETRY_S: Final = 60.0  # after a renewal that failed, or was not possible yet
+AUTHORITY_WARNED_S: Final = (
+    365 * DAY_S
+)  # before an authority's end the server's log says so: time for a new one
 TOKEN_S: Final = 1 * DAY_S  # a join token's life unless asked otherwise: a working day and its night
 TOKEN_S_MAX: Final = 365 * DAY_S
 TOKEN_USES: Final = 50  # joins a token allows unless asked otherwise

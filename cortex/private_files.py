@@ -45,7 +45,10 @@ def make_private_folder(folder: str) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
     except OSError as error:
-        raise StateFailed(f"the folder {folder!r} cannot be made: {error.strerror}") from error
+        raise StateFailed(
+            f"the folder {folder!r} cannot be made: {error.strerror}",
+            cure="name another, on a disk with room and where you may write: --home, or CORTEX_HOME",
+        ) from error
     check_private_folder(folder)
 
 
@@ -119,7 +122,7 @@ def write_private(path: str, data: bytes) -> None:
                 os.unlink(os.path.join(folder, other))
         _write_new(os.path.join(folder, part), data)
         os.rename(os.path.join(folder, part), path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, part))
@@ -143,7 +146,8 @@ def _write_new(path: str, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """Names in it, given and taken, are on the device when this returns."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

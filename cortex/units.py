@@ -50,6 +50,11 @@ def format_count(count: float) -> str:
     return f"{int(count):,}"
 
 
+def counted(number: int, what: str) -> str:
+    """1, split -> ``1 split``; 2 -> ``2 splits``."""
+    return f"{format_count(number)} {what}{'' if number == 1 else 's'}"
+
+
 def format_decimal(value: Decimal) -> str:
     """The exact value, in plain digits where they are not too many: ``1010`` for 1.01E+3."""
     exponent = value.as_tuple().exponent
@@ -57,8 +62,11 @@ def format_decimal(value: Decimal) -> str:
     return format(value, "f") if plain else str(value)
 
 
+_HOURS_SHOWN = 48  # beyond it nobody counts hours
+
+
 def format_seconds(seconds: float) -> str:
-    """0.42 -> ``0.42 s``; 75 -> ``1 m 15 s``; 3700 -> ``1 h 1 m``."""
+    """0.42 -> ``0.42 s``; 75 -> ``1 m 15 s``; 3700 -> ``1 h 1 m``; three days -> ``3 d 0 h``."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 60:
@@ -66,4 +74,7 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} m {rest} s"
-    return f"{minutes // 60} h {minutes % 60} m"
+    hours = minutes // 60
+    if hours < _HOURS_SHOWN:
+        return f"{hours} h {minutes % 60} m"
+    return f"{hours // 24} d {hours % 24} h"

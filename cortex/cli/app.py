@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cortex import __version__
-from cortex.cli import cluster
+from cortex.cli import cluster, nodes
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
 from cortex.cli.splits import ls_splits
@@ -72,6 +72,8 @@ for _command in (
     cluster.job,
     cluster.cancel,
     cluster.logs,
+    nodes.drain,
+    nodes.nodes,
 ):
     cortex.add_command(_command)
 for _command in (cluster.token, cluster.kill_cluster):

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cortex.cli.locality import local_share, shares
 from cortex.cli.options import HELP, as_json
-from cortex.cli.terminal import aligned, counted, guarded, plain, print_json, say
+from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.config import Config, load_config
 from cortex.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
 from cortex.limits import TOKEN_S, TOKEN_USES
-from cortex.units import format_bytes, format_seconds, parse_bytes
+from cortex.units import counted, format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
     from cortex.client.cluster_client import ClusterConnection
+    from cortex.wire.join import Endpoint
     from cortex.wire.messages import ClusterStatus, JobStatus
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -29,7 +31,7 @@ _SERVER_PORT = 8786
 _NODE_PORT = 8787
 
 
-def _of_cluster(function: _F) -> _F:
+def of_cluster(function: _F) -> _F:
     """Options of commands that ask the server."""
     server = click.option(
         "--server",
@@ -40,32 +42,34 @@ def _of_cluster(function: _F) -> _F:
     return server(home(function))
 
 
-def settings(home: str | None, server: str | None = None) -> Config:
-    """Flags before the environment before ``.env``; warnings go to standard error."""
-    config = load_config(home=home, server=server)
+def settings(**flags: Any) -> Config:
+    """`load_config`; warnings go to standard error."""
+    config = load_config(**flags)
     for warning in config.warnings:
         say(f"warning: {warning}")
     return config
 
 
-def _connect(home: str | None, server: str | None) -> ClusterConnection:
+def connected(home: str | None, server: str | None) -> ClusterConnection:
     from cortex.client.cluster_client import ClusterConnection
 
-    config = settings(home, server)
+    config = settings(home=home, server=server)
     return ClusterConnection(config.home, config.server)
 
 
 @click.command(name="server", context_settings=HELP)
 @click.option(
     "--listen",
-    default=f"0.0.0.0:{_SERVER_PORT}",
-    show_default=True,
     metavar="ADDRESS:PORT",
-    help="Address of this machine to listen on.",
+    help=f"Address of this machine to listen on (default: CORTEX_LISTEN, or 0.0.0.0:{_SERVER_PORT}).",
 )
-@click.option("--advertise", metavar="HOST", help="How others reach this machine (default: its own address).")
+@click.option(
+    "--advertise",
+    metavar="HOST",
+    help="How others reach this machine (default: CORTEX_ADVERTISE, or its own address).",
+)
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
-def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt: skip
+def server(listen: str | None, advertise: str | None, home: str | None) -> int:
     """Run the server of a cluster, in the foreground.
 
     The first start makes the cluster's certificate authority and prints the line that nodes join with.
@@ -80,10 +84,11 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
 
     def command() -> int:
         from cortex.server.server_process import run_server
-        from cortex.wire.join import Endpoint, parse_endpoint
+        from cortex.wire.join import Endpoint
 
-        at = parse_endpoint(listen, "--listen")
-        return run_server(settings(home).home, at, Endpoint(advertise or own_address(at.host), at.port))
+        config = settings(home=home, listen=listen, advertise=advertise)
+        at, known_as = _addresses(config, _SERVER_PORT)
+        return run_server(config.home, at, Endpoint(known_as, at.port))
 
     return guarded(command)
 
@@ -94,27 +99,34 @@ def server(listen: str, advertise: str | None, home: str | None) -> int:  # fmt:
 )
 @click.option(
     "--listen",
-    default=f"0.0.0.0:{_NODE_PORT}",
-    show_default=True,
     metavar="ADDRESS:PORT",
-    help="Where other nodes fetch map outputs.",
+    help=f"Where other nodes fetch map outputs (default: CORTEX_LISTEN, or 0.0.0.0:{_NODE_PORT}).",
 )
 @click.option(
-    "--advertise", metavar="HOST", help="How other nodes reach this machine (default: its address)."
+    "--advertise",
+    metavar="HOST",
+    help="How other nodes reach this machine (default: CORTEX_ADVERTISE, or its own address).",
 )
 @click.option("--slots", metavar="N", help="Tasks at once (default: one a processor).")
 @click.option(
     "--memory", metavar="SIZE", help="Cap of everything the node starts (default: half of the machine's)."
 )
 @click.option("--spill", multiple=True, metavar="DIR", help="Folder for temporary data; may be repeated.")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="DIR",
+    help="Folder whose files the node may read and serve: jobs name them data:PATH; may be repeated.",
+)
 @click.option("--home", metavar="DIR", help="Folder of the node's state (default: CORTEX_HOME).")
 def node(
     join: str | None,
-    listen: str,
+    listen: str | None,
     advertise: str | None,
     slots: str | None,
     memory: str | None,
     spill: tuple[str, ...],
+    data: tuple[str, ...],
     home: str | None,
 ) -> int:
     """Run a node of a cluster, in the foreground.
@@ -126,32 +138,45 @@ def node(
     Examples:
       cortex node --join head:8786/t0123456789ab-0123...
       cortex node --slots 8 --memory 24GB --spill /disk1/cortex --spill /disk2/cortex
+      cortex node --data /srv/logs --data /srv/archive
     """
 
     def command() -> int:
         from cortex.node.node_process import run_node
-        from cortex.wire.join import parse_endpoint
 
-        at = parse_endpoint(listen, "--listen", any_port=True)
-        config = load_config(
+        config = settings(
             home=home,
             join_line=join,
+            listen=listen,
+            advertise=advertise,
             memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
             slots=None if slots is None else parse_slots(slots, "--slots"),
         )
-        for warning in config.warnings:
-            say(f"warning: {warning}")
+        at, known_as = _addresses(config, _NODE_PORT, any_port=True)
         return run_node(
             config.home,
             config.join_line,
             at,
-            advertise or own_address(at.host),
+            known_as,
             memory_bytes=config.memory_bytes,
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
+            data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
         )
 
     return guarded(command)
+
+
+def _addresses(config: Config, port: int, any_port: bool = False) -> tuple[Endpoint, str]:
+    """Where a server or a node listens, and what others call this machine."""
+    from cortex.wire.join import Endpoint, parse_endpoint, parse_host
+
+    at = Endpoint("0.0.0.0", port)
+    if config.listen:
+        at = parse_endpoint(config.listen, "the address to listen at", any_port=any_port)
+    if config.advertise:
+        return at, parse_host(config.advertise, "the address to advertise")
+    return at, own_address(at.host)
 
 
 def own_address(listen_host: str) -> str:
@@ -167,13 +192,13 @@ def own_address(listen_host: str) -> str:
 
 
 @click.command(name="login", context_settings=HELP)
-@click.argument("line", metavar="HOST:PORT/TOKEN.CAHASH")
+@click.argument("line", metavar="HOST:PORT/TOKEN.CAHASH", required=False)
 @click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME).")
-def login(line: str, home: str | None) -> int:
+def login(line: str | None, home: str | None) -> int:
     """Become a client of a cluster: get a certificate for this machine's commands.
 
-    The line comes from `cortex token create --role client`, run where the server was started. Whoever
-    started the server needs none.
+    The line (or CORTEX_JOIN, out of sight of process lists) comes from `cortex token create --role client`,
+    run where the server was started. Whoever started the server needs none.
 
     \b
     Examples:
@@ -186,9 +211,15 @@ def login(line: str, home: str | None) -> int:
         from cortex.wire.joiner import join_cluster
         from cortex.wire.versions import local_versions
 
-        folder = os.path.join(settings(home).home, CLIENT_FOLDER)
+        config = settings(home=home, join_line=line)
+        if not config.join_line:
+            raise UsageError(
+                "there is no line to log in with",
+                cure="give it behind login, or as CORTEX_JOIN: cortex token create --role client prints one",
+            )
+        folder = os.path.join(config.home, CLIENT_FOLDER)
         roles = (Role.CLIENT, Role.ADMIN)
-        identity = join_cluster(line, folder, local_versions(), roles, time.time())
+        identity = join_cluster(config.join_line, folder, local_versions(), roles, time.time())
         print(f"logged in to cluster {identity.cluster} at {identity.server} as {identity.id}")
         return EXIT_DONE
 
@@ -196,7 +227,7 @@ def login(line: str, home: str | None) -> int:
 
 
 @click.command(name="status", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> int:
@@ -212,7 +243,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             while True:
                 found = connection.ask(GetStatus(), ClusterStatus)
                 if as_json:
@@ -231,7 +262,7 @@ def status(home: str | None, server: str | None, as_json: bool, watch: bool) -> 
 def status_lines(found: ClusterStatus) -> list[str]:
     slots = sum(node.slots for node in found.nodes)
     running = sum(min(node.running, node.slots) for node in found.nodes)
-    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard"]
+    head = ["node", "address", "slots", "tasks", "memory", "cap", "disk free", "heard", "state"]
     rows = [
         [
             node.node,
@@ -241,13 +272,14 @@ def status_lines(found: ClusterStatus) -> list[str]:
             format_bytes(node.memory_bytes),
             format_bytes(node.memory_cap_bytes),
             format_bytes(node.disk_free_bytes) if node.disk_free_bytes >= 0 else "?",
-            f"{node.heard_s:.0f} s ago" + (", silent" if node.silent else ""),
+            f"{node.heard_s:.0f} s ago",
+            node.state,
         ]
         for node in found.nodes
     ]
-    lines = [
-        f"cluster {found.cluster}: {counted(len(rows), 'node')}, {running} of {counted(slots, 'slot')} busy"
-    ]
+    rows += [[node.node, *["?"] * 7, f"expected {node.leaves_in_s:.0f} s"] for node in found.expected]
+    nodes, busy = counted(len(found.nodes), "node"), f"{running} of {counted(slots, 'slot')} busy"
+    lines = [f"cluster {found.cluster}: {nodes}, {busy}"]
     lines += aligned(head, rows, {2, 3, 4, 5, 6}) if rows else []
     return lines + job_lines([job for job in found.jobs if not _ended(job)])
 
@@ -260,10 +292,18 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
     if not jobs:
         return []
     rows = [
-        [job.job, job.name, job.state, _tasks_done(job), format_seconds(job.seconds), job.owner]
+        [
+            job.job,
+            job.name,
+            job.state,
+            _tasks_done(job),
+            local_share(job.locality),
+            format_seconds(job.seconds),
+            job.owner,
+        ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "tasks", "time", "owner"], rows, {4})
+    return aligned(["job", "name", "state", "tasks", "maps", "time", "owner"], rows, {5})
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -271,7 +311,7 @@ def _tasks_done(job: JobStatus) -> str:
 
 
 @click.command(name="jobs", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     """List jobs: those under way, and the last that ended.
@@ -285,7 +325,7 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(GetStatus(), ClusterStatus).jobs
         if as_json:
             print_json(plain(found))
@@ -299,7 +339,7 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 @click.command(name="job", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
 @click.option("--wait", is_flag=True, help="Wait for its end; the exit code is then the job's.")
-@_of_cluster
+@of_cluster
 @as_json
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
     """Show one job.
@@ -313,7 +353,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             while True:
                 known = connection.ask(GetStatus(), ClusterStatus).jobs
                 found = next((each for each in known if each.job == job_id), None)
@@ -325,7 +365,9 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
         if as_json:
             print_json(plain(found))
         else:
-            print("\n".join(job_lines([found]) + ([f"error: {found.error}"] if found.error else [])))
+            said = [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            said += [f"error: {found.error}"] if found.error else []
+            print("\n".join(job_lines([found]) + said))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)
@@ -333,7 +375,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
 
 @click.command(name="cancel", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def cancel(job_id: str, home: str | None, server: str | None) -> int:
     """Cancel a job of yours (or, as admin, any).
 
@@ -345,7 +387,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import CancelJob, ClusterStatus
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             known = connection.ask(CancelJob(job_id), ClusterStatus).jobs
         state = next((each.state for each in known if each.job == job_id), "cancelled")
         print(f"{job_id} is {state}" + ("" if state == "cancelled" else ": it had ended before"))
@@ -356,7 +398,7 @@ def cancel(job_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="logs", context_settings=HELP)
 @click.argument("job_id", metavar="ID")
-@_of_cluster
+@of_cluster
 @as_json
 def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> int:
     """Show what the code of a job of yours wrote on its nodes: the last lines of each.
@@ -369,7 +411,7 @@ def logs(job_id: str, home: str | None, server: str | None, as_json: bool) -> in
     def command() -> int:
         from cortex.wire.messages import GetLogs, JobLogs
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(GetLogs(job_id), JobLogs)
         if as_json:
             print_json(plain(found))
@@ -402,7 +444,7 @@ def token() -> None:
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )
 @click.option("--uses", type=click.IntRange(min=1), default=TOKEN_USES, show_default=True)
-@_of_cluster
+@of_cluster
 @as_json
 def token_create(
     role: str, hours: float, uses: int, home: str | None, server: str | None, as_json: bool
@@ -412,7 +454,7 @@ def token_create(
     def command() -> int:
         from cortex.wire.messages import CreateToken, TokenCreated
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             made = connection.ask(CreateToken(Role(role), hours * 3600, uses), TokenCreated)
         if as_json:
             print_json(plain(made))
@@ -424,7 +466,7 @@ def token_create(
 
 
 @token.command(name="list", context_settings=HELP)
-@_of_cluster
+@of_cluster
 @as_json
 def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     """List join tokens, without their secrets."""
@@ -432,7 +474,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
     def command() -> int:
         from cortex.wire.messages import ListTokens, TokenList
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             found = connection.ask(ListTokens(), TokenList).tokens
         if as_json:
             print_json(plain(found))
@@ -456,7 +498,7 @@ def token_list(home: str | None, server: str | None, as_json: bool) -> int:
 
 @token.command(name="revoke", context_settings=HELP)
 @click.argument("token_id", metavar="ID")
-@_of_cluster
+@of_cluster
 def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     """End a join token, or put out the member of this id.
 
@@ -472,7 +514,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, RevokePeer, RevokeToken
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             if token_id == connection.identity.id:
                 raise UsageError(f"{token_id} is you", cure="another admin may put you out")
             revoke = RevokeToken(token_id) if is_token_id(token_id) else RevokePeer(token_id)
@@ -485,7 +527,7 @@ def token_revoke(token_id: str, home: str | None, server: str | None) -> int:
 
 @click.command(name="kill-cluster", context_settings=HELP)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_of_cluster
+@of_cluster
 def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     """End every node and the server. Jobs under way are lost.
 
@@ -498,7 +540,7 @@ def kill_cluster(yes: bool, home: str | None, server: str | None) -> int:
     def command() -> int:
         from cortex.wire.messages import AdminDone, KillCluster
 
-        with _connect(home, server) as connection:
+        with connected(home, server) as connection:
             if not yes:
                 click.confirm(f"End the cluster at {connection.endpoint}?", abort=True)
             connection.ask(KillCluster(), AdminDone)

@@ -13,7 +13,7 @@ import click
 from cortex.cli.terminal import replace_missing_streams, say, unprinted
 from cortex.errors import UsageError
 from cortex.job.overrides import Overrides, parse_reducers
-from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS
+from cortex.job.spec import FINGERPRINTS, INPUT_FORMATS, OUTPUT_FORMATS
 from cortex.units import parse_bytes
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -65,6 +65,11 @@ input_format = click.option(
     type=click.Choice(INPUT_FORMATS),
     help="Input format; without it each file's ending says.",
 )
+fingerprint = click.option(
+    "--fingerprint",
+    type=click.Choice(FINGERPRINTS),
+    help="On a cluster: compare samples of a file (default), or all of it, with what nodes have at its path.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 
 
@@ -94,6 +99,7 @@ def run_options(function: _F) -> _F:
         ),
         split_size,
         input_format,
+        fingerprint,
         click.option(
             "--output-format", type=click.Choice(OUTPUT_FORMATS),
             help="Format of the output files (default csv).",

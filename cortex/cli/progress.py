@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
-from cortex.cli.terminal import ForShow, counted, say
-from cortex.units import format_bytes, format_count, format_seconds
+from cortex.cli.locality import shares
+from cortex.cli.terminal import ForShow, say
+from cortex.units import counted, format_bytes, format_count, format_seconds
 from cortex.wire.messages import JobProgress, JobReport, StageProgress
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def summary(result: Result) -> list[str]:
         (report.bytes_out, "written"),
     ]
     lines.append("  bytes    " + " · ".join(f"{format_bytes(count)} {what}" for count, what in sizes))
+    if said := shares(report.locality):
+        lines.append(f"  input    {said}")
     lines.append(
         f"  memory   peak {format_bytes(report.memory_peak_bytes)} of {format_bytes(report.memory_cap_bytes)}"
         f" for all processes, {counted(report.slots, 'slot')}"

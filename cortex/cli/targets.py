@@ -79,6 +79,7 @@ def _class_of_file(file: JobFile, options: Overrides) -> LoadedJob:
         "input.format": spec.input.format,
         "input.columns": spec.input.columns,
         "input.encoding": spec.input.encoding,
+        "input.fingerprint": spec.input.fingerprint,
         "output.path": spec.output.path,
         "output.format": spec.output.format,
         "output.overwrite": spec.output.overwrite,
@@ -153,6 +154,7 @@ def apply_options(job: MapReduceJob, options: Overrides) -> None:
         "split_size": options.split_bytes,
         "input_format": options.input_format,
         "output_format": options.output_format,
+        "fingerprint": options.fingerprint,
     }
     for name, value in given.items():
         if value is not None:

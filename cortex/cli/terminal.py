@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, TextIO
 
 from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError, OutputFailed
-from cortex.units import format_count
 
 
 def guarded(command: Callable[[], int], as_json: bool = False) -> int:
@@ -148,8 +147,3 @@ def aligned(head: list[str], rows: list[list[str]], right: set[int]) -> list[str
         ).rstrip()
         for row in [head, *rows]
     ]
-
-
-def counted(number: int, what: str) -> str:
-    """1, split -> ``1 split``; 2 -> ``2 splits``."""
-    return f"{format_count(number)} {what}{'' if number == 1 else 's'}"

@@ -29,6 +29,7 @@ from typing import IO, Any
 from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.client.embedded_start import take
 from cortex.errors import CortexError, ProtocolError, ServerDied, from_report
+from cortex.job.data_names import refuse_data_names
 from cortex.job.overrides import utf8_path
 from cortex.job.spec import JobSpec
 from cortex.limits import (
@@ -147,6 +148,7 @@ class LocalSession:
         done until then), ServerDied, or KeyboardInterrupt when it was cancelled. After JobDone call
         `received`.
         """
+        refuse_data_names(spec.input.paths)
         connection = self._connect()
         done: JobDone | None = None
         try:

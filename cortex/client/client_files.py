@@ -15,8 +15,10 @@ from typing import Final
 from cortex.errors import InputError, NotAllowed
 from cortex.formats.input_bytes import LocalBytes
 from cortex.formats.input_files import files_at, look_at
+from cortex.job.data_names import is_data_name
 from cortex.job.plan import ClientFile, ClientFiles, InputFile
 from cortex.limits import INPUT_OPEN_FILES_MAX, KIB
+from cortex.storage.fingerprint import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,10 @@ class FoundFiles:
     inodes: tuple[int, ...]
 
     @classmethod
-    def find(cls, paths: Sequence[str]) -> FoundFiles:
+    def find(cls, paths: Sequence[str], full: bool = False) -> FoundFiles:
         """The files behind each of a job's absolute `paths`, as a plan on this machine would find them. One
-        behind which there is none here is left to the nodes, which may have it.
+        behind which there is none here is left to the nodes, which may have it, and so are data names. Each
+        has its fingerprint, of all its bytes if `full`.
 
         Raises InputError for a folder that cannot be read and for what is no regular file.
         """
@@ -37,13 +40,15 @@ class FoundFiles:
         listed: list[tuple[ClientFile, ...] | None] = []
         inodes: list[int] = []
         for path in paths:
-            names, found = files_at(path), []
+            names, found = [] if is_data_name(path) else files_at(path), []
             for name in names:
                 real = os.path.realpath(name)
                 if real not in seen:
                     seen.add(real)
                     status = look_at(name)
-                    found.append(ClientFile(name, status.st_size, status.st_mtime_ns))
+                    mark = _fingerprint(name, status.st_size, full)
+                    there = "" if real == name else real
+                    found.append(ClientFile(name, status.st_size, status.st_mtime_ns, mark, there))
                     inodes.append(status.st_ino)
             listed.append(tuple(found) if names else None)
         return cls(tuple(listed), tuple(inodes))
@@ -51,6 +56,17 @@ class FoundFiles:
     def files(self) -> list[ClientFile]:
         """A file's id is its place."""
         return [file for found in self.listed if found is not None for file in found]
+
+
+def _fingerprint(name: str, size_bytes: int, full: bool) -> bytes:
+    try:
+        return fingerprint_of(name, size_bytes, full)
+    except OSError as error:
+        raise InputError(
+            f"input file cannot be opened: {error.strerror}",
+            details={"file": name},
+            cure="check that the file exists and that you may read it",
+        ) from error
 
 
 _FIND_BYTES: Final = 1024 * KIB  # read and looked through at once

@@ -51,6 +51,7 @@ from cortex.wire.messages import (
     PartBytes,
     PartLost,
     PartTaken,
+    PlanMade,
     ReadInput,
     SubmitJob,
 )
@@ -93,7 +94,7 @@ class ClusterSession:
         job's error (its `job_report` attribute tells what was done until then), Unreachable when the server
         does not come back, or KeyboardInterrupt when it was cancelled. After JobDone call `received`.
         """
-        files = FoundFiles.find(spec.input.paths)
+        files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
         job = new_job_id()
         request = SubmitJob(spec, code, (), "", packed.bundle, files.listed, job)
 
@@ -129,6 +130,28 @@ class ClusterSession:
             if done is None:
                 connection.close()
                 follower.close()
+
+    def plan(self, spec: JobSpec) -> PlanMade:
+        """How the cluster would split the job's input, and which nodes have it. Raises what the plan fails
+        with."""
+        files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
+        job = new_job_id()
+        made: PlanMade | None = None
+        with ClusterConnection(self._home, self._server) as connection:
+            request = SubmitJob(spec, b"", (), "", client_files=files.listed, job=job, plan_only=True)
+            connection.ask(request, JobAccepted)
+            with InputSender(job, files, connection.send) as sender:
+                while not isinstance(message := connection.receive(), JobDone):
+                    if isinstance(message, ReadInput):
+                        sender.ask(message)
+                    elif isinstance(message, PlanMade):
+                        made = message
+                    elif isinstance(message, JobFailed):
+                        raise from_report(message.error)
+            connection.ask(JobReceived(job), JobForgotten)
+        if made is None:
+            raise ProtocolError("the server said that the plan is made, and sent none", cure="ask again")
+        return made
 
     def _come_back(
         self,
@@ -282,7 +305,9 @@ class _Follower:
         if message.staged_as not in self._coming:
             return  # dropped, and what was on its way still comes
         part, file = self._coming[message.staged_as]
-        file.write(message.data)
+        rest = memoryview(message.data)
+        while rest:  # a disk that is getting full takes a part
+            rest = rest[file.write(rest) :]
         if not message.last:
             self._connection.send(PartTaken(message.job, message.staged_as, len(message.data)))
             return

@@ -17,10 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from typing import Any, cast
 
-from cortex.errors import CortexError, InternalError, SpillFull
+from cortex.errors import CortexError, SpillFull
 from cortex.limits import EMBEDDED_EXIT_S_MAX, FRAME_BYTES_MAX, PARENT_CHECK_S
 from cortex.memory_plan import MemoryPlan, plan_memory
 from cortex.node.executor_deaths import signal_name
@@ -189,9 +188,9 @@ class Machine:
 
     def _build(self, plan: MemoryPlan, runtime: str, work: str, template_link: socket.socket) -> None:
         self._server = Server(self._reactor, time.monotonic, blob_folder=os.path.join(work, "blobs"))
-        to_node = LocalLink[ToNode](self._reactor, self._to_node)
+        to_node = LocalLink[ToNode](self._reactor, lambda message: node.receive(message))
         from_node = self._server.attach_node(to_node)
-        self._node = Node(
+        node = self._node = Node(
             self._reactor,
             time.monotonic,
             from_node,
@@ -217,17 +216,6 @@ class Machine:
     def _sweep(self) -> None:
         for folder in self._folders:
             remove_left_over(os.path.dirname(folder.path))
-
-    def _to_node(self, message: ToNode) -> None:
-        assert self._node is not None
-        try:
-            self._node.receive(message)
-        except CortexError as error:
-            self._node_failed(error)
-        except Exception as error:  # its job could not go on: end with the cause
-            text = "".join(traceback.format_exception(error))
-            said = f"the node could not take {type(message).__name__}: {error}"
-            self._node_failed(InternalError(said, details={"traceback": text}))
 
     def _node_failed(self, error: CortexError) -> None:
         """The node can run nothing any more: tell the client why, and end."""

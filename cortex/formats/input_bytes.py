@@ -11,16 +11,17 @@ import abc
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cortex.errors import InputChanged, InputError
 from cortex.job.plan import InputFile
-from cortex.limits import INPUT_FILES_AHEAD
+from cortex.limits import INPUT_FILES_AHEAD, MIB
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 T = TypeVar("T")
+_FIND_BYTES: Final = 1 * MIB  # read and looked through at once
 
 
 class InputBytes(abc.ABC):
@@ -85,11 +86,13 @@ def announced(items: Iterable[T], file_of: Callable[[T], InputFile], soon: Soon)
 
 
 class LocalBytes(InputBytes):
-    """Read with `pread`, never mapped: a mapped file that is cut short kills its reader."""
+    """Read with `pread`, never mapped: a mapped file that is cut short kills its reader. It lies at `place`
+    ("": at its own path); or `descriptor` is the open file, which is closed with this."""
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: InputFile, place: str = "", descriptor: int = -1) -> None:
         super().__init__(file)
-        self._descriptor = _open(file.path)
+        self._place = place or file.path
+        self._descriptor = descriptor if descriptor >= 0 else _open(self._place, file.path)
         try:
             self.check()
         except BaseException:
@@ -108,7 +111,7 @@ class LocalBytes(InputBytes):
     def native(self) -> pa.NativeFile:
         import pyarrow as pa
 
-        return pa.OSFile(self.file.path)
+        return pa.OSFile(self._place)
 
     def check(self) -> None:
         now = os.fstat(self._descriptor)
@@ -128,6 +131,18 @@ class LocalBytes(InputBytes):
             self._descriptor = -1
 
 
+def find_byte(data: InputBytes, offset: int, length: int, byte: bytes) -> int:
+    """How many of `length` bytes from `offset` on stand before the first `byte`."""
+    done = 0
+    while done < length:
+        some = data.read(min(_FIND_BYTES, length - done), offset + done)
+        place = some.find(byte)
+        if place >= 0 or not some:
+            return done + max(0, place)
+        done += len(some)
+    return done
+
+
 def open_local(file: InputFile) -> InputBytes:
     return LocalBytes(file)
 
@@ -140,9 +155,9 @@ def changed(path: str, how: str) -> InputChanged:
     )
 
 
-def _open(path: str) -> int:
+def _open(place: str, path: str) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise InputError(
             f"input file cannot be opened: {error.strerror}",

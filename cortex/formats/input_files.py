@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cortex.errors import InputError
-from cortex.job.plan import ClientFile, ClientFiles, InputFile
+from cortex.job.data_names import is_data_name, refuse_data_names
+from cortex.job.plan import ClientFile, ClientFiles, DataFiles, InputFile
 from cortex.job.spec import CsvDialect, InputSpec
 
 _FORMAT_OF_ENDING: Final = {
@@ -45,17 +46,26 @@ def format_of(path: str) -> tuple[str, str]:
     return _FORMAT_OF_ENDING.get(ending, "text"), compression
 
 
-def find_files(spec: InputSpec, client_files: ClientFiles = ()) -> Iterator[InputFile]:
+def find_files(
+    spec: InputSpec, client_files: ClientFiles = (), data_files: DataFiles = ()
+) -> Iterator[InputFile]:
     """The input files in order, described. Paths behind which the client has files mean those, whatever this
-    machine has; the others are looked for here. InputError for one behind which there is nothing."""
+    machine has; data names mean `data_files`, what nodes have; the others are looked for here. InputError
+    for one behind which there is nothing, UsageError for a data name where there are no nodes."""
     seen: set[str] = set()
-    number = 0
+    clients, nodes = itertools.count(), itertools.count(sum(len(found or ()) for found in client_files))
+    data = iter(data_files)
     for path, theirs in itertools.zip_longest(spec.paths, client_files[: len(spec.paths)]):
+        is_data = is_data_name(path)
+        if is_data:
+            theirs = next(data, None)
+            if theirs is None:
+                refuse_data_names([path])
         for file in theirs or ():
+            number = next(nodes if is_data else clients)
             if file.path not in seen:
                 yield _described(len(seen), file, 0, spec, number)
                 seen.add(file.path)
-            number += 1
         for name in _files_behind(path, bool(client_files)) if theirs is None else ():
             real = os.path.realpath(name)
             if real not in seen:
@@ -86,7 +96,8 @@ def _files_behind(path: str, has_client: bool) -> list[str]:
         raise InputError(
             f"input does not exist: {path}",
             details={"input": path, "looked for": where},
-            cure="check the path; relative ones start at the current folder",
+            cure="check the path; relative ones start at the current folder"
+            + (", files below nodes' data roots are named data:PATH" if has_client else ""),
         )
     kind = "folder has no input files" if os.path.isdir(path) else "pattern matches no input file"
     raise InputError(
@@ -209,4 +220,5 @@ def _described(index: int, found: ClientFile, inode: int, spec: InputSpec, clien
         encoding=spec.encoding,
         unsplittable=unsplittable,
         client_file=client_file,
+        fingerprint=found.fingerprint,
     )

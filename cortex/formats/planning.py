@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import pyarrow as pa
 
 from cortex.errors import ColumnError, InputError, UsageError
+from cortex.job.data_names import is_data_name
 from cortex.job.plan import (
     OUT,
     UNKNOWN,
     ClientFiles,
+    DataFiles,
     InputFile,
     InputPlan,
     Split,
@@ -30,6 +32,7 @@ from cortex.job.plan import (
 from cortex.job.spec import InputSpec
 from cortex.job.types import arrow_type, columns_line, type_name
 from cortex.limits import (
+    DATA_PACK_BYTES,
     INFER_FILES_MAX,
     REDUCER_INPUT_BYTES,
     REDUCERS_AUTO_MAX,
@@ -76,6 +79,7 @@ def plan_inputs(
     split_bytes: int = 0,
     reducers: int = -1,
     client_files: ClientFiles = (),
+    data_files: DataFiles = (),
     open_input: Opener = open_local,
     soon: Soon = at_hand,
     one_machine: bool = True,
@@ -84,13 +88,14 @@ def plan_inputs(
 
     `used_columns` None means all; an empty sequence (a job that only counts) gives one column that is cheap
     to read. `split_bytes` 0 is `default_split_bytes`; `reducers` -1 derives their number from the input.
-    `client_files` are those that the client found, `open_input` opens files, `soon` hears of them before.
+    `client_files` are those that the client found, `data_files` those that nodes did, `open_input` opens
+    files, `soon` hears of them before.
     Not `one_machine`: others will read what is found here, so inodes say nothing.
 
     Raises InputError for input that does not exist or cannot be read, ColumnError for a column that a
     file does not have, UsageError for a type or a split size that cannot be.
     """
-    found = _find(spec, list(find_files(spec, client_files)), open_input, soon, one_machine)
+    found = _find(spec, list(find_files(spec, client_files, data_files)), open_input, soon, one_machine)
     notes = _unsplittable_notes(found)
     names = _used_names(found, spec, used_columns)
     _check_declared(found, spec)
@@ -105,7 +110,7 @@ def plan_inputs(
     return InputPlan(
         files=tuple(files),
         splits=splits,
-        tasks=_tasks(splits, split_bytes),
+        tasks=_tasks(splits, split_bytes, {file.index for file in files if is_data_name(file.path)}),
         columns=tuple((name, type_name(data_type)) for name, data_type in columns),
         total_bytes=total,
         reducers=reducers,
@@ -462,8 +467,9 @@ def _split_units(splits: SplitsMade, file: InputFile, units: list[Unit], split_b
         first = last
 
 
-def _tasks(splits: Splits, split_bytes: int) -> SplitGroups:
-    """Maps in input order: each split is one, except that whole small files share one."""
+def _tasks(splits: Splits, split_bytes: int, data: Container[int]) -> SplitGroups:
+    """Maps in input order: each split is one, except that whole small files share one. Those of the files
+    `data` are small: where they lie is not looked at, for the plan is the same wherever that is."""
     parts_of_file = Counter(split.file for split in splits)
     groups: list[range] = []
     room = 0  # bytes that the last task still takes; 0 when it takes no more
@@ -473,6 +479,8 @@ def _tasks(splits: Splits, split_bytes: int) -> SplitGroups:
             groups[-1] = range(groups[-1].start, split.index + 1)
         else:
             groups.append(range(split.index, split.index + 1))
-            room = split_bytes if whole else 0
+            room = (
+                0 if not whole else min(split_bytes, DATA_PACK_BYTES) if split.file in data else split_bytes
+            )
         room = max(0, room - split.length)
     return SplitGroups.of(groups)

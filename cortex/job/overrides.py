@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cortex.errors import UsageError
+from cortex.job.data_names import DATA_PREFIX, below_roots, is_data_name
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS, CsvDialect, JobSpec
 from cortex.limits import PARTITIONS_MAX
 
@@ -26,6 +27,7 @@ class Overrides:
     reducers: int | None = None
     """-1: auto."""
     split_bytes: int | None = None
+    fingerprint: str | None = None
 
 
 def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None) -> JobSpec:
@@ -42,7 +44,7 @@ def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None)
         )
     if given.reducers == 0 and spec.reduce_form == "aggregate":
         raise UsageError("0 reducers is a map-only job, but the job aggregates", cure="leave --reducers out")
-    paths = tuple(absolute_path(p, folder) for p in given.inputs) or spec.input.paths
+    paths = tuple(input_path(p, folder) for p in given.inputs) or spec.input.paths
     text_format = spec.input.format if given.input_format is None else given.input_format
     changes = {
         "memory_bytes": given.memory_bytes,
@@ -57,7 +59,12 @@ def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None)
     }
     return msgspec.structs.replace(
         spec,
-        input=msgspec.structs.replace(spec.input, paths=paths, format=text_format),
+        input=msgspec.structs.replace(
+            spec.input,
+            paths=paths,
+            format=text_format,
+            fingerprint=given.fingerprint or spec.input.fingerprint,
+        ),
         output=msgspec.structs.replace(spec.output, **{k: v for k, v in output.items() if v is not None}),
         resources=msgspec.structs.replace(
             spec.resources, **{k: v for k, v in changes.items() if v is not None}
@@ -77,6 +84,18 @@ def absolute_path(path: str, folder: str) -> str:
             f"{path!r} is not on this machine", cure="copy it here first, then give the file's path"
         )
     return utf8_path(os.path.normpath(os.path.join(folder, os.path.expanduser(path))))
+
+
+def input_path(path: str, folder: str) -> str:
+    """An input of a job: the name of files of the nodes (``data:``), or as `absolute_path`."""
+    if not is_data_name(path):
+        return absolute_path(path, folder)
+    if path == DATA_PREFIX:
+        raise UsageError(
+            "data: names no files",
+            cure="write what to read below the nodes' data roots: data:logs/*.csv, or data:. for all",
+        )
+    return utf8_path(DATA_PREFIX + below_roots(path), "the name")
 
 
 def utf8_path(path: str, what: str = "the path", cure: str = "rename the file or folder") -> str:

@@ -25,16 +25,25 @@ UNKNOWN = -1
 
 
 class ClientFile(msgspec.Struct, frozen=True, array_like=True, gc=False):  # a job may have 100,000
-    """An input file as the client has it."""
+    """An input file as the client has it. One that nodes have, below their data roots, is called by its data
+    name, and has no time: each node's is its own."""
 
     path: str
     size_bytes: int
     modified_ns: int
+    fingerprint: bytes = b""
+    """See `cortex.storage.fingerprint`."""
+    real_path: str = ""
+    """Where it lies when `path` leads there by links."""
 
 
 ClientFiles = tuple[tuple[ClientFile, ...] | None, ...]
 """For each of a spec's paths what the client found behind it, less what an earlier one led to; None: nothing,
 so nodes look. A file's place in all of them together is the id that it is read by."""
+
+DataFiles = tuple[tuple[ClientFile, ...], ...]
+"""For each of a spec's data names the files that nodes found, sorted by name. Their ids follow the
+client's."""
 
 
 class InputFile(msgspec.Struct, frozen=True):
@@ -59,7 +68,9 @@ class InputFile(msgspec.Struct, frozen=True):
     needs_scan: bool = False
     """True: a split's start state is known only by scanning what lies before it (quoted newlines)."""
     client_file: int = -1
-    """Its id among the client's files; -1 for one that the client does not have."""
+    """Its id among the files that the client or the nodes' data roots have; -1 for one that a node found."""
+    fingerprint: bytes = b""
+    """Of a file with an id."""
 
 
 class Split(msgspec.Struct, frozen=True, gc=False):

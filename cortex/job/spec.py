@@ -15,6 +15,9 @@ OutputFormat = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "text"]
 INPUT_FORMATS: tuple[str, ...] = ("text", "csv", "tsv", "parquet", "arrow")
 OUTPUT_FORMATS: tuple[str, ...] = ("csv", "tsv", "jsonl", "parquet", "arrow", "text")
 
+Fingerprint = Literal["sampled", "full"]
+FINGERPRINTS: tuple[str, ...] = ("sampled", "full")
+
 MapForm = Literal["declared", "rows", "batch"]
 ReduceForm = Literal["none", "aggregate", "fold", "rows", "batch"]
 Combine = Literal["", "sum", "min", "max", "binary", "method"]
@@ -47,6 +50,8 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """None: commas for csv, tabs for tsv, double quotes, a header."""
     encoding: str = "utf-8"
     """Text records: ``utf-8`` gives str, ``bytes`` gives bytes."""
+    fingerprint: Fingerprint = "sampled"
+    """On a cluster: how much of a file is compared to know whether a node has the same (`full`: all)."""
 
 
 class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

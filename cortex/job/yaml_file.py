@@ -24,10 +24,12 @@ from cortex.job.overrides import (
     apply_overrides,
     current_folder,
     dialect_problems,
+    input_path,
     parse_reducers,
     parse_slots,
 )
 from cortex.job.spec import (
+    FINGERPRINTS,
     INPUT_FORMATS,
     OUTPUT_FORMATS,
     Combine,
@@ -98,7 +100,7 @@ def load_job_file(path: str, overrides: Overrides | None = None, *, cwd: str | N
 _CODE: Final = "write FILE.py:NAME, such as wordcount.py:WordCount"
 _DIALECT: Final = ("delimiter", "quote", "escape", "header", "null_values")
 _SECTIONS: Final = {
-    "input": ("path", "columns", "encoding", *_DIALECT),
+    "input": ("path", "columns", "encoding", "fingerprint", *_DIALECT),
     "map": ("where", "select"),
     "reduce": ("group_by", "aggregate"),
     "output": ("overwrite",),
@@ -172,7 +174,7 @@ class _Reader:
                 )
             return InputSpec(())
         items = source.scalars("path")
-        paths = tuple(found for item in items if (found := self._path(item)) is not None)
+        paths = tuple(found for item in items if (found := self._input_path(item)) is not None)
         text_format = source.choice("format", INPUT_FORMATS)
         columns = {}
         for name, item in source.pairs("columns", "{station: string, temp: float64}"):
@@ -180,6 +182,7 @@ class _Reader:
             self._try(item, partial(check_type, item.text))
         dialect = self._dialect(source, text_format)
         encoding = source.choice("encoding", ("utf-8", "bytes")) or "utf-8"
+        full = source.choice("fingerprint", FINGERPRINTS) == "full"
         source.finish(_HOMES)
         if needed and "path" not in source:
             source.problem("", "the input has no path", "add path: measurements.csv, or give --input")
@@ -189,7 +192,7 @@ class _Reader:
             source.problem("columns", "text has one column, line", "leave columns out, or read it as csv")
         if encoding == "bytes" and text_format not in ("", "text"):
             source.problem("encoding", f"encoding is for text, not {text_format}", "leave it out")
-        return InputSpec(paths, text_format, columns, dialect, encoding)
+        return InputSpec(paths, text_format, columns, dialect, encoding, "full" if full else "sampled")
 
     def _dialect(self, source: Mapping, text_format: str) -> CsvDialect | None:
         delimiter = source.text("delimiter")
@@ -407,6 +410,9 @@ class _Reader:
 
     def _path(self, item: Scalar) -> str | None:
         return self._try(item, partial(absolute_path, item.text, self.folder))
+
+    def _input_path(self, item: Scalar) -> str | None:
+        return self._try(item, partial(input_path, item.text, self.folder))
 
     def _code(self, item: Scalar | None) -> str:
         """``file.py:name`` -> ``/folder/file.py:name``; what cannot be is noted and returned as it is."""

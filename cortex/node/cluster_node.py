@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from cortex.errors import CortexError, InternalError, NotAllowed, VersionMismatch, from_report
+from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import server_name
-from cortex.limits import DAY_S, REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
+from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
 from cortex.memory_plan import MemoryPlan
+from cortex.node.held_inputs import FileReads
 from cortex.node.node import Node
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.transfer.data_port import DataPort
+from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
@@ -34,10 +37,10 @@ from cortex.wire import tls
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.identity import Identity, save_identity
 from cortex.wire.join import Endpoint, parse_endpoint
-from cortex.wire.messages import CertificateRenewed, FromNode, Message, PeersRevoked, Refused
+from cortex.wire.messages import CertificateRenewed, FromNode, Goodbye, Message, PeersRevoked, Refused
 from cortex.wire.peers import DialedProtocol, dial
 from cortex.wire.permissions import union_to
-from cortex.wire.renewal import Renewal
+from cortex.wire.renewal import Renewal, look_again_s
 from cortex.wire.versions import local_versions
 
 _log = Logger()
@@ -48,8 +51,8 @@ class ClusterNode:
     """See the module. `template` is the template's connected socket, `folder` where `identity` is kept.
 
     `failed(error)` is called once when the node can go on no more, `ended()` when an admin has ended the
-    cluster; in both cases the caller calls `stop`. `reactor` times by the monotonic `clock`; certificates go
-    by `wall_clock`. Raises UsageError for an address that cannot be listened on.
+    cluster, or the node is drained; in both cases the caller calls `stop`. `reactor` times by the monotonic
+    `clock`; certificates go by `wall_clock`. Raises UsageError for an address that cannot be listened on.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class ClusterNode:
         advertise: str,
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
+        data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
         combine: bool = True,
@@ -80,7 +84,13 @@ class ClusterNode:
         self._settings = tls.Renewable(tls.data_port(identity))
         self._data = DataPort(reactor, wall_clock, self._members, lambda: self._identity, self._addresses.of)
         self._data.trust(False)
-        serving = SegmentServer(reactor, clock, LocalFilesystem(), self._data.identify)
+        serving = SegmentServer(
+            reactor,
+            clock,
+            LocalFilesystem(),
+            self._data.identify,
+            inputs=self._input_reads if data_roots else None,
+        )
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
@@ -103,6 +113,12 @@ class ClusterNode:
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
             combine=combine,
+            data_roots=data_roots,
+            input_fetcher=lambda answered, failed: InputFetcher(
+                reactor, clock, self._data.connect, self._data.check, answered, failed
+            ),
+            addresses=self._addresses,
+            host=socket.gethostname(),
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None
@@ -123,7 +139,7 @@ class ClusterNode:
         self._look_at_certificate()
 
     def stop(self, gone: Callable[[], None]) -> None:
-        """Kill what runs and remove what was spilled; `gone()` when that is done."""
+        """Say goodbye, kill what runs and remove what was spilled; `gone()` when that is done."""
         self._stopping = True
         for timer in self._timers.values():
             if timer.active():
@@ -132,9 +148,13 @@ class ClusterNode:
         self._data.stop()
         if self._dialing is not None:
             self._dialing.cancel()
-        if self._link is not None:
-            self._link.close()
+        if self._link is not None:  # its work moves at once: nobody waits for this node to come back
+            self._link.close(Goodbye(self._identity.id, self._node.incarnation) if self._welcome else None)
         self._node.stop(gone)
+
+    def _input_reads(self) -> FileReads:
+        assert self._node.held is not None
+        return FileReads(self._node.held)
 
     # --- the link to the server ---
 
@@ -173,7 +193,7 @@ class ClusterNode:
         elif isinstance(message, CertificateRenewed):
             self._renewed(message)
         else:
-            self._work(message)
+            self._node.receive(message)  # type: ignore[arg-type]  # the link's decoder gives no other
 
     def _welcomed(self, link: DialedProtocol[Any]) -> None:
         """The server's first word after a good hello."""
@@ -193,20 +213,11 @@ class ClusterNode:
             address=str(self.address),
         )
 
-    def _work(self, message: Any) -> None:
-        try:
-            self._node.receive(message)
-        except CortexError as error:
-            self._fail(error)
-        except Exception as error:  # its job could not go on: end with the cause
-            text = "".join(traceback.format_exception(error))
-            said = f"the node could not take {type(message).__name__}: {error}"
-            self._fail(InternalError(said, details={"traceback": text}))
-
     def _refused(self, error: CortexError) -> None:
         if error.code in _FINAL:
             self._fail(error)
         else:
+            self._renewing = None  # if that was refused it is tried again
             _log.warn("the server refused the node: {error}", error=error.message)
 
     def _lost(self, link: DialedProtocol[Any], error: CortexError | None) -> None:
@@ -262,7 +273,8 @@ class ClusterNode:
     # --- its own certificate ---
 
     def _look_at_certificate(self) -> None:
-        self._after("certificate", DAY_S, self._look_at_certificate)
+        again_s = look_again_s([self._identity], self._wall_clock())
+        self._after("certificate", again_s, self._look_at_certificate)
         if self._welcome and self._renewing is None and self._identity.renew_due(self._wall_clock()):
             self._renewing = Renewal(self._identity)
             assert self._link is not None
@@ -280,6 +292,9 @@ class ClusterNode:
             self._settings.options = tls.data_port(self._identity)
             _log.info("the node's certificate was renewed")
         self._renewing = None
+        self._after(
+            "certificate", look_again_s([self._identity], self._wall_clock()), self._look_at_certificate
+        )
 
     # --- time ---
 

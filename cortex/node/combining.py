@@ -6,8 +6,8 @@ themselves, and the first group that saves too little is the last of its job her
 A group that could not be made costs nothing but its own work: its members are served one by one, as are all
 that never come into a group.
 
-Where values may be joined in map order only, a group is of maps next to each other. Which jobs these are, only
-the executor can tell, from what the outputs hold: it says so once, and the node keeps to it.
+Where values may be joined in map order only, a group is of maps next to each other. Which jobs these are,
+only the executor can tell, from what the outputs hold: it says so once, and the node keeps to it.
 """
 
 from __future__ import annotations

@@ -206,8 +206,8 @@ class ExecutorPool:
             try:
                 if os.stat(executor.stderr_path).st_size > STDERR_FILE_BYTES_MAX:
                     os.truncate(executor.stderr_path, 0)
-            except FileNotFoundError:
-                continue  # it has not been started yet
+            except OSError:  # it has not been started yet; or its disk fails, which is for its tasks to say
+                continue
 
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill every executor, close the door, end the template; `gone()` when no executor is left."""
@@ -467,10 +467,8 @@ class ExecutorPool:
         return TaskFailed(run.attempt, report, seconds, executor.peak_bytes)
 
     def _remove_log(self, executor: Executor) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it never got so far as to make it; else it goes with the folder
             os.unlink(executor.stderr_path)
-        except FileNotFoundError:
-            return  # it never got so far as to make it
 
     def _finish_stop(self) -> None:
         if self._stopped is not None and not self._executors:

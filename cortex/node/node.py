@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,10 +32,12 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, SpillFull
+from cortex.errors import CortexError, InternalError, SpillFull
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import new_job_id
 from cortex.job.bundle import NO_BUNDLE, folders_of
 from cortex.limits import (
+    DATA_READERS,
     HEARTBEAT_S,
     JOB_LOG_BYTES,
     MEMORY_SAMPLE_S,
@@ -45,13 +48,15 @@ from cortex.limits import (
 from cortex.memory_plan import MemoryPlan
 from cortex.node.combining import Combining, combines
 from cortex.node.executor_pool import ExecutorPool
+from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
 from cortex.node.spill_folders import SpillFolders
 from cortex.transfer.bundle_fetch import BundleFetch
+from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
-from cortex.transfer.shuffle_agent import ShuffleAgent
+from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
 from cortex.transfer.work_thread import WorkThread
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
@@ -62,15 +67,20 @@ from cortex.wire.messages import (
     CannotServe,
     CombineResult,
     CombineTask,
+    Drain,
     DropPart,
     EndJob,
     FetchAhead,
+    FindInput,
     FromNode,
+    GivenBack,
     Heartbeat,
     InputBytes,
+    InputHolders,
     InputUnread,
     JobPlanned,
     Lease,
+    ListData,
     MapLocations,
     MapResult,
     NodeHello,
@@ -144,6 +154,10 @@ class Node:
         | None = None,
         keep_reports: bool = False,
         combine: bool = True,
+        data_roots: DataRoots | None = None,
+        input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
+        addresses: Addresses | None = None,
+        host: str = "",
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -153,6 +167,9 @@ class Node:
         self._plan = plan
         self._folders = SpillFolders(spill_dirs)
         self._data_address = data_address
+        self._host = host
+        self._drain_until: float | None = None
+        """It was told to drain, and until when it may work."""
         self._versions = versions
         self._failed = failed
         self._shut_down = shut_down
@@ -168,6 +185,14 @@ class Node:
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
+        self._input_fetcher = input_fetcher
+        self._addresses = addresses
+        self._finders = ThreadPool(0, DATA_READERS, name="find-input")
+        self.held: HeldInputs | None = None
+        """The input below its data roots; None: there are none."""
+        if data_roots:
+            in_thread, from_thread = self._finders.callInThread, reactor.callFromThread
+            self.held = HeldInputs(name, data_roots, self._tell, in_thread, from_thread)
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
@@ -200,7 +225,16 @@ class Node:
         """Start the executors, and begin to beat. `template` is a connected socket. Then say `hello`.
         `input_socket`: where executors read files that only the client has ("": there are none)."""
         if input_socket:
-            self._input = InputDoor(self._reactor, self._name, self._send, input_socket)
+            self._input = InputDoor(
+                self._reactor,
+                self._name,
+                self._send,
+                input_socket,
+                clock=self._clock,
+                held=self.held,
+                fetcher=self._input_fetcher,
+                learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
+            )
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -213,6 +247,7 @@ class Node:
         )
         self._folders.start()
         self._readers.start()
+        self._finders.start()
         self._tick()
 
     def hello(self) -> None:
@@ -231,6 +266,9 @@ class Node:
                 self._data_address,
                 tuple(sorted(job for job, each in self._jobs.items() if not each.ended)),
                 attempts,
+                -1.0 if self._drain_until is None else max(0.0, self._drain_until - self._clock()),
+                self._host,
+                0 if self.held is None else len(self.held.roots),
             )
         )
         for report, _ in self._reports.values():
@@ -253,6 +291,10 @@ class Node:
         for job in self._jobs.values():
             job.outputs = LocationTable()  # it is told anew; tasks that are here have what they need of it
 
+    @property
+    def incarnation(self) -> str:
+        return self._incarnation
+
     def start_over(self, ready: Callable[[], None]) -> None:
         """The server counts this node as lost: drop every job. `ready()` when a `hello` may be said, of a
         new incarnation: nothing that the server may lease it again is in the way."""
@@ -269,8 +311,19 @@ class Node:
             ready()
 
     def receive(self, message: ToNode) -> None:
+        """A message of the server. One that cannot be taken ends the node, with the cause: its job could
+        not go on, and nobody would know why."""
         if self._stopping or self._pool is None:
             return
+        try:
+            self._take(message)
+        except CortexError as error:
+            self._fail(error)
+        except Exception as error:
+            said = f"node {self._name} could not take {type(message).__name__}: {error}"
+            self._fail(InternalError(said, details={"traceback": traceback.format_exc()}))
+
+    def _take(self, message: ToNode) -> None:
         if isinstance(message, StartJob):
             self._start_job(message)
         elif isinstance(message, JobPlanned):
@@ -289,6 +342,8 @@ class Node:
                 self._reports.pop(attempt, None)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, Drain):
+            self._drain(message)
         elif isinstance(message, SendLogs):
             self._send_logs(message)
         elif isinstance(message, SendPart):
@@ -304,6 +359,15 @@ class Node:
         elif isinstance(message, InputBytes | InputUnread):
             if self._input is not None:
                 self._input.answer(message)
+        elif isinstance(message, InputHolders):
+            if self._input is not None:
+                self._input.holders(message)
+        elif isinstance(message, ListData):
+            assert self.held is not None
+            self.held.list_data(message)
+        elif isinstance(message, FindInput):
+            assert self.held is not None
+            self.held.find(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -341,6 +405,7 @@ class Node:
 
     def _stop_threads(self, gone: Callable[[], None]) -> None:
         self._readers.stop()
+        self._finders.stop()
         self._folders.stop()
         self._reactor.callFromThread(gone)
 
@@ -398,6 +463,7 @@ class Node:
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
                 start.bundle.packages,
+                self.held is not None,
             )
         )
         self.room()
@@ -452,6 +518,19 @@ class Node:
             self._pool.revoke(attempt)
         self.room()
 
+    def _drain(self, message: Drain) -> None:
+        """What has not begun goes back; what runs goes on."""
+        if message.seconds < 0:
+            self._drain_until = None
+            return
+        self._drain_until = self._clock() + message.seconds
+        waiting = [run.attempt for _, run in (*self._queue, *self._bringing.values())]
+        self._queue.clear()
+        for attempt in waiting:
+            self._forget(attempt)
+        if waiting:
+            self._send(GivenBack(self._name, self._incarnation, tuple(waiting)))
+
     def _send_logs(self, message: SendLogs) -> None:
         assert self._pool is not None
         living = [headed(executor, text) for executor, text in self._pool.written(message.job)]
@@ -470,6 +549,8 @@ class Node:
         job.ended = True
         if self._input is not None:
             self._input.close_job(message.job)
+        if self.held is not None:
+            self.held.close_job(message.job)
         for _, run in [item for item in self._queue if item[0] == message.job]:
             self._forget(run.attempt)
         self._queue = deque(item for item in self._queue if item[0] != message.job)
@@ -497,6 +578,11 @@ class Node:
             self._check_ended()
 
         self._pool.close_job(message.job, executors_gone)
+
+    def _tell(self, message: FromNode) -> None:
+        """From a thread's end: unless there is nobody to tell any more."""
+        if not self._stopping:
+            self._send(message)
 
     # --- what the shuffle says ---
 
@@ -635,6 +721,9 @@ class Node:
         self._logs.add(job, executor, text)
 
     def pool_lost(self, error: CortexError) -> None:
+        self._fail(error)
+
+    def _fail(self, error: CortexError) -> None:
         if not self._stopping:
             self._stopping = True
             self._failed(error)

@@ -16,7 +16,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cortex.errors import EXIT_DONE, CortexError, SpillFull, Unreachable, UsageError
+from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError, SpillFull, Unreachable, UsageError
+from cortex.formats.data_roots import DataRoots
 from cortex.ids import Role
 from cortex.limits import NODE_EXIT_S_MAX, REDIAL_FIRST_S, REDIAL_S_MAX, UNIX_PATH_BYTES_MAX
 from cortex.memory_plan import MemoryPlan, plan_memory
@@ -24,7 +25,7 @@ from cortex.private_files import lock_file, make_private_folder
 from cortex.private_folders import PrivateFolder, new_name, remove_left_over, runtime_parent
 from cortex.storage.filesystem import refuse_memory_backed
 from cortex.tasks.template_start import start_template
-from cortex.units import format_bytes
+from cortex.units import counted, format_bytes
 from cortex.wire.identity import Identity, load_identity
 from cortex.wire.join import Endpoint
 
@@ -43,13 +44,16 @@ def run_node(
     slots: int,
     spill_dirs: Sequence[str],
     combine: bool = True,
+    data_dirs: Sequence[str] = (),
 ) -> int:
-    """Work until SIGTERM, SIGINT or the end of the cluster; gives the exit code.
+    """Work until SIGTERM, SIGINT, the end of the cluster or of this node's drain; gives the exit code. A
+    second signal ends it on the spot, with EXIT_INTERRUPTED.
 
     0 `memory_bytes` or `slots`: what the machine has. Raises UsageError, MemoryTooSmall, JoinRefused,
     NotTrusted, or what the node failed with later.
     """
     plan = plan_memory(memory_bytes, slots)
+    roots = DataRoots(data_dirs)
     make_private_folder(home)
     lock = lock_file(os.path.join(home, _LOCK), f"another node lives in {home}")
     folder = os.path.join(home, _FOLDER)
@@ -62,11 +66,12 @@ def run_node(
             refuse_memory_backed(spill)
         runtime = _private(runtime_parent(UNIX_PATH_BYTES_MAX), folders)
         said = (
-            f"cortex node {identity.id} of cluster {identity.cluster}: {plan.slots} slots,"
+            f"cortex node {identity.id} of cluster {identity.cluster}: {counted(plan.slots, 'slot')},"
             f" {format_bytes(plan.cap_bytes)}, spills to {', '.join(spill_dirs)}"
+            + (f", data in {', '.join(roots.folders)}" if roots else "")
         )
         print(said, flush=True)
-        return _serve(identity, folder, listen, advertise, plan, spills, link, runtime, combine)
+        return _serve(identity, folder, listen, advertise, plan, spills, roots, link, runtime, combine)
     finally:
         for each in folders:
             each.remove()
@@ -87,6 +92,7 @@ def _serve(
     advertise: str,
     plan: MemoryPlan,
     spills: Sequence[str],
+    roots: DataRoots,
     template: socket.socket,
     runtime: str,
     combine: bool,
@@ -122,11 +128,21 @@ def _serve(
         plan=plan,
         spill_dirs=spills,
         combine=combine,
+        data_roots=roots,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
     )
+    signals = 0
+
+    def asked(*_: Any) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:  # the template kills the executors; the next node removes what was spilled
+            os._exit(EXIT_INTERRUPTED)
+        reactor.callFromThread(stop)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: reactor.callFromThread(stop))
+        signal.signal(number, asked)
     reactor.callWhenRunning(node.start, template, os.path.join(runtime, "executors.sock"))
     reactor.run(installSignalHandlers=False)
     if failure:

@@ -1,7 +1,7 @@
 """What the scheduler is told, and what it answers. The edge (server.py) makes the first and obeys the second.
 
-Four of a node's messages (`AttemptFinished`, `AttemptFailed`, `Heartbeat`, `CannotServe`) and one of a
-client's (`JobReceived`) are events as they are.
+Of a node's messages those that it decides on (`AttemptFinished`, `Heartbeat`, `DataListed` and their like)
+and one of a client's (`JobReceived`) are events as they are.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    DataListed,
     FromServer,
+    GivenBack,
     Heartbeat,
+    InputFound,
     JobReceived,
     NodeHello,
     SubmitJob,
     ToNode,
 )
+
+CANCELLED = "the job was cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,17 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The node gets no more work, finishes what it has, and is told to end when nothing of it is needed.
+    After `seconds` what it still runs, and what it keeps for jobs under way, is made elsewhere. `undo`: it
+    works again."""
+
+    node: str
+    seconds: float
+    undo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PartUnreadable:
     """A part of the output of a job cannot be read at its node, which lives."""
 
@@ -85,7 +101,7 @@ class PartUnreadable:
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
-    reason: str = "the job was cancelled"
+    reason: str = CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +120,10 @@ Event = (
     | AttemptFailed
     | Heartbeat
     | CannotServe
+    | DataListed
+    | InputFound
+    | GivenBack
+    | DrainRequested
     | CancelRequested
     | JobReceived
     | Tick
@@ -134,7 +154,7 @@ class WriteDown:
 
 @dataclass(frozen=True, slots=True)
 class GiveUpNode:
-    """The node was away, and is lost now."""
+    """The node is lost now: it was away, or has been drained."""
 
     node: str
 

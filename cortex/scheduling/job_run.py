@@ -9,40 +9,64 @@ what it held.
 from __future__ import annotations
 
 import os
+import struct
 import traceback
-from collections.abc import Iterable, Sequence
+from array import array
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from cortex.errors import CortexError, ErrorReport, Fault, InternalError, MapChanged, ProtocolError, RowsLost
+from cortex.errors import (
+    CortexError,
+    ErrorReport,
+    Fault,
+    InputLost,
+    InternalError,
+    MapChanged,
+    ProtocolError,
+    RowsLost,
+)
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
 from cortex.job.output_types import OutputTypes
 from cortex.job.plan import UNKNOWN, InputPlan, Split, SplitGroups
 from cortex.limits import (
     ATTEMPTS_PER_LIFE,
+    HOLDER_RETURN_S,
     LEASE_S,
     LOST_REDOS_MAX,
     SCAN_AHEAD_PER_SLOT,
     SCAN_SPLITS_PER_TASK,
 )
+from cortex.scheduling.input_homes import InputHomes
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
 from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
+from cortex.scheduling.placement import ANY, Placement
 from cortex.scheduling.prefetch import Prefetch
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, Progress, stats_tuple
 from cortex.scheduling.records import JobRecord, NodeGone, PartGone
 from cortex.scheduling.scan_chain import ScanPlan
+from cortex.scheduling.survey import Survey
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
     Counters,
+    DataListed,
     FetchAhead,
+    FindInput,
+    InputFound,
+    InputHolders,
+    InputOrigin,
     JobPlanned,
+    ListData,
+    Locality,
     MapLocations,
     MapResult,
     MapTask,
     OutputNode,
     OutputPart,
+    PlanMade,
     PlanResult,
     PlanTask,
     ReduceResult,
@@ -57,6 +81,19 @@ from cortex.wire.messages import (
     TaskProgress,
     TaskSummary,
 )
+
+
+def _counted(sums: Locality, origin: InputOrigin) -> Locality:
+    """With one more map."""
+    return Locality(
+        sums.local_maps + (not origin.node_bytes and not origin.client_bytes),
+        sums.local_bytes + origin.local_bytes,
+        sums.streamed_maps + (origin.node_bytes > 0 and not origin.client_bytes),
+        sums.streamed_bytes + origin.node_bytes,
+        sums.client_maps + (origin.client_bytes > 0),
+        sums.client_bytes + origin.client_bytes,
+    )
+
 
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
@@ -100,6 +137,19 @@ class JobRun:
         """Since when there is no node that can."""
         self._revoked: list[Running] = []
         self._redos: dict[int, int] = {}
+        self.survey = Survey(job, request.spec.input, request.client_files)
+        self.locality = Locality()
+        self._input_holders: tuple[int, InputHolders] | None = None
+        """As of which version, one object for all nodes."""
+        self._placements: dict[str, Placement] = {}
+        """Of stages whose tasks read input that some nodes have at hand."""
+        self._scan_lanes: dict[int, deque[int]] = {}
+        """Files to be scanned whose first scan was not cut, by who has them: a scan of each is ready."""
+        self._lane_of: dict[int, int] = {}
+        self._inputs_lost: dict[tuple[str, int], int] = {}
+        """How often a task found nobody who had its input."""
+        self._holder_lost_at: float | None = None
+        """Since when a map waits for a node that is lost."""
         self._ahead: dict[str, FetchAhead] = {}
         """Node -> the reduces that it fetches the inputs of while maps run."""
         self._scan_ahead = 0
@@ -107,6 +157,126 @@ class JobRun:
         self._first_number = lives * ATTEMPTS_PER_LIFE
         self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._tables[PLAN].needs_met(0, 1)
+
+    # --- who has its input ---
+
+    def ask(self, node: str) -> ListData | FindInput | None:
+        """What a node with data roots is to be asked now."""
+        return None if self.ended else self.survey.question(node)
+
+    def listed(self, answer: DataListed, here: Iterable[str]) -> bool:
+        """A node has said what its data names stand for; True when all have, and there is more to ask."""
+        try:
+            self.survey.listed(answer)
+        except CortexError as error:
+            self.fail(error.report())
+        return self.look_for_data(here)
+
+    def look_for_data(self, here: Iterable[str]) -> bool:
+        """True when it has become known which files there are. `here`: the nodes that could have some."""
+        if self.ended or self.held_back:
+            return False
+        try:
+            if not self.survey.settle(here):
+                return False
+        except CortexError as error:
+            self.fail(error.report())
+            return False
+        return True
+
+    def found(self, answer: InputFound) -> None:
+        under_way = self.plan is not None and not self.held_back
+        if self.survey.found(answer) and (under_way or self.survey.settled):  # else there are more to come
+            self.place()
+
+    def holder_lost(self, node: str) -> None:
+        """The node cannot be read from any more."""
+        try:
+            if self.survey.lost(node):
+                self.place()
+        except CortexError as error:
+            if not self.ended:
+                self.fail(error.report())
+
+    def place(self) -> None:
+        """Say anew which tasks are whose, when that is known or has changed."""
+        if self.ended or not self.survey.matters:
+            return
+        if self.plan is None:
+            nodes = self.survey.who_has_most()
+            sets = [(), (), nodes]
+            table = self._tables[PLAN]
+            self._placements[PLAN] = Placement(
+                table, sets, array("I", [0]), array("I", [2 if nodes else ANY])
+            )
+            return
+        homes = InputHomes(self.plan, self.survey)
+        self._placements[MAP] = Placement(self._tables[MAP], homes.sets, *homes.maps())
+        if self._scans.chains:
+            starts, set_of = homes.scans(self._scans)
+            self._placements[SCAN] = Placement(self._tables[SCAN], homes.sets, starts, set_of)
+            if not self._lane_of:
+                self._lane_of = dict(zip(self._scans.chains, set_of))
+
+    def input_holders(self, version: int, nodes: Mapping[str, Node]) -> InputHolders | None:
+        """What a node is to be told that reads input from afar, and knows the state of this version."""
+        survey = self.survey
+        if version == survey.version:
+            return None
+        if self._input_holders is not None and self._input_holders[0] == survey.version:
+            return self._input_holders[1]
+        members, set_of = survey.sets()
+        numbers = {name: number for number, name in enumerate(sorted({n for each in members for n in each}))}
+        holders = tuple(nodes[name].output_node for name in numbers if name in nodes)
+        place = {each.node: number for number, each in enumerate(holders)}
+        sets = tuple(tuple(place[name] for name in each if name in place) for each in members)
+        packed = struct.pack(f"<{len(set_of)}I", *set_of)
+        message = InputHolders(self.job, holders, sets, packed, survey.client_files)
+        self._input_holders = survey.version, message
+        return message
+
+    def plan_made(self) -> PlanMade:
+        """The plan, for who asked for no more."""
+        assert self.plan is not None
+        members, set_of = self.survey.sets()
+        ids = [file.client_file for file in self.plan.files]
+        places = [set_of[number] if 0 <= number < len(set_of) else 0 for number in ids]
+        client = "".join("1" if 0 <= number < self.survey.client_files else "0" for number in ids)
+        return PlanMade(self.job, self.plan, tuple(members), tuple(places), client)
+
+    def may_read_from_afar(self, running: Running) -> bool:
+        """Also one that is at home: a plan looks at every file, and a map may have several."""
+        return running.stage in self._placements
+
+    def look_for_holders(self, now: float) -> None:
+        """Fail if a map has waited too long for the only node with its input."""
+        placement = self._placements.get(MAP)
+        lost = None if placement is None or self.state is not JobState.MAPPING else placement.lost
+        if lost is None:
+            self._holder_lost_at = None
+            return
+        if self._holder_lost_at is None:
+            self._holder_lost_at = now
+        if now - self._holder_lost_at >= HOLDER_RETURN_S:
+            self.fail(self._input_lost(lost).report())
+
+    def _input_lost(self, index: int) -> InputLost:
+        assert self.plan is not None
+        files = [self.plan.files[split.file] for split in self._splits_of(index)]
+        members, set_of = self.survey.sets()
+        gone = next((f for f in files if f.client_file >= 0 and not members[set_of[f.client_file]]), files[0])
+        node = self.survey.lost_with(gone.client_file)
+        return InputLost(
+            f"{gone.path} lies on node {node or 'none that is here'}, which is lost",
+            details={"file": gone.path, "waited": f"{HOLDER_RETURN_S:g} s"},
+            cure="start that node again with its data (cortex node --data DIR), or put a copy below the"
+            " data root of another one; then run the job again",
+        )
+
+    @property
+    def openings(self) -> int:
+        """Changes when there is something new to lease."""
+        return sum(table.became_ready for table in self._tables.values()) + self.survey.version
 
     def start_message(self, progress_s: float) -> StartJob:
         """What a node is sent before anything else of the job."""
@@ -127,22 +297,31 @@ class JobRun:
 
     def next_task(self, node: Node, slots: int, now: float) -> Running | None:
         """Lease the next task to `node`, if one can run now; `slots` is how many all nodes have."""
-        stage = None if self.held_back or node.name in self.unfit else self._next_stage(slots)
+        able = node.name not in self.unfit and node.works_for(self.job)
+        stage = self._next_stage(slots) if able and not self.held_back else None
         if stage is None:
             return None
-        table = self._tables[stage]
-        if stage == REDUCE:
-            first = table.first_ready()
-            assert first is not None
-            chosen = self._prefetch.choose(
-                node.name, first, lambda i: table.state(i) is TaskState.READY, table.total
-            )
-            index, number = table.lease(chosen)
-        else:
-            index, number = table.lease_first()
+        chosen = self._choose(stage, node.name, now)
+        if chosen is None and stage == SCAN and self._tables[MAP].first_ready() is not None:
+            stage = MAP
+            chosen = self._choose(stage, node.name, now)
+        if chosen is None:
+            return None
+        index, number = self._tables[stage].lease(chosen)
         attempt = attempt_id(task_id(self.job, _LETTERS[stage], None if stage == PLAN else index), number)
         task = self._task(stage, index)
         return self._leased(Running(attempt, self.job, stage, index, number, node.output_node, task), now)
+
+    def _choose(self, stage: str, node: str, now: float) -> int | None:
+        """The ready task of a stage that this node gets; None: there is one, but not for this node yet."""
+        table, placement = self._tables[stage], self._placements.get(stage)
+        if placement is not None:
+            return placement.choose(node, now)
+        first = table.first_ready()
+        if stage != REDUCE:
+            return first
+        assert first is not None
+        return self._prefetch.choose(node, first, lambda i: table.state(i) is TaskState.READY, table.total)
 
     def resume(
         self, attempt: str, node: OutputNode, version: int | None, now: float, scan: ScanTask | None = None
@@ -242,7 +421,7 @@ class JobRun:
         """The stage whose first ready task is next: scans, as far ahead as they may be, then maps."""
         tables = self._tables
         if self.state is JobState.PLANNING:
-            return PLAN if tables[PLAN].first_ready() is not None else None
+            return PLAN if self.survey.settled and tables[PLAN].first_ready() is not None else None
         if self.state is JobState.REDUCING:
             return REDUCE if tables[REDUCE].first_ready() is not None else None
         if self.state is not JobState.MAPPING:
@@ -260,7 +439,7 @@ class JobRun:
 
     def _task(self, stage: str, index: int) -> Task:
         if stage == PLAN:
-            return PlanTask(self.request.client_files)
+            return PlanTask(self.request.client_files, self.survey.data_files or ())
         if stage == SCAN:
             if self._scans.chunks[index].fresh:
                 self._begin_scan(index)
@@ -277,21 +456,44 @@ class JobRun:
         chunk = self._scans.chunks[index]
         chunk.fresh = False
         self._scan_ahead += chunk.count
-        self._cut_scan()
+        if not self._cut_scan(chunk.chain.file):
+            self._open_chain(self._lane_of.get(chunk.chain.file, 0))
 
     def _begin_scans(self, index: int) -> None:
-        """Scans are cut and begun in order: those before this one have been as well."""
-        while (cut := self._scans.last_cut) is not None and cut <= index:
+        """Scans of a file are cut and begun in order: those before this one have been as well."""
+        assert self.plan is not None
+        file = self.plan.splits.file_of(index)
+        if file not in self._scans.chains:
+            return
+        if file not in self._scans.last_cut:
+            self._cut_scan(file)
+        while (cut := self._scans.last_cut[file]) <= index:
             chunk = self._scans.chunks.get(cut)
             if chunk is None or not chunk.fresh:
                 return
             self._begin_scan(cut)
 
-    def _cut_scan(self) -> None:
-        """The next scan is there to be leased."""
-        index = self._scans.cut_next()
+    def _open_lanes(self) -> None:
+        """Files of the same nodes are scanned one after the other; those of others beside them."""
+        for file in self._scans.chains:
+            self._scan_lanes.setdefault(self._lane_of.get(file, 0), deque()).append(file)
+        for lane in self._scan_lanes:
+            self._open_chain(lane)
+
+    def _open_chain(self, lane: int) -> None:
+        """The first scan of a lane's next file is there to be leased."""
+        files = self._scan_lanes.get(lane, ())
+        while files:
+            file = files.popleft()
+            if file not in self._scans.last_cut and self._cut_scan(file):
+                return
+
+    def _cut_scan(self, file: int) -> bool:
+        """The next scan of a file is there to be leased; False if there is none."""
+        index = self._scans.cut_next(file)
         if index is not None:
             self._tables[SCAN].apply(index, TaskEvent.NEEDS_MET)
+        return index is not None
 
     # --- what came back ---
 
@@ -353,12 +555,14 @@ class JobRun:
         self._prefetch = Prefetch(plan.reducers, self._outputs.blocks)
         self._maps_begun = bytearray(count)
         first = self._first_number
+        self.survey.planned(plan)
         scanned = self._scans.tasks > 0
         scans = self._tables[SCAN] = TaskTable(len(plan.splits) if scanned else 0, self._scans.tasks, first)
         if scanned:
             self._open_stage(SCAN, scans, self._scans.bytes_total)
-            self._cut_scan()
         self._open_stage(MAP, TaskTable(count, None, first), plan.total_bytes)
+        self.place()
+        self._open_lanes()
         if scanned:
             for splits in self._scans.unscanned:
                 self._splits_known(splits)
@@ -366,7 +570,7 @@ class JobRun:
             self._tables[MAP].needs_met(0, count)
         if not self.map_only:
             self._open_stage(REDUCE, TaskTable(plan.reducers, None, first))
-        self._step(JobEvent.PLANNED)
+        self._step(JobEvent.OUTPUT_DONE if self.request.plan_only else JobEvent.PLANNED)
 
     def _scanned(self, running: Running, result: ScanResult) -> None:
         assert isinstance(running.task, ScanTask)
@@ -412,6 +616,8 @@ class JobRun:
         if replaced is not None:
             self._count_map(length, *replaced, -1)
         self._count_map(length, stats, result.counters, 1)
+        if not self.request.staging_dir:  # on one machine all is at hand
+            self.locality = _counted(self.locality, result.origin)
 
     def _join_types(self, running: Running, types: OutputTypes) -> None:
         """Rows of all tasks of a stage must be alike, also of tasks whose rows never meet."""
@@ -488,6 +694,11 @@ class JobRun:
             if lost is not None:
                 self._redo(lost, error)
                 return
+        if error.code == InputLost.code:  # its holder is lost, as we may not know yet, or cut off from there
+            key = running.stage, running.index
+            self._inputs_lost[key] = self._inputs_lost.get(key, 0) + 1
+            if self._inputs_lost[key] <= LOST_REDOS_MAX:
+                return
         final = table.record_failure(running.index, error)
         if final is not None:
             self.fail(final)
@@ -547,6 +758,21 @@ class JobRun:
             self.progress.stages[MAP].ended_at = None
             self._step(JobEvent.MAP_LOST)
 
+    def needs_of(self, node: str) -> str:
+        """What of this job lies on `node` alone and may still be needed; "" for nothing."""
+        made = self._parts_at.get(node, ())
+        if any(part.node == node for index in made for part in self._parts.get(index, ())):
+            return "parts of the result"
+        if self.state in (JobState.PLANNING, JobState.MAPPING) and self.survey.has_alone(node):
+            return "input"
+        under_way = self.state in (JobState.MAPPING, JobState.REDUCING) and not self.map_only
+        return "map outputs" if under_way and self._outputs.are_on(node) else ""
+
+    def no_more_reduces_for(self, node: str) -> None:
+        """What it was to fetch ahead is anybody's."""
+        if self._ahead.pop(node, None) is not None:
+            self._prefetch.forget(node)
+
     def part_lost(self, staged_as: str) -> None:
         """A part cannot be read at its node. One that is not of the output (any more) changes nothing."""
         found = [i for i, parts in self._parts.items() if any(part.staged_as == staged_as for part in parts)]
@@ -592,8 +818,11 @@ class JobRun:
         self.fail(msgspec.structs.replace(last, details={**last.details, **shown}, fault=Fault.FATAL.value))
 
     def waits_for_others(self, node: Node, slots: int) -> bool:
-        """It has a task to lease that this node cannot run, and others may."""
-        return node.name in self.unfit and self._next_stage(slots) is not None
+        """It has a task to lease that this node cannot run, or not yet, and others may."""
+        if self._next_stage(slots) is None:
+            return False
+        able = node.name not in self.unfit and node.works_for(self.job)
+        return not able or (bool(self._placements) and self.state is not JobState.REDUCING)
 
     def unfit_notes(self) -> tuple[str, ...]:
         notes = list(self._unfit_notes.values())

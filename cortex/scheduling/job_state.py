@@ -2,6 +2,7 @@
 
 PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
 MAPPING, REDUCING --OUTPUT_DONE--> DONE       any of the three --FAIL--> FAILED, --CANCEL--> CANCELLED
+PLANNING --OUTPUT_DONE--> DONE                of a job that is its plan
 DONE --PART_LOST--> REDUCING, --MAP_LOST--> MAPPING: a node is lost with output that the client lacks
 """
 
@@ -33,6 +34,7 @@ class JobEvent(enum.Enum):
 
 JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.PLANNING, JobEvent.PLANNED): JobState.MAPPING,
+    (JobState.PLANNING, JobEvent.OUTPUT_DONE): JobState.DONE,  # its plan is all that was asked for
     (JobState.MAPPING, JobEvent.MAPPED): JobState.REDUCING,
     (JobState.MAPPING, JobEvent.MAP_LOST): JobState.MAPPING,
     (JobState.REDUCING, JobEvent.MAP_LOST): JobState.MAPPING,

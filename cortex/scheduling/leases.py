@@ -21,6 +21,7 @@ from cortex.limits import (
     PROGRESS_BEATS_PER_S_MAX,
     PROGRESS_S,
 )
+from cortex.scheduling.node_state import UP, Duty, NodeEvent, Presence, next_node_state
 from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
 
 PLAN, SCAN, MAP, REDUCE = "plan", "scan", "map", "reduce"
@@ -52,24 +53,24 @@ class Running(msgspec.Struct, gc=False, eq=False):  # part of no cycle, and ther
 class Told:
     """What a node knows of a job that it was sent tasks of."""
 
-    __slots__ = ("ahead", "locations", "plan")
+    __slots__ = ("ahead", "holders", "locations", "plan")
 
     def __init__(self) -> None:
         self.plan = False
         self.ahead = False
         """Told which inputs to fetch while maps run."""
+        self.holders = -1
+        """The version of the survey as the node was last told of it (`JobRun.input_holders`)."""
         self.locations = (0, 0)
         """(version, nodes): see `MapOutputs.news`."""
 
 
 class Node:
-    """A node as the scheduler sees it. Silent: its lease has expired, but its link is still there.
-    Away: its link has ended, a moment ago."""
+    """A node as the scheduler sees it; for its `state` see `node_state`."""
 
     __slots__ = (
-        "away", "away_at", "disk_free_bytes", "held", "hello", "memory_bytes", "memory_peak_bytes", "offer",
-        "output_node",
-        "renewed_at", "serial", "silent", "told",
+        "away_at", "disk_free_bytes", "drain_until", "held", "hello", "memory_bytes", "memory_peak_bytes",
+        "offer", "output_node", "renewed_at", "serial", "state", "told", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, hello: NodeHello, serial: int, now: float) -> None:
@@ -78,9 +79,12 @@ class Node:
         self.serial = serial
         """Which joined first: who is as good is served in this order."""
         self.renewed_at = now
-        self.silent = False
-        self.away = False
+        self.state = UP
         self.away_at = 0.0
+        self.drain_until = 0.0
+        """While it is draining: when its time is over."""
+        self.wanted_by: frozenset[str] = frozenset()
+        """Jobs that no other node can run: it works for them though it is draining."""
         self.held: dict[AttemptId, Running] = {}
         self.offer = 0.0
         """The part of its slots that it has room for, as `LeaseBook.roomiest` knows it."""
@@ -95,13 +99,35 @@ class Node:
         return self.hello.node
 
     @property
+    def silent(self) -> bool:
+        """Its leases have expired, but its link is still there."""
+        return self.state.presence is Presence.SILENT
+
+    @property
+    def away(self) -> bool:
+        """Its link has ended, a moment ago."""
+        return self.state.presence is Presence.AWAY
+
+    @property
     def is_here(self) -> bool:
-        return not self.silent and not self.away
+        return self.state.presence is Presence.HERE
+
+    @property
+    def draining(self) -> bool:
+        return self.state.duty is not Duty.WORKING
+
+    @property
+    def takes_work(self) -> bool:
+        """Of any job."""
+        return self.state.takes_work
+
+    def works_for(self, job: str) -> bool:
+        return not self.draining or job in self.wanted_by
 
     @property
     def room(self) -> int:
         """Attempts it may still be given: its slots and a short queue, so that no slot waits for us."""
-        if not self.is_here:
+        if not self.is_here or (self.draining and not self.wanted_by):
             return 0
         return self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
 
@@ -117,7 +143,7 @@ class LeaseBook:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         self.slots = 0
-        """Of all nodes that are neither silent nor away."""
+        """Of all nodes that take work."""
         self.cap_bytes = 0
         self.memory_bytes = 0
         self.memory_peak_bytes = 0
@@ -134,43 +160,70 @@ class LeaseBook:
         node = self.nodes[hello.node] = Node(hello, self._joined, now)
         self.slots += hello.slots
         self.cap_bytes += hello.memory_bytes
+        if hello.draining_s >= 0:  # since an earlier life of the server
+            self.drain(node, now + hello.draining_s)
         self._room_changed(node)
         return node
 
     def rejoin(self, node: Node, hello: NodeHello, now: float) -> None:
-        """It is back, the same as before: it keeps its leases."""
-        self.silence(node)
+        """It is back, the same as before: it keeps its leases, and goes on draining."""
+        self.slots -= hello.slots if node.takes_work else 0
         self.cap_bytes += hello.memory_bytes - node.hello.memory_bytes
         node.hello, node.output_node = hello, OutputNode(hello.node, hello.data_address)
-        node.renewed_at, node.away = now, False
-        self.revive(node)
+        node.renewed_at = now
+        node.state = next_node_state(node.state, NodeEvent.RETURN)
+        self.slots += hello.slots if node.takes_work else 0
+        self._room_changed(node)
 
     def leave(self, name: str) -> Node | None:
         node = self.nodes.pop(name, None)
         if node is not None:
-            self.silence(node)
+            self.slots -= node.hello.slots if node.takes_work else 0
+            self._offer(node, 0.0)
             self.cap_bytes -= node.hello.memory_bytes
             self.measured(node, 0, 0)
         return node
 
+    def _apply(self, node: Node, event: NodeEvent) -> None:
+        counted = node.takes_work
+        node.state = next_node_state(node.state, event)
+        self.slots += node.hello.slots * (node.takes_work - counted)
+        self._room_changed(node)
+
     def silence(self, node: Node) -> None:
         """Its leases have expired: nothing is leased to it until it is heard again."""
-        if node.is_here:
-            self.slots -= node.hello.slots
-        node.silent = True
-        self._room_changed(node)
+        self._apply(node, NodeEvent.EXPIRE)
 
     def send_away(self, node: Node, now: float) -> None:
         """Its link has ended: nothing is leased to it until it is back."""
-        if node.is_here:
-            self.slots -= node.hello.slots
-        node.away, node.away_at = True, now
-        self._room_changed(node)
+        node.away_at = now
+        self._apply(node, NodeEvent.UNLINK)
 
     def revive(self, node: Node) -> None:
-        node.silent = False
-        self.slots += node.hello.slots
-        self._room_changed(node)
+        self._apply(node, NodeEvent.HEAR)
+
+    def drain(self, node: Node, until: float) -> None:
+        """Nothing is leased to it from now on, but of jobs that want it (`wanted_by`)."""
+        node.drain_until = until
+        self._apply(node, NodeEvent.DRAIN)
+
+    def stop_waiting_for(self, node: Node) -> None:
+        """The time of its drain is over."""
+        self._apply(node, NodeEvent.TIME_OVER)
+
+    def empty(self, node: Node) -> None:
+        """Nothing of it is needed any more: it may go."""
+        self._apply(node, NodeEvent.EMPTY)
+
+    def keep(self, node: Node) -> None:
+        """It is drained no more."""
+        node.wanted_by = frozenset()
+        self._apply(node, NodeEvent.UNDO)
+
+    def want(self, node: Node, jobs: frozenset[str]) -> None:
+        if jobs != node.wanted_by:
+            node.wanted_by = jobs
+            self._room_changed(node)
 
     def measured(self, node: Node, memory_bytes: int, memory_peak_bytes: int) -> None:
         self.memory_bytes += memory_bytes - node.memory_bytes
@@ -186,12 +239,14 @@ class LeaseBook:
         return node
 
     def expired(self, now: float) -> list[Node]:
-        """Nodes silent for longer than LEASE_S that are not yet marked so."""
-        return [n for n in self.nodes.values() if not n.silent and now - n.renewed_at > LEASE_S]
+        """Nodes with a link, silent for longer than LEASE_S, that are not yet marked so."""
+        here = Presence.HERE
+        return [n for n in self.nodes.values() if n.state[0] is here and now - n.renewed_at > LEASE_S]
 
     def not_back(self, now: float) -> list[Node]:
         """Nodes away for longer than NODE_AWAY_S."""
-        return [n for n in self.nodes.values() if n.away and now - n.away_at > NODE_AWAY_S]
+        away = Presence.AWAY
+        return [n for n in self.nodes.values() if n.state[0] is away and now - n.away_at > NODE_AWAY_S]
 
     def forgive(self, seconds: float) -> None:
         """The server itself stood still for `seconds`: it heard nobody, which says nothing of them."""

@@ -150,6 +150,11 @@ class MapOutputs:
 
     # --- questions ---
 
+    def are_on(self, node: str) -> bool:
+        """Is there an output on `node`?"""
+        number = self._node_numbers.get(node)
+        return number is not None and any(self._node_of[i] == number for i in self._made_by[number])
+
     def is_current(self, index: int, number: int) -> bool:
         """Does this attempt's output exist and count?"""
         return self._node_of[index] != _NONE and self._numbers[index] == number

@@ -77,7 +77,8 @@ class ScanPlan:
         """Those that were cut and that their chain has not passed."""
         self.unscanned: list[range] = []
         """The splits whose states the plan knows."""
-        self.last_cut: int | None = None
+        self.last_cut: dict[int, int] = {}
+        """File -> the last scan task that was cut of it."""
         self.tasks = 0
         """Scan tasks there are to do, unless one cannot tell."""
         self.bytes_total = 0
@@ -96,21 +97,20 @@ class ScanPlan:
             first = after
         if first < end:
             self.unscanned = [range(end)]
-        self._cutting = self._cut()
+        self._cutting = {file: self._cut(chain) for file, chain in self.chains.items()}
 
-    def _cut(self) -> Iterator[int]:
-        for chain in self.chains.values():
-            k = 0
-            for size in _chunk_sizes(chain.last):
-                self.chunks[chain.first + k] = Chunk(chain, k, size)
-                yield chain.first + k
-                k += size
+    def _cut(self, chain: Chain) -> Iterator[int]:
+        k = 0
+        for size in _chunk_sizes(chain.last):
+            self.chunks[chain.first + k] = Chunk(chain, k, size)
+            yield chain.first + k
+            k += size
 
-    def cut_next(self) -> int | None:
-        """The next scan task, in the order of the splits; None when all are cut."""
-        index = next(self._cutting, None)
+    def cut_next(self, file: int) -> int | None:
+        """The file's next scan task, in the order of the splits; None when all are cut."""
+        index = next(self._cutting[file], None)
         if index is not None:
-            self.last_cut = index
+            self.last_cut[file] = index
         return index
 
     def is_known(self, index: int) -> bool:

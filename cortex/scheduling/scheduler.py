@@ -23,6 +23,7 @@ from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import GRANTS_PER_DECISION_MAX, LIVES_MAX, NODE_RETURN_S, PROGRESS_S, SERVER_STALL_S
 from cortex.scheduling.events import (
     CancelRequested,
+    DrainRequested,
     Event,
     GiveUpNode,
     Instruction,
@@ -41,14 +42,19 @@ from cortex.scheduling.events import (
 from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
+from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    DataListed,
+    Drain,
     EndJob,
+    GivenBack,
     Heartbeat,
+    InputFound,
     JobDone,
     JobFailed,
     JobProgress,
@@ -60,6 +66,7 @@ from cortex.wire.messages import (
     Revoke,
     RunTask,
     ScanTask,
+    ShutDown,
     TaskFailed,
     TaskFinished,
 )
@@ -84,9 +91,9 @@ class Scheduler:
 
     def __init__(self, journalled: bool = False) -> None:
         self._journalled = journalled
-        self._expected: dict[str, str] = {}
+        self.expected: dict[str, str] = {}
         """Nodes of an earlier life that are not back yet: name -> incarnation."""
-        self._expected_until = 0.0
+        self.expected_until = 0.0
         self._restoring = False
         """Its jobs wait for them."""
         self._returning: set[str] = set()
@@ -100,6 +107,10 @@ class Scheduler:
         One whose result is lost before goes on."""
         self.stale_messages = 0
         self._turns: deque[str] = deque()
+        self._passed_over: list[Node] = []
+        """They found nothing that they may have now: asked again when there is something new, and on a
+        tick."""
+        self._openings = 0
         self._ticked_at: float | None = None
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -112,9 +123,13 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
+            GivenBack: self._given_back,
+            DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
             PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
+            DataListed: self._data_listed,
+            InputFound: self._input_found,
             Tick: self._tick,
         }
 
@@ -128,7 +143,7 @@ class Scheduler:
     def may_return(self, name: str) -> bool:
         """Is the node one that is away, and not given up?"""
         node = self.leases.nodes.get(name)
-        return name in self._expected or (node is not None and node.away)
+        return name in self.expected or (node is not None and node.away)
 
     # --- events ---
 
@@ -137,10 +152,11 @@ class Scheduler:
             raise InternalError(f"job {event.job} was submitted twice")
         self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
         self._turns.append(event.job)
+        self._look_for_data(self.jobs[event.job], now)
 
     def _restored(self, event: Restored, now: float) -> None:
-        self._expected = dict(event.nodes)
-        self._expected_until = now + NODE_RETURN_S
+        self.expected = dict(event.nodes)
+        self.expected_until = now + NODE_RETURN_S
         self._restoring = True
         for kept in event.jobs:
             self._restore(kept, now)
@@ -166,14 +182,14 @@ class Scheduler:
                 error = InternalError(said, details={"traceback": traceback.format_exc()})
             if not job.ended:
                 job.fail(error.report())
-        for name in sorted(nodes - self._expected.keys()):
+        for name in sorted(nodes - self.expected.keys()):
             self._lose(job, name)
         self._after(job, at)  # if it had ended, then with its last record
 
     def _node_joined(self, event: NodeJoined, now: float) -> None:
         hello = event.hello
         node = self.leases.nodes.get(hello.node)
-        expected = self._expected.pop(hello.node, None)
+        expected = self.expected.pop(hello.node, None)
         if node is not None and node.hello.incarnation == hello.incarnation:
             self.leases.rejoin(node, hello, now)
         else:
@@ -182,7 +198,13 @@ class Scheduler:
                 self._lose_results(hello.node)
             node = self.leases.join(hello, now)
         self._compare(node, hello, expected == hello.incarnation, now)
+        if node.draining or hello.draining_s >= 0:  # either of the two may have changed while it was away
+            left_s = max(0.0, node.drain_until - now) if node.draining else -1.0
+            self._out.append(SendToNode(node.name, Drain(left_s)))
         self._settle(now)
+        for job in list(self.jobs.values()):
+            job.survey.is_back(hello.node)
+            self._look_for_data(job, now)
 
     def _compare(self, node: Node, hello: NodeHello, expected: bool, now: float) -> None:
         """What the node says it holds with what we know: the two are the same afterwards."""
@@ -224,7 +246,7 @@ class Scheduler:
 
     def _settle(self, now: float) -> None:
         """Every node of the earlier life is back or given up: its jobs go on."""
-        if not self._restoring or self._expected or self._returning:
+        if not self._restoring or self.expected or self._returning:
             return
         self._restoring = False
         while self._take_up_claims(now):
@@ -234,6 +256,9 @@ class Scheduler:
         self._claims.clear()
         for job in (*self.jobs.values(), *self.kept.values()):
             job.held_back = False
+        for job in list(self.jobs.values()):
+            job.place()
+            self._look_for_data(job, now)
 
     def _node_away(self, event: NodeAway, now: float) -> None:
         node = self.leases.nodes.get(event.node)
@@ -266,6 +291,7 @@ class Scheduler:
     def _lose_results(self, name: str) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
+            job.holder_lost(name)  # a job that has failed by it ends on the next tick
         self._reopen()
 
     def _lose(self, job: JobRun, name: str) -> None:
@@ -285,6 +311,8 @@ class Scheduler:
             del self.kept[job.job]
             self.jobs[job.job] = job
             self._turns.append(job.job)
+            job.place()  # as it is now: nobody asked while it was done
+            self._ask_all(job)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -340,6 +368,8 @@ class Scheduler:
         node = self.leases.current(name, incarnation, now)
         if node is not None and node.silent:
             self.leases.revive(node)
+            for each in self.jobs.values():
+                self._ask(each, node)
             for job in sorted(node.told.keys() - self.jobs.keys() - self.kept.keys()):
                 del node.told[job]
                 self._out.append(SendToNode(name, EndJob(job)))
@@ -381,6 +411,103 @@ class Scheduler:
         job.look_for_fit_nodes(self._live_nodes(), now, wait=False)
         self._after(job, now)
 
+    def _data_listed(self, event: DataListed, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            if job.listed(event, self._nodes_here()):
+                self._ask_all(job)
+            self._after(job, now)
+
+    def _input_found(self, event: InputFound, now: float) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            job.found(event)
+
+    def _look_for_data(self, job: JobRun, now: float) -> None:
+        """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
+        yet."""
+        self._ask_all(job)
+        if job.look_for_data(self._nodes_here()):
+            self._ask_all(job)
+        if job.ended:
+            self._after(job, now)
+
+    def _ask_all(self, job: JobRun) -> None:
+        for node in self.leases.nodes.values():
+            self._ask(job, node)
+
+    def _ask(self, job: JobRun, node: Node) -> None:
+        question = job.ask(node.name) if node.hello.data_roots and node.is_here else None
+        if question is not None:
+            self._introduce(node, job)
+            self._out.append(SendToNode(node.name, question))
+
+    def _nodes_here(self) -> list[str]:
+        return sorted(node.name for node in self.leases.nodes.values() if node.is_here)
+
+    # --- nodes that are drained ---
+
+    def _drain_requested(self, event: DrainRequested, now: float) -> None:
+        node = self.leases.nodes.get(event.node)
+        if node is None:
+            return
+        if event.undo:
+            self.leases.keep(node)
+        else:
+            self.leases.drain(node, now + event.seconds)
+            for job in self.jobs.values():
+                job.no_more_reduces_for(node.name)
+        self._out.append(SendToNode(node.name, Drain(-1.0 if event.undo else event.seconds)))
+
+    def _given_back(self, event: GivenBack, now: float) -> None:
+        """A node that drains has not begun these: it costs no attempt."""
+        node = self._hear(event.node, event.incarnation, now)
+        if node is None:
+            self.stale_messages += 1
+            return
+        for attempt in event.attempts:
+            self._claims.pop(attempt, None)
+            running = self.leases.take(node, attempt)
+            if running is not None:
+                self.jobs[running.job].abandoned(running)
+
+    def _look_at_drains(self, now: float) -> None:
+        """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
+        for node in [n for n in self.leases.nodes.values() if n.draining and n.is_here]:
+            wanted = [job.job for job in self.jobs.values() if job.unfit and self._only_node_for(job, node)]
+            self.leases.want(node, frozenset(wanted))
+            if now >= node.drain_until and node.state.duty is Duty.DRAINING and not wanted:
+                self._end_work_at(node)
+            if not self.waits_for(node):
+                self.leases.empty(node)
+                self._out.append(SendToNode(node.name, ShutDown()))
+                self._give_up(node.name, now)
+
+    def _end_work_at(self, node: Node) -> None:
+        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere. A
+        finished result stays until it is fetched: its input may be gone."""
+        self.leases.stop_waiting_for(node)
+        taken = self.leases.take_all(node)
+        for running in taken:
+            self.jobs[running.job].abandoned(running)
+        if taken:
+            self._out.append(SendToNode(node.name, Revoke(tuple(running.attempt for running in taken))))
+        for job in list(self.jobs.values()):
+            if job.needs_of(node.name):
+                self._lose(job, node.name)
+                job.holder_lost(node.name)
+
+    def waits_for(self, node: Node) -> tuple[str, ...]:
+        """What a node that is drained is still needed for, in words; nothing: it may end."""
+        tasks = [f"{len(node.held)} tasks"] if node.held else []
+        sole = [f"it is the only node that can run {job}" for job in sorted(node.wanted_by)]
+        needs = ((job.job, job.needs_of(node.name)) for job in (*self.jobs.values(), *self.kept.values()))
+        return (*tasks, *sole, *(f"{what} of {job}" for job, what in needs if what))
+
+    def _only_node_for(self, job: JobRun, node: Node) -> bool:
+        others = (n.name for n in self.leases.nodes.values() if n is not node and n.takes_work)
+        return node.name not in job.unfit and all(name in job.unfit for name in others)
+
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
 
@@ -419,9 +546,14 @@ class Scheduler:
             self._lose_work(node, now)
         if self._restoring:
             self._wait_for_nodes(now)
+        else:
+            self._look_at_drains(now)
+        self._ask_passed_over()
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if not job.ended:
+                job.look_for_holders(now)
             if job.ended:
                 self._after(job, now)
             else:
@@ -429,8 +561,8 @@ class Scheduler:
                 self._prefetch(job)
 
     def _wait_for_nodes(self, now: float) -> None:
-        if now >= self._expected_until:
-            lost, self._expected = sorted(self._expected), {}
+        if now >= self.expected_until:
+            lost, self.expected = sorted(self.expected), {}
             self._returning.clear()
             for name in lost:
                 self._lose_results(name)
@@ -458,6 +590,8 @@ class Scheduler:
         if job.state is JobState.DONE:
             self.kept[job.job] = job
             job.was_done = True
+            if job.request.plan_only:
+                self._out.append(SendToClient(job.job, job.plan_made()))
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None
@@ -474,11 +608,20 @@ class Scheduler:
                 del node.told[job]
                 self._out.append(SendToNode(node.name, end))
 
+    def _ask_passed_over(self) -> None:
+        for node in self._passed_over:
+            self.leases.put_back(node)
+        self._passed_over.clear()
+
     def _dispatch(self, now: float) -> None:
         """Give nodes what they have room for, the roomiest first, each a share of what waits."""
         granted: dict[str, list[RunTask]] = {}
         left = GRANTS_PER_DECISION_MAX
-        passed_over: list[Node] = []
+        if self._passed_over:
+            openings = sum(job.openings for job in self.jobs.values())
+            if openings != self._openings:
+                self._openings = openings
+                self._ask_passed_over()
         while left > 0 and (node := self.leases.roomiest()) is not None:
             ready = sum(job.ready_tasks(self.leases.slots) for job in self.jobs.values())
             share = max(1, ready // self.leases.wanting)
@@ -486,14 +629,12 @@ class Scheduler:
             if not leased:
                 if not any(job.waits_for_others(node, self.leases.slots) for job in self.jobs.values()):
                     break
-                passed_over.append(node)
+                self._passed_over.append(node)
                 self.leases.set_aside(node)
                 continue
             left -= len(leased)
             tasks = granted.setdefault(node.name, [])
             tasks += [RunTask(running.attempt, running.task) for running in leased]
-        for node in passed_over:
-            self.leases.put_back(node)
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
 
@@ -517,7 +658,7 @@ class Scheduler:
 
     def _prefetch(self, job: JobRun) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if n.is_here and n.hello.data_address]
+        live = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
         nodes = [n for n in live if n.name not in job.unfit]
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)
@@ -536,6 +677,11 @@ class Scheduler:
         if job.planned_message is not None and not told.plan:
             told.plan = True
             self._out.append(SendToNode(node.name, job.planned_message))
+        if running is not None and job.may_read_from_afar(running):
+            holders = job.input_holders(told.holders, self.leases.nodes)
+            if holders is not None:
+                told.holders = job.survey.version
+                self._out.append(SendToNode(node.name, holders))
         if running is not None and running.stage == REDUCE:
             locations = job.locations(*told.locations)
             if locations is not None:
@@ -583,5 +729,6 @@ class Scheduler:
             failed_attempts=job.progress.failed_attempts,
             slowest=job.progress.slowest,
             counters=job.progress.counters,
+            locality=job.locality,
             notes=(*(job.plan.notes if job.plan is not None else ()), *job.unfit_notes()),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cortex.limits import NODE_RETURN_S
 from cortex.scheduling.scheduler import Scheduler
 from cortex.wire.messages import JobStatus, NodeStatus
 
@@ -20,8 +21,23 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
             node.disk_free_bytes,
             max(0.0, now - node.renewed_at),
             node.silent,
+            node.state.word,
+            node.hello.host,
+            node.hello.versions,
+            waits_for=scheduler.waits_for(node) if node.draining else (),
+            leaves_in_s=max(0.0, node.drain_until - now) if node.draining else -1.0,
+            data_roots=node.hello.data_roots,
         )
         for node in sorted(scheduler.leases.nodes.values(), key=lambda node: node.name)
+    )
+
+
+def expected_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
+    """Nodes of the server's earlier life that may still come back."""
+    left_s = max(0.0, scheduler.expected_until - now)
+    return tuple(
+        NodeStatus(name, "", 0, 0, 0, 0, -1, NODE_RETURN_S - left_s, False, "expected", leaves_in_s=left_s)
+        for name in sorted(scheduler.expected)
     )
 
 
@@ -35,6 +51,7 @@ def job_statuses(scheduler: Scheduler, owners: Mapping[str, str], now: float) ->
             owners.get(run.job, ""),
             now - run.began_at,
             run.progress.stage_messages(now),
+            locality=run.locality,
         )
         for run in sorted(scheduler.jobs.values(), key=lambda run: run.began_at)
     )

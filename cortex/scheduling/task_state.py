@@ -15,6 +15,7 @@ import enum
 import heapq
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 from cortex.errors import ErrorReport, InternalError
 from cortex.limits import SAME_ERROR_ATTEMPTS_MAX, TASK_ATTEMPTS_MAX
@@ -65,6 +66,13 @@ class Failures:
         self.signatures: Counter[str] = Counter()
 
 
+class Watcher(Protocol):
+    """Told which tasks can be leased: from `start` to before `end`, and which one was."""
+
+    def ready(self, start: int, end: int) -> None: ...
+    def leased(self, index: int) -> None: ...
+
+
 class TaskTable:
     """The tasks 0 .. size-1 of one stage. READY ones are in the heap's ranges; others may be there, too.
 
@@ -80,6 +88,9 @@ class TaskTable:
         self.done = 0
         self.leased = 0
         self.ready = 0
+        self.became_ready = 0
+        """How often some of its tasks have become ready."""
+        self.watcher: Watcher | None = None
         self._ready: list[tuple[int, int]] = []
         self._attempts: dict[int, int] = {}
         self._failures: dict[int, Failures] = {}
@@ -109,7 +120,9 @@ class TaskTable:
         elif event is TaskEvent.LOSE:
             self._used(index)
         if after is TaskState.READY:
-            heapq.heappush(self._ready, (index, index + 1))
+            self._are_ready(index, index + 1)
+        elif after is TaskState.LEASED and self.watcher is not None:
+            self.watcher.leased(index)
 
     def lose(self, indices: Sequence[int]) -> None:
         """The accepted results of these tasks, in ascending order, are gone: perhaps all of a node."""
@@ -123,11 +136,11 @@ class TaskTable:
             self._used(index)
             if index != end:
                 if start >= 0:
-                    heapq.heappush(self._ready, (start, end))
+                    self._are_ready(start, end)
                 start = index
             end = index + 1
         if start >= 0:
-            heapq.heappush(self._ready, (start, end))
+            self._are_ready(start, end)
         self.done -= len(indices)
         self.ready += len(indices)
 
@@ -138,8 +151,14 @@ class TaskTable:
         if start < end:
             after = next_task_state(TaskState.BLOCKED, TaskEvent.NEEDS_MET)
             self.states[start:end] = bytes([after]) * (end - start)
-            heapq.heappush(self._ready, (start, end))
+            self._are_ready(start, end)
             self.ready += end - start
+
+    def _are_ready(self, start: int, end: int) -> None:
+        heapq.heappush(self._ready, (start, end))
+        self.became_ready += 1
+        if self.watcher is not None:
+            self.watcher.ready(start, end)
 
     def first_ready(self) -> int | None:
         """The READY task with the lowest number: input order, and what was lost first."""
@@ -155,27 +174,12 @@ class TaskTable:
                 heapq.heapreplace(heap, (at, end))
         return None
 
-    def lease_first(self) -> tuple[int, int]:
-        """Lease the first ready task; gives its index and the number of the new attempt."""
-        index = self.first_ready()
-        assert index is not None
-        self._advance()
-        return self.lease(index)
-
     def lease(self, index: int) -> tuple[int, int]:
-        """Lease this task, which is READY, out of turn."""
+        """Lease this task, which is READY; gives its index and the number of the new attempt."""
         self.apply(index, TaskEvent.LEASE)
         number = self._attempts.get(index, self.first_number)
         self._attempts[index] = number + 1
         return index, number
-
-    def _advance(self) -> None:
-        """Done with the first number in the heap."""
-        index, end = self._ready[0]
-        if index + 1 < end:
-            heapq.heapreplace(self._ready, (index + 1, end))
-        else:
-            heapq.heappop(self._ready)
 
     def resume(self, index: int, number: int) -> None:
         """A READY task is leased already, as this attempt: by an earlier life of the server."""

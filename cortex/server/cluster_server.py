@@ -24,14 +24,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, InternalError, ProtocolError, VersionMismatch
+from cortex.errors import CortexError, InternalError, ProtocolError, UsageError, VersionMismatch
 from cortex.ids import Role
-from cortex.limits import DAY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
+from cortex.limits import AUTHORITY_WARNED_S, RENEW_RETRY_S, SHUT_DOWN_S, TOKEN_S, TOKEN_USES
 from cortex.private_files import lock_file, make_private_folder
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
 from cortex.storage.journal import Journal
 from cortex.storage.token_store import TokenStore
+from cortex.units import counted
 from cortex.wire import tls
 from cortex.wire.door import Door, Link
 from cortex.wire.gate import Members, Strangers
@@ -40,6 +41,7 @@ from cortex.wire.join_desk import JoinDesk, TokenDesk
 from cortex.wire.messages import (
     AdminDone,
     CreateToken,
+    DrainNode,
     FromNode,
     KillCluster,
     ListTokens,
@@ -53,7 +55,8 @@ from cortex.wire.messages import (
     SubmitJob,
 )
 from cortex.wire.peers import listen_tls
-from cortex.wire.server_home import open_server_home
+from cortex.wire.renewal import look_again_s
+from cortex.wire.server_home import ServerHome, open_server_home
 from cortex.wire.versions import check_versions, local_versions
 
 _log = Logger()
@@ -88,6 +91,7 @@ class ClusterServer:
         self._advertised = advertised
         self._stopped = stopped
         self._wall_clock = wall_clock
+        self._stopping = False
         self._versions = local_versions()
         now = wall_clock()
         made = open_server_home(home, advertised, now)
@@ -101,16 +105,22 @@ class ClusterServer:
         self._run: Callable[..., Deferred[Any]] = partial(deferToThreadPool, reactor, self._pool)
         journal = Journal(os.path.join(home, _JOURNAL))
         self._journal = JournalDesk(reactor, journal, self._run, wall_clock)
-        self._server = Server(
-            reactor, clock, self.cluster, self._journal, blob_folder=os.path.join(home, _BLOBS)
-        )
         self._nodes: dict[str, Link] = {}
+        self._server = Server(
+            reactor,
+            clock,
+            self.cluster,
+            self._journal,
+            blob_folder=os.path.join(home, _BLOBS),
+            certificate_expiry=self._certificate_expiry,
+        )
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}
         desk = JoinDesk(made.authority, store, self._versions)
         self._door = Door(reactor, self._members, desk, self._run, self._said, self._lost, wall_clock)
         self._settings = tls.Renewable(tls.cluster_port(made.server))
         self._port = listen_tls(reactor, listen, self._settings, Strangers(), self._door.factory())
-        self._renewal = reactor.callLater(DAY_S, self._renew)
+        self._renewal: Any = None
+        self._renewed(made)
 
     @property
     def port(self) -> int:
@@ -127,7 +137,8 @@ class ClusterServer:
 
     def stop(self) -> None:
         """Close every link and the port; a later life goes on with the jobs under way."""
-        if self._renewal.active():
+        self._stopping = True
+        if self._renewal is not None and self._renewal.active():
             self._renewal.cancel()
         self._port.stopListening()
         self._server.stop()
@@ -144,6 +155,8 @@ class ClusterServer:
             self._node_said(link, message)
         elif isinstance(message, KillCluster):
             self._kill(link)
+        elif isinstance(message, DrainNode):
+            self._drain(link, message)
         elif isinstance(message, CreateToken | ListTokens | RevokeToken | RevokePeer):
             link.accept()
             answering = self._run(self._tokens.answer, message, self._wall_clock())
@@ -193,7 +206,7 @@ class ClusterServer:
         deliver = self._from_node[link] = self._server.attach_node(link)
         link.send(PeersRevoked(self._members.revoked))
         deliver(hello)
-        _log.info("{node} is here, with {slots} slots", node=hello.node, slots=hello.slots)
+        _log.info("{node} is here, with {slots}", node=hello.node, slots=counted(hello.slots, "slot"))
 
     def _lost(self, link: Link, error: CortexError | None) -> None:
         assert link.peer is not None
@@ -226,9 +239,23 @@ class ClusterServer:
         _log.failure("an admin's request failed", failure)
         link.send(Refused(InternalError("the request failed; the server's log says why").report()))
 
+    def _drain(self, link: Link, message: DrainNode) -> None:
+        link.accept()
+        if not self._server.drain(message.node, message.seconds, message.undo):
+            cure = "list them: cortex nodes list"
+            link.send(Refused(UsageError(f"there is no node {message.node!r} here", cure=cure).report()))
+            return
+        done = "keeps" if message.undo else "drains"
+        _log.info("{peer} {done} {node}", peer=str(link.peer), done=done, node=message.node)
+        link.send(AdminDone())
+
+    def _certificate_expiry(self, node: str) -> float:
+        link = self._nodes.get(node)
+        return 0.0 if link is None or link.peer is None else link.peer.not_after
+
     def _kill(self, link: Link) -> None:
         _log.warn("{peer} ends the cluster", peer=str(link.peer))
-        self._server.cancel_all("the cluster was ended")
+        self._server.cancel_all(f"{link.peer} has ended the cluster")
         for node in self._nodes.values():
             node.send(ShutDown())
         link.close(AdminDone())
@@ -237,9 +264,23 @@ class ClusterServer:
     # --- time ---
 
     def _renew(self) -> None:
-        self._renewal = self._reactor.callLater(DAY_S, self._renew)
         opening = self._run(open_server_home, self._home, self._advertised, self._wall_clock())
-        opening.addCallbacks(
-            lambda made: setattr(self._settings, "options", tls.cluster_port(made.server)),
-            lambda failure: _log.failure("the server's certificate could not be looked after", failure),
-        )
+        opening.addCallbacks(self._renewed, self._not_renewed)
+
+    def _renewed(self, made: ServerHome) -> None:
+        """The server's and the admin's certificates as they are now: those to come are shown from here on."""
+        if self._stopping:
+            return
+        now = self._wall_clock()
+        self._settings.options = tls.cluster_port(made.server)
+        self._renewal = self._reactor.callLater(look_again_s([made.server, made.admin], now), self._renew)
+        ends_at = made.authority.certificate.not_valid_after_utc
+        if ends_at.timestamp() - now < AUTHORITY_WARNED_S:
+            _log.warn(
+                "the cluster's authority ends on {day:%Y-%m-%d}: make a new cluster before", day=ends_at
+            )
+
+    def _not_renewed(self, failure: Failure) -> None:
+        _log.failure("the server's certificate could not be looked after", failure)
+        if not self._stopping:
+            self._renewal = self._reactor.callLater(RENEW_RETRY_S, self._renew)

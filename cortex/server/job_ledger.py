@@ -46,8 +46,9 @@ class JobLedger:
             state = "cancelled" if message.error.code == Cancelled.code else "failed"
             error = message.error.message
         status = self._ended[job] = JobStatus(
-            job, entry.name, state, entry.owner, message.report.seconds, message.report.stages, error
-        )
+            job, entry.name, state, entry.owner, message.report.seconds, message.report.stages, error,
+            message.report.locality,
+        )  # fmt: skip
         if len(self._ended) > JOBS_REMEMBERED:
             self._ended.popitem(last=False)
         return status

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import msgspec
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
@@ -23,7 +24,9 @@ from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
 from cortex.scheduling.events import (
+    CANCELLED,
     CancelRequested,
+    DrainRequested,
     Event,
     GiveUpNode,
     JobSubmitted,
@@ -37,7 +40,7 @@ from cortex.scheduling.events import (
     WriteDown,
 )
 from cortex.scheduling.scheduler import Scheduler
-from cortex.scheduling.status import job_statuses, node_statuses
+from cortex.scheduling.status import expected_statuses, job_statuses, node_statuses
 from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
 from cortex.server.job_ledger import JobLedger
@@ -60,6 +63,7 @@ from cortex.wire.messages import (
     FromServer,
     GetLogs,
     GetStatus,
+    Goodbye,
     InputBytes,
     InputUnread,
     JobAccepted,
@@ -149,7 +153,7 @@ class Server:
     what an earlier life left in `journal`, which the caller stops after it. Raises StateFailed for a journal
     that makes no sense.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
-    end, so not durably); "" in tests without any.
+    end, so not durably); "" in tests without any. `certificate_expiry(node)`: seconds since 1970, 0 unknown.
 
     Call `stop` when done: until then a tick every PROGRESS_S renews leases and tells progress.
     """
@@ -162,11 +166,13 @@ class Server:
         journal: JournalDesk | None = None,
         *,
         blob_folder: str = "",
+        certificate_expiry: Callable[[str], float] = lambda node: 0.0,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._cluster = cluster
         self._journal = journal
+        self._certificate_expiry = certificate_expiry
         self._scheduler = Scheduler(journalled=journal is not None)
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
@@ -191,6 +197,8 @@ class Server:
         self._client_of: dict[str, _Client] = {}
         self._accepting: dict[str, _Client] = {}
         """Jobs that are being written down -> the client to tell."""
+        self._unwanted: dict[str, str] = {}
+        """Those of them that were cancelled meanwhile -> why."""
         self._answers: dict[str, JobDone | JobFailed] = {}
         """Ends that are in the journal, until their clients have them."""
         self._told_before: dict[str, JobDone] = {}
@@ -276,8 +284,19 @@ class Server:
                 self._input.read(message)
         elif isinstance(message, NodeLog):
             self._logs.answered(message)
+        elif isinstance(message, Goodbye):
+            known = self._nodes.get(message.node)
+            if known is not None and known[0].incarnation == message.incarnation:
+                self.detach_node(message.node, for_good=True)
         else:
             self._handle(message)
+
+    def drain(self, node: str, seconds: float, undo: bool = False) -> bool:
+        """Have a node finish what it does and end, or stay after all; False if there is no such node."""
+        if node not in self._scheduler.leases.nodes:
+            return False
+        self._handle(DrainRequested(node, seconds, undo))
+        return True
 
     # --- clients ---
 
@@ -364,6 +383,7 @@ class Server:
 
         def refuse(error: CortexError) -> None:
             self._blobs.job_ended(job)
+            self._unwanted.pop(job, None)
             self._accepting.pop(job).link.send(Refused(error.report()))
 
         def accept() -> None:
@@ -372,6 +392,8 @@ class Server:
             self._give(job, client)
             client.link.send(JobAccepted(job))
             self._handle(JobSubmitted(job, request))
+            if job in self._unwanted:
+                self._handle(CancelRequested(job, self._unwanted.pop(job)))
 
         if self._journal is None:
             accept()
@@ -417,9 +439,14 @@ class Server:
 
     def _cancel(self, client: _Client, job: str) -> None:
         """A client ends its own jobs, over whichever link; an admin ends all."""
+        by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
+        waiting = self._accepting.get(job)
+        if waiting is client:
+            self._unwanted[job] = by
+            return
         if job not in client.jobs and not self._owns(client, job):
             return
-        self._handle(CancelRequested(job))
+        self._handle(CancelRequested(job, by))
         if job not in client.jobs:
             client.link.send(self._status())
 
@@ -442,7 +469,12 @@ class Server:
         now = self._clock()
         running = job_statuses(self._scheduler, self._ledger.owners, now)
         ended = [job for job in self._ledger.ended if job.job not in self._scheduler.jobs]
-        return ClusterStatus(self._cluster, node_statuses(self._scheduler, now), (*ended, *running))
+        nodes = [
+            msgspec.structs.replace(node, certificate_expires_at=self._certificate_expiry(node.node))
+            for node in node_statuses(self._scheduler, now)
+        ]
+        expected = expected_statuses(self._scheduler, now)
+        return ClusterStatus(self._cluster, tuple(nodes), (*ended, *running), expected)
 
     def client_lost(self, link: MessageProtocol[Any], error: CortexError | None) -> None:
         client = self._clients.pop(link, None)
@@ -534,7 +566,7 @@ class Server:
                 self._give_up_node(instruction)
 
     def _give_up_node(self, instruction: GiveUpNode) -> None:
-        _log.info("{node} did not come back", node=instruction.node)
+        _log.info("{node} is given up", node=instruction.node)
         self._relay.node_lost(instruction.node)
         if self._journal is not None:
             self._journal.node_dropped(instruction.node)

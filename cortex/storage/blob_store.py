@@ -14,7 +14,7 @@ from collections.abc import Container
 
 from cortex.errors import BundleFailed
 from cortex.limits import SPILL_RESERVE_BYTES
-from cortex.private_files import make_private_folder
+from cortex.private_files import make_private_folder, sync_folder
 from cortex.units import format_bytes
 
 _PART = ".part"
@@ -72,7 +72,7 @@ class IncomingBlob:
             self._file.close()
             os.rename(self._part, self.path)
             if self._durable:
-                _sync_folder(os.path.dirname(self.path))
+                sync_folder(os.path.dirname(self.path))
         except OSError as error:
             self.abort()
             raise _disk_failed(os.path.dirname(self.path), error) from error
@@ -143,11 +143,3 @@ def _disk_failed(folder: str, error: OSError) -> BundleFailed:
         f"a file of the job cannot be written to {folder}: {error.strerror}",
         cure="check that its disk has room",
     )
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -334,7 +334,7 @@ def refuse_memory_backed(path: str) -> None:
     if is_memory_backed(path):
         raise UsageError(
             f"{path} lies in memory (tmpfs): what is spilled there would count against the memory cap",
-            cure="name a folder on a disk in CORTEX_SPILL_DIRS",
+            cure="name a folder on a disk in CORTEX_SPILL_DIRS (of a node also: --spill)",
         )
 
 

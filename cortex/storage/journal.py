@@ -2,7 +2,7 @@
 
 It knows jobs, their records in order, how they ended, and nodes; what a record says is opaque bytes. A job's
 code lies beside it in a file named by its SHA-256. `write` is one transaction, on the disk when it returns
-(WAL mode, synchronous=FULL). What an ended job's records took is given back, and of ended jobs only the
+(`cortex.storage.sqlite_file`). What an ended job's records took is given back, and of ended jobs only the
 last are kept, so the file stays small.
 
 One thread at a time; every call blocks on the disk. Times are seconds since 1970 and are passed in. A disk
@@ -14,20 +14,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from cortex.errors import StateFailed
 from cortex.limits import JOBS_REMEMBERED, JOURNAL_WAL_BYTES
 from cortex.private_files import check_private_file, make_private_folder, write_private
+from cortex.storage.sqlite_file import SqliteFile
 
 FILE_NAME: Final = "journal.sqlite"
 CODE_FOLDER: Final = "code"
 _VERSION: Final = 1
-_SCHEMA: Final = f"""
+_SCHEMA: Final = """
 PRAGMA auto_vacuum = INCREMENTAL;
 CREATE TABLE jobs (
     job TEXT PRIMARY KEY, owner TEXT NOT NULL, accepted_at REAL NOT NULL, lives INTEGER NOT NULL,
@@ -37,9 +37,7 @@ CREATE TABLE jobs (
 CREATE TABLE records (place INTEGER PRIMARY KEY, job TEXT NOT NULL, record BLOB NOT NULL);
 CREATE INDEX records_of_job ON records (job, place);
 CREATE TABLE nodes (node TEXT PRIMARY KEY, incarnation TEXT NOT NULL) WITHOUT ROWID;
-PRAGMA user_version = {_VERSION};
 """
-_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,31 +133,32 @@ class Journal:
     """See the module. `folder` is made if it is missing; a job's code lies in a folder below it."""
 
     def __init__(self, folder: str) -> None:
-        self._path = os.path.join(folder, FILE_NAME)
         self._code_folder = os.path.join(folder, CODE_FOLDER)
-        make_private_folder(folder)
+        self._begin_anew = (
+            "begin with an empty one, which loses the jobs that were under way and nothing else:"
+            f" mv {folder} {folder}.damaged"
+        )
+        self._file = SqliteFile(
+            os.path.join(folder, FILE_NAME),
+            "the server's journal",
+            schema=_SCHEMA,
+            version=_VERSION,
+            begin_anew=self._begin_anew,
+            pragmas=(f"journal_size_limit = {JOURNAL_WAL_BYTES}",),
+        )
         make_private_folder(self._code_folder)
-        with self._typed_errors():
-            if not os.path.lexists(self._path):
-                self._make()
-            self._check_file()
-            self._db = self._connect(self._path)
-            try:
-                self._open()
-            except BaseException:
-                self._db.close()
-                raise
+        self._file.give_back()
 
     def close(self) -> None:
-        self._db.close()
+        self._file.close()
 
     # --- what an earlier life left ---
 
     def begin_life(self) -> None:
         """A life of the server begins, with what is here. Code that no job needs is removed."""
-        with self._transaction():
-            self._db.execute("UPDATE jobs SET lives = lives + 1 WHERE ended_at IS NULL")
-        wanted = {row[0] for row in self._rows("SELECT code FROM jobs WHERE ended_at IS NULL")}
+        with self._file.transaction() as db:
+            db.execute("UPDATE jobs SET lives = lives + 1 WHERE ended_at IS NULL")
+        wanted = {row[0] for row in self._file.rows("SELECT code FROM jobs WHERE ended_at IS NULL")}
         for name in os.listdir(self._code_folder):
             if name not in wanted:
                 self._remove_code(name)
@@ -172,14 +171,13 @@ class Journal:
         )
         return [
             KeptJob(job, owner, at, lives, request, self._read_code(code), answer or b"")
-            for job, owner, at, lives, request, code, answer in self._rows(query)
+            for job, owner, at, lives, request, code, answer in self._file.rows(query)
         ]
 
     def records(self, job: str) -> Iterator[bytes]:
         """In the order they were written. Nothing may be written meanwhile."""
-        with self._typed_errors():
-            for row in self._db.execute("SELECT record FROM records WHERE job = ? ORDER BY place", (job,)):
-                yield row[0]
+        for row in self._file.each("SELECT record FROM records WHERE job = ? ORDER BY place", job):
+            yield row[0]
 
     def ended(self) -> list[EndedJob]:
         """The oldest first."""
@@ -189,31 +187,31 @@ class Journal:
         )
         return [
             EndedJob(job, owner, at, summary, answer or b"")
-            for job, owner, at, summary, answer in self._rows(query)
+            for job, owner, at, summary, answer in self._file.rows(query)
         ]
 
     def nodes(self) -> dict[str, str]:
         """Node -> incarnation, of those that were here."""
-        return dict(self._rows("SELECT node, incarnation FROM nodes"))
+        return dict(self._file.rows("SELECT node, incarnation FROM nodes"))
 
     # --- what this life writes ---
 
     def write(self, changes: Iterable[Change]) -> None:
         """All of these, in order, or (StateFailed) none."""
         unused: set[str] = set()
-        with self._transaction():
+        with self._file.transaction() as db:
             for change in changes:
-                self._apply(change, unused)
+                self._apply(db, change, unused)
             wanted = {
                 row[0]
-                for row in self._db.execute("SELECT code FROM jobs WHERE ended_at IS NULL")
+                for row in db.execute("SELECT code FROM jobs WHERE ended_at IS NULL")
                 if row[0] in unused
             } if unused else set()  # fmt: skip
         for name in unused - wanted:
             self._remove_code(name)
 
-    def _apply(self, change: Change, unused: set[str]) -> None:
-        execute = self._db.execute
+    def _apply(self, db: sqlite3.Connection, change: Change, unused: set[str]) -> None:
+        execute = db.execute
         if isinstance(change, RecordAdded):
             execute("INSERT INTO records (job, record) VALUES (?, ?)", (change.job, change.record))
         elif isinstance(change, JobAdded):
@@ -225,7 +223,7 @@ class Journal:
         elif isinstance(change, JobAnswered):
             execute("UPDATE jobs SET answer = ? WHERE job = ?", (change.answer, change.job))
         elif isinstance(change, JobEnded):
-            self._drop_work(change.job, unused)
+            _drop_work(db, change.job, unused)
             execute(
                 "UPDATE jobs SET ended_at = ?, summary = ?, answer = ?, request = x'', code = ''"
                 " WHERE job = ?",
@@ -239,16 +237,12 @@ class Journal:
         elif isinstance(change, AnswerTaken):
             execute("UPDATE jobs SET answer = NULL WHERE job = ? AND ended_at IS NOT NULL", (change.job,))
         elif isinstance(change, JobDropped):
-            self._drop_work(change.job, unused)
+            _drop_work(db, change.job, unused)
             execute("DELETE FROM jobs WHERE job = ?", (change.job,))
         elif isinstance(change, NodeKnown):
             execute("INSERT OR REPLACE INTO nodes VALUES (?, ?)", (change.node, change.incarnation))
         else:
             execute("DELETE FROM nodes WHERE node = ?", (change.node,))
-
-    def _drop_work(self, job: str, unused: set[str]) -> None:
-        unused.update(row[0] for row in self._db.execute("SELECT code FROM jobs WHERE job = ?", (job,)))
-        self._db.execute("DELETE FROM records WHERE job = ?", (job,))
 
     # --- code ---
 
@@ -266,99 +260,24 @@ class Journal:
                 check_private_file(os.fstat(file.fileno()), path)
                 code = file.read()
         except OSError as error:
-            raise self._damaged(f"the code of a job, {path!r}, cannot be read: {error.strerror}") from error
+            said = f"the code of a job, {path!r}, cannot be read: {error.strerror}"
+            raise self._unreadable(said) from error
         if hashlib.sha256(code).hexdigest() != name:
-            raise self._damaged(f"the code of a job, {path!r}, is not what was written there")
+            raise self._unreadable(f"the code of a job, {path!r}, is not what was written there")
         return code
 
     def _remove_code(self, name: str) -> None:
         with contextlib.suppress(OSError):  # the next life tries again
             os.unlink(os.path.join(self._code_folder, name))
 
-    # --- the file ---
-
-    def _make(self) -> None:
-        """A file that is there is whole: it gets its name when all of its schema is on the disk."""
-        part = f"{self._path}.{secrets.token_hex(4)}.part"
-        os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        try:
-            db = self._connect(part)
-            try:
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-            finally:
-                db.close()
-            os.rename(part, self._path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-            raise
-
-    def _check_file(self) -> None:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            check_private_file(os.fstat(descriptor), self._path)
-        finally:
-            os.close(descriptor)
-
-    def _connect(self, path: str) -> sqlite3.Connection:
-        return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-
-    def _open(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute(f"PRAGMA journal_size_limit = {JOURNAL_WAL_BYTES}")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > _VERSION:
-            raise StateFailed(
-                f"{self._path!r} was written by a newer cortex", cure="start the newer version again"
-            )
-        found = [row[0] for row in self._db.execute("PRAGMA quick_check(1)")]
-        if version != _VERSION or found != ["ok"]:
-            raise self._damaged(f"{self._path!r} is damaged")
-        self._db.executescript("PRAGMA incremental_vacuum")  # `execute` would give back one page alone
-
     def damaged(self, cause: str) -> StateFailed:
         """The error for something in the file that makes no sense."""
-        return self._damaged(f"{self._path!r} is damaged: {cause}")
+        return self._file.damaged(cause)
 
-    def _damaged(self, message: str) -> StateFailed:
-        folder = os.path.dirname(self._path)
-        return StateFailed(
-            message,
-            cure="begin with an empty one, which loses the jobs that were under way and nothing else:"
-            f" mv {folder} {folder}.damaged",
-        )
+    def _unreadable(self, message: str) -> StateFailed:
+        return StateFailed(message, cure=self._begin_anew)
 
-    def _rows(self, query: str, *values: Any) -> list[Any]:
-        with self._typed_errors():
-            return self._db.execute(query, values).fetchall()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._typed_errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-
-    @contextlib.contextmanager
-    def _typed_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0)
-            if code & 0xFF in _DAMAGED:  # the low byte of an extended code is the plain one
-                raise self.damaged(str(error)) from error
-            raise self._failed(str(error)) from error
-        except OSError as error:
-            raise self._failed(error.strerror or str(error)) from error
-
-    def _failed(self, cause: str) -> StateFailed:
-        return StateFailed(
-            f"the server's journal {self._path!r} cannot be used: {cause}",
-            cure="check that its disk is not full and is in order",
-        )
+def _drop_work(db: sqlite3.Connection, job: str, unused: set[str]) -> None:
+    unused.update(row[0] for row in db.execute("SELECT code FROM jobs WHERE job = ?", (job,)))
+    db.execute("DELETE FROM records WHERE job = ?", (job,))

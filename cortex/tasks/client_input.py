@@ -1,9 +1,10 @@
-"""Files that the job's client has, as an executor's readers see them: in place where they are here, or far.
+"""A job's input files as an executor's readers see them: in place where they are here, or far.
 
-A file that this machine has as well (the same path, size and modification time: a shared file system, or the
-client's own machine) is read in place; of others the bytes are asked for in pieces. What a reader says it
-will read is asked for before it is needed, INPUT_AHEAD_BYTES of a file at most, so that nobody waits for a
-round trip.
+A node with data roots says which it has below them. One without reads in place what lies at the client's path
+if that has the same size, modification time and fingerprint: a shared file system, or the client's own
+machine. Of others the bytes are asked for in pieces, and come from another node or the client. What a reader
+says it will read is asked for before it is needed, INPUT_AHEAD_BYTES of a file at most, so that nobody waits
+for a round trip.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from cortex.errors import InputChanged, InputError
+import msgspec
+
 from cortex.formats.input_bytes import InputBytes, LocalBytes, changed
+from cortex.job.data_names import is_data_name
 from cortex.job.plan import InputFile
 from cortex.limits import (
     INPUT_AHEAD_BYTES,
@@ -27,17 +30,33 @@ from cortex.limits import (
     INPUT_READ_BYTES,
     INPUT_STREAMS_MAX,
 )
+from cortex.storage.fingerprint import fingerprint_of
 from cortex.tasks.input_link import Answer, InputLink
+from cortex.wire.messages import InputLocated
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 class ClientInput:
-    """One for each job of an executor; see `InputLink` for its arguments."""
+    """One for each job of an executor; see `InputLink` for its arguments. `has_roots`: the node says what it
+    has. `full`: files are compared as a whole, which a node does once, and an executor does not."""
 
-    def __init__(self, socket_path: str, job: str, waiting: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        socket_path: str,
+        job: str,
+        waiting: Callable[[], None],
+        *,
+        has_roots: bool = False,
+        full: bool = False,
+    ) -> None:
         self._link = InputLink(socket_path, job, waiting)
+        self._has_roots = has_roots
+        self._full = full
+        self._places: dict[int, InputLocated | None] = {}
+        """Where files are that were looked for; None: not here."""
+        self.fetched = Fetched()
         self._heads: OrderedDict[int, Answer] = OrderedDict()
         """Beginnings that were asked for before their turn."""
 
@@ -46,16 +65,17 @@ class ClientInput:
         if file.client_file < 0:
             return LocalBytes(file)
         head = self._heads.pop(file.client_file, None)
-        here = _in_place(file)
-        if here is None:
-            return ClientBytes(file, self._link, head)
+        place = self._place(file)
+        if place is None:
+            return ClientBytes(file, self._link, head, self.fetched)
         if head is not None:
             self._link.forget([head])
-        return here
+        there = msgspec.structs.replace(file, modified_ns=place.modified_ns, inode=place.inode)
+        return LocalBytes(there, place.path)
 
     def soon(self, file: InputFile) -> None:
         """A `Soon`: the file's beginning will be read by the next reader that opens it."""
-        if file.client_file in self._heads or file.client_file < 0 or _is_here(file):
+        if file.client_file in self._heads or file.client_file < 0 or self._place(file) is not None:
             return
         while len(self._heads) > INPUT_FILES_AHEAD:  # those of a task that has failed
             self._link.forget([self._heads.popitem(last=False)[1]])
@@ -64,22 +84,43 @@ class ClientInput:
     def close(self) -> None:
         self._link.close()
 
+    def _place(self, file: InputFile) -> InputLocated | None:
+        """Where this machine has the file; None if it does not. Found out once."""
+        if file.client_file not in self._places:
+            if self._has_roots:
+                found = self._link.locate(file.client_file)
+                self._places[file.client_file] = found if found.path else None
+            else:
+                self._places[file.client_file] = None if self._full else _same_at_path(file)
+        return self._places[file.client_file]
 
-def _in_place(file: InputFile) -> InputBytes | None:
-    """The same file on this machine, if it is there and can be read."""
-    try:
-        return LocalBytes(file) if _is_here(file) else None
-    except (InputError, InputChanged):
+
+class Fetched:
+    """Bytes that were taken from afar."""
+
+    def __init__(self) -> None:
+        self.node_bytes = 0
+        self.client_bytes = 0
+
+    @property
+    def total(self) -> int:
+        return self.node_bytes + self.client_bytes
+
+
+def _same_at_path(file: InputFile) -> InputLocated | None:
+    """The client's file on this machine, at its path, if that is the same one and can be read."""
+    if is_data_name(file.path):
         return None
-
-
-def _is_here(file: InputFile) -> bool:
     try:
         here = os.stat(file.path)
+        same = (here.st_size, here.st_mtime_ns) == (file.size_bytes, file.modified_ns)
+        if not same or not stat.S_ISREG(here.st_mode):
+            return None
+        if fingerprint_of(file.path, here.st_size) != file.fingerprint:
+            return None
     except OSError:
-        return False
-    same = (here.st_size, here.st_mtime_ns) == (file.size_bytes, file.modified_ns)
-    return same and stat.S_ISREG(here.st_mode)
+        return None
+    return InputLocated(0, file.path, here.st_mtime_ns, here.st_ino)
 
 
 def _head_bytes(file: InputFile) -> int:
@@ -117,11 +158,15 @@ class _Stream:
 
 
 class ClientBytes(InputBytes):
-    """Of a file that the client has. It is checked there with every read, once the bytes are read: so the
-    last check comes after all of them. `head` is a read of the first bytes that was begun before."""
+    """Of a file that the client or another node has. It is checked there with every read, once the bytes are
+    read: so the last check comes after all of them. `head` is a read of the first bytes that was begun
+    before; what comes is counted in `fetched`."""
 
-    def __init__(self, file: InputFile, link: InputLink, head: Answer | None = None) -> None:
+    def __init__(
+        self, file: InputFile, link: InputLink, head: Answer | None = None, fetched: Fetched | None = None
+    ) -> None:
         super().__init__(file)
+        self._fetched = fetched or Fetched()
         self._link = link
         self._checked = False
         self._streams: list[_Stream] = []
@@ -218,7 +263,12 @@ class ClientBytes(InputBytes):
 
     def _data(self, piece: _Piece) -> bytes:
         if piece.answer is not None:
-            piece.data, piece.answer = self._link.wait(piece.answer).data, None
+            answer = self._link.wait(piece.answer)
+            piece.data, piece.answer = answer.data, None
+            if answer.from_node:
+                self._fetched.node_bytes += len(piece.data)
+            else:
+                self._fetched.client_bytes += len(piece.data)
             self._checked = True
             if len(piece.data) != piece.high - piece.low:
                 raise changed(self.file.path, "it has become shorter")

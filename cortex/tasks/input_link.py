@@ -1,4 +1,4 @@
-"""An executor's link to its node for bytes of the client's files: reads are asked for, answers awaited.
+"""An executor's link to its node for bytes of files that are elsewhere: reads are asked for, answers awaited.
 
 The node is dialed with the first read. What it sends is taken by a thread, so that the node need not hold
 what the executor has asked for and not come to yet. A read has no time limit: while the client is away it
@@ -16,7 +16,15 @@ from typing import Final
 from cortex.errors import CortexError, InternalError, from_report
 from cortex.limits import INPUT_WAIT_S, KIB
 from cortex.wire.framing import BlockingConnection
-from cortex.wire.messages import FromInputDoor, InputBytes, InputHello, ReadInput
+from cortex.wire.messages import (
+    FromInputDoor,
+    InputBytes,
+    InputHello,
+    InputLocated,
+    InputUnread,
+    LocateInput,
+    ReadInput,
+)
 
 _RECEIVER_STACK_BYTES: Final = 256 * KIB  # it calls little; the default of 8 MB counts against RLIMIT_DATA
 
@@ -27,7 +35,7 @@ class Answer:
     __slots__ = ("found",)
 
     def __init__(self) -> None:
-        self.found: InputBytes | BaseException | None = None
+        self.found: InputBytes | InputLocated | BaseException | None = None
 
 
 class InputLink:
@@ -44,19 +52,39 @@ class InputLink:
         self._answers: dict[int, Answer] = {}
         self._ended = True
 
+    def locate(self, file: int) -> InputLocated:
+        """Where the node has the file of this id."""
+        connection, answer, number = self._begin()
+        self._send(connection, LocateInput(number, self._job, file))
+        found = self._wait(answer)
+        assert isinstance(found, InputLocated)
+        return found
+
     def ask(self, file: int, offset: int, length: int, find: bytes = b"", find_bytes: int = 0) -> Answer:
         """Begin a read of the client's file of this id (see `ReadInput`)."""
-        connection, answer, number = self._connected(), Answer(), next(self._numbers)
-        with self._lock:
-            self._answers[number] = answer
-        try:
-            connection.send(ReadInput(number, self._job, file, offset, length, find, find_bytes))
-        except OSError as error:
-            raise _cut_off(error) from error
+        connection, answer, number = self._begin()
+        self._send(connection, ReadInput(number, self._job, file, offset, length, find, find_bytes))
         return answer
 
     def wait(self, answer: Answer) -> InputBytes:
-        """Raises the typed error of what kept the client from reading."""
+        """Raises the typed error of what kept whoever has the file from reading."""
+        found = self._wait(answer)
+        assert isinstance(found, InputBytes)
+        return found
+
+    def _begin(self) -> tuple[BlockingConnection[FromInputDoor], Answer, int]:
+        connection, answer, number = self._connected(), Answer(), next(self._numbers)
+        with self._lock:
+            self._answers[number] = answer
+        return connection, answer, number
+
+    def _send(self, connection: BlockingConnection[FromInputDoor], message: ReadInput | LocateInput) -> None:
+        try:
+            connection.send(message)
+        except OSError as error:
+            raise _cut_off(error) from error
+
+    def _wait(self, answer: Answer) -> InputBytes | InputLocated:
         with self._lock:
             while answer.found is None:
                 if not self._lock.wait(INPUT_WAIT_S):
@@ -106,7 +134,7 @@ class InputLink:
         ended: BaseException = ConnectionResetError("the node closed the link")
         try:
             while (message := connection.receive()) is not None:
-                found = message if isinstance(message, InputBytes) else from_report(message.error)
+                found = from_report(message.error) if isinstance(message, InputUnread) else message
                 self._answered(message.read, found)
         except BaseException as error:  # raised in the task's thread, where somebody waits
             ended = error
@@ -117,7 +145,7 @@ class InputLink:
             self._answers.clear()
             self._lock.notify_all()
 
-    def _answered(self, read: int, found: InputBytes | BaseException) -> None:
+    def _answered(self, read: int, found: InputBytes | InputLocated | BaseException) -> None:
         with self._lock:
             answer = self._answers.pop(read, None)
             if answer is not None:  # else nobody waits for it any more

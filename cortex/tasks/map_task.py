@@ -41,7 +41,7 @@ from cortex.tasks.table_emitters import (
     batches_from,
 )
 from cortex.tasks.user_errors import USER_EXCEPTIONS, shorten, user_error, user_frames
-from cortex.wire.messages import MapResult, MapTask, TaskStats
+from cortex.wire.messages import InputOrigin, MapResult, MapTask, TaskStats
 
 _BLAME_S_MAX = 2.0  # to find the record whose pairs are at fault, by mapping again
 _ROWS_AT_ONCE = 4096  # table rows made into Python objects at once
@@ -59,6 +59,10 @@ class MapAttempt:
         self._progress = progress
         self._rows_in = 0
         self._bytes_done = 0
+        self._local_bytes = 0
+        """Of those, of splits that nothing had to come for."""
+        fetched = program.fetched
+        self._fetched_before = fetched.node_bytes, fetched.client_bytes
         self._reader: Reader | None = None
         self._split: Split | None = None
         self._file: InputFile | None = None
@@ -153,12 +157,15 @@ class MapAttempt:
                 open_input=program.open_input,
             )
             self._reader = reader
+            far = program.fetched.total
             try:
                 for block in reader:
                     yield block
                     self._report(reader)
             finally:
                 self._bytes_done += reader.bytes_read
+                if program.fetched.total == far:
+                    self._local_bytes += reader.bytes_read
                 reader.close()  # it still describes what it gave last
 
     def _report(self, reader: Reader | None) -> None:
@@ -288,7 +295,8 @@ class MapAttempt:
                 spilled_bytes=made.written_bytes,
             )
             rows, checksum = made.partition_rows, made.checksum
-            return MapResult(self._task.map_index, stats, rows, checksum, (), counters, types)
+            origin = self._origin()
+            return MapResult(self._task.map_index, stats, rows, checksum, (), counters, types, origin)
         assert self._part is not None
         parts = self._pairs.finish() if self._pairs is not None else self._part.finish()
         self._part = None
@@ -298,7 +306,13 @@ class MapAttempt:
             rows_out=sum(part.rows for part in parts),
             bytes_out=sum(part.size_bytes for part in parts),
         )
-        return MapResult(self._task.map_index, stats, (), 0, parts, counters, types)
+        return MapResult(self._task.map_index, stats, (), 0, parts, counters, types, self._origin())
+
+    def _origin(self) -> InputOrigin:
+        fetched, (node_bytes, client_bytes) = self._program.fetched, self._fetched_before
+        return InputOrigin(
+            self._local_bytes, fetched.node_bytes - node_bytes, fetched.client_bytes - client_bytes
+        )
 
     def _close(self) -> None:
         if self._shuffle is not None:

@@ -21,6 +21,7 @@ from cortex.kernels.aggregates import result_type
 from cortex.kernels.expressions import compile_expression, compile_filter
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
+from cortex.tasks.client_input import Fetched
 from cortex.tasks.position import Position
 from cortex.tasks.user_errors import USER_EXCEPTIONS, user_error, user_frames
 from cortex.wire.messages import Counters
@@ -38,7 +39,9 @@ class Program:
         budget: Budget,
         open_input: Opener = open_local,
         soon: Soon = at_hand,
+        fetched: Fetched | None = None,
     ) -> None:
+        self.fetched = fetched or Fetched()
         self.spec = spec
         self.store = store
         self.staging_dir = staging_dir

@@ -13,7 +13,7 @@ from cortex.job.plan import InputPlan
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
 from cortex.tasks.budget import Budget
-from cortex.tasks.client_input import ClientInput
+from cortex.tasks.client_input import ClientInput, Fetched
 from cortex.tasks.combine_task import CombineAttempt
 from cortex.tasks.job_bundle import enter_bundle, versions_told
 from cortex.tasks.map_task import MapAttempt
@@ -50,7 +50,13 @@ class JobContext:
         self._client_input: ClientInput | None = None
         open_input, soon = open_local, at_hand
         if open_job.input_socket:
-            self._client_input = ClientInput(open_job.input_socket, open_job.job, self._waiting)
+            self._client_input = ClientInput(
+                open_job.input_socket,
+                open_job.job,
+                self._waiting,
+                has_roots=open_job.has_data_roots,
+                full=open_job.spec.input.fingerprint == "full",
+            )
             open_input, soon = self._client_input.open, self._client_input.soon
         with versions_told(open_job.packages):
             self._program = Program(
@@ -61,6 +67,7 @@ class JobContext:
                 Budget.of(open_job.memory_bytes),
                 open_input,
                 soon,
+                Fetched() if self._client_input is None else self._client_input.fetched,
             )
 
     def planned(self, plan: InputPlan) -> None:
@@ -90,6 +97,7 @@ class JobContext:
             split_bytes=self._program.spec.resources.split_bytes,
             reducers=self._reducers(),
             client_files=task.client_files,
+            data_files=task.data_files,
             open_input=self._program.open_input,
             soon=self._program.soon,
             one_machine=self._client_input is None,

@@ -1,9 +1,9 @@
 """What one connection is owed, read from disk piece by piece, in reader threads or where none is needed.
 
-Requests are answered in order. An answer is a header and the segment's bytes, or a refusal; segments
-are checked block by block as they are read (`SegmentCutter`). One found damaged is refused if none of it
-was handed out yet. Else `read` raises: the connection has to end, and because the job remembers what was
-found, the segment is refused when it is asked for again.
+Requests are answered in order. To a read of input the answer is one frame; of a segment it is a header and
+the segment's bytes, or a refusal; segments are checked block by block as they are read (`SegmentCutter`). One
+found damaged is refused if none of it was handed out yet. Else `read` raises: the connection has to end, and
+because the job remembers what was found, the segment is refused when it is asked for again.
 
 Where the node has combined map outputs, the combined segment is given if all outputs with rows in it are
 asked for by one message, by the first of them: so that none is had twice. Else each is given by itself, or,
@@ -14,15 +14,24 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from cortex.errors import CorruptRun, CortexError, FetchFailed, ProtocolError
+from cortex.errors import CorruptRun, CortexError, FetchFailed, NotAllowed, ProtocolError
 from cortex.ids import map_attempt
 from cortex.limits import PARTITIONS_MAX, SEGMENT_ANSWER_BYTES_MAX
 from cortex.storage.file_names import run_path
 from cortex.storage.filesystem import Filesystem
 from cortex.storage.segment_file import SegmentCutter, SegmentPlan, plan_segment
 from cortex.wire.framing import encode_frame
-from cortex.wire.messages import FetchSegment, SegmentHeader, SegmentLater, SegmentRefused
+from cortex.wire.messages import (
+    FetchSegment,
+    InputBytes,
+    InputUnread,
+    ReadInput,
+    SegmentHeader,
+    SegmentLater,
+    SegmentRefused,
+)
 
 
 @dataclass(eq=False)
@@ -51,12 +60,21 @@ class _Asked:
     """Attempts of one message, itself included, that have no answer yet."""
 
 
-class Answers:
-    """`ask` from any thread, `read` and `close` from one at a time."""
+class InputReads(Protocol):
+    """Reads of the input that this node has (`cortex.node.held_inputs.FileReads`), by one thread at a
+    time."""
 
-    def __init__(self, fs: Filesystem) -> None:
+    def answer(self, read: ReadInput) -> InputBytes | InputUnread: ...
+    def close(self) -> None: ...
+
+
+class Answers:
+    """`ask` from any thread, `read` and `close` from one at a time. `inputs` None: there is no input here."""
+
+    def __init__(self, fs: Filesystem, inputs: InputReads | None = None) -> None:
         self._fs = fs
-        self._requests: deque[_Asked] = deque()
+        self._inputs = inputs
+        self._requests: deque[_Asked | ReadInput] = deque()
         self._cutter: SegmentCutter | None = None
         self._in_hand: tuple[_Asked, list[_Asked], str] | None = None
         """What is being answered: the first, those that it covers, and the combined file ("": none)."""
@@ -76,8 +94,11 @@ class Answers:
     def owed(self) -> bool:
         return self._cutter is not None or bool(self._requests)
 
-    def ask(self, request: FetchSegment, job: ServedJob | None) -> None:
+    def ask(self, request: FetchSegment | ReadInput, job: ServedJob | None) -> None:
         """`job` is None where the node does not know it."""
+        if isinstance(request, ReadInput):
+            self._requests.append(request)
+            return
         together: dict[str, _Asked] = {}
         for number, attempt in enumerate((request.attempt, *request.others), request.request):
             asked = _Asked(number, request.job, job, attempt, request.partition, request.ahead, together)
@@ -124,13 +145,18 @@ class Answers:
     def close(self) -> None:
         """Close what is open; no `read` may follow. May free the space of a large file: not on a reactor."""
         self._requests.clear()
+        if self._inputs is not None:
+            self._inputs.close()
         if self._cutter is not None:
             self._cutter.close()
             self._cutter = None
 
     def _begin(self) -> bytes:
-        """Take the next request: the header of its segment, or its refusal, or that it is put off."""
+        """Take the next request: the header of its segment, its refusal, or that it is put off; of input the
+        whole answer."""
         asked = self._requests.popleft()
+        if isinstance(asked, ReadInput):
+            return self._read_input(asked)
         asked.together.pop(asked.attempt, None)
         try:
             path = _path_of(asked)
@@ -152,6 +178,11 @@ class Answers:
         self._cached = True
         covers = tuple(each.request for each in covered)
         return encode_frame(SegmentHeader(asked.request, plan.size_bytes, plan.rows, covers))
+
+    def _read_input(self, read: ReadInput) -> bytes:
+        if self._inputs is None:
+            return encode_frame(InputUnread(read.read, NotAllowed("this node has no data roots").report()))
+        return encode_frame(self._inputs.answer(read))
 
     def _combined(self, asked: _Asked, job: ServedJob) -> tuple[SegmentPlan, list[_Asked], str] | None:
         """The combined segment that this request and others of its message may be answered with."""

@@ -226,19 +226,6 @@ class FetchQueue:
         self._segments = {key: each for key, each in self._segments.items() if each.wanted.job != job}
         return self._next(now, out)
 
-    def lose(self, holder: str, error: CortexError, now: float) -> list[Instruction]:
-        """The holder is known to be gone: give up at once what is not here yet."""
-        found = self._holders.get(holder)
-        if found is None:
-            return []
-        out: list[Instruction] = []
-        for connection in list(found.connections):
-            self._drop(connection)
-            out.append(Close(connection.number))
-        self._give_up_waiting(found, error, out)
-        self._forget_idle(found)
-        return self._next(now, out)
-
     # --- what happened to a connection ---
 
     def connected(self, connection: int, now: float) -> list[Instruction]:

@@ -107,5 +107,5 @@ class PartStreams:
             self._go_on(stream)
 
     def _end(self, stream: _Stream, error: CortexError) -> None:
-        if self._streams.pop(stream.number, None) is not None:
+        if not stream.dropped and self._streams.pop(stream.number, None) is not None:
             self._send(PartUnread(self._node, stream.number, error.report()))

@@ -30,11 +30,18 @@ class _Sent(Generic[A]):
 
 class ReadQueue(Generic[A]):
     """`send(read)` passes one on, under a number out of `numbers`. At most `bytes_max` are asked for at once,
-    or a single read. `up`: the way is there."""
+    or a single read, and no more than `reads_max` reads. `up`: the way is there."""
 
     def __init__(
-        self, numbers: Iterator[int], send: Callable[[ReadInput], None], bytes_max: int, *, up: bool = True
+        self,
+        numbers: Iterator[int],
+        send: Callable[[ReadInput], None],
+        bytes_max: int,
+        *,
+        up: bool = True,
+        reads_max: int = INPUT_READS_MAX,
     ) -> None:
+        self._reads_max = reads_max
         self._numbers = numbers
         self._send = send
         self._bytes_max = bytes_max
@@ -79,6 +86,20 @@ class ReadQueue(Generic[A]):
                 self._turns.remove(asker)
         self._go_on()
 
+    @property
+    def unanswered(self) -> int:
+        """Reads that were passed on."""
+        return len(self._sent)
+
+    def drain(self) -> list[tuple[A, ReadInput]]:
+        """Everything that is wanted and not answered, each asker's in its order: none of it is here any
+        more."""
+        self.down()
+        drained = [(asker, read) for asker in self._turns for read in self._waiting[asker]]
+        self._waiting.clear()
+        self._turns.clear()
+        return drained
+
     def down(self) -> None:
         """The way is gone, and every answer that was on it."""
         self._is_up = False
@@ -102,7 +123,7 @@ class ReadQueue(Generic[A]):
             waiting.append(read)
 
     def _go_on(self) -> None:
-        while self._is_up and self._turns and len(self._sent) < INPUT_READS_MAX:
+        while self._is_up and self._turns and len(self._sent) < self._reads_max:
             asker = self._turns[0]
             waiting = self._waiting[asker]
             read = waiting[0]

@@ -116,10 +116,6 @@ class SegmentFetcher:
         if found is not None:
             self._in_thread(_remove, found.store, found.store.set_aside(attempt, partition))
 
-    def holder_lost(self, holder: str, error: CortexError) -> None:
-        """A node is known to be gone: what is wanted of it fails now, not after every try."""
-        self._obey(self._queue.lose(holder, error, self.clock()))
-
     def cancel(self, job: str, gone: Callable[[], None]) -> None:
         """Fetch nothing more for the job; `gone()` when no thread works in its folder any more."""
         found = self._jobs.pop(job, None)

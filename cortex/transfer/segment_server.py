@@ -47,9 +47,9 @@ from cortex.limits import (
     TRANSFER_TICK_S,
 )
 from cortex.storage.filesystem import Filesystem
-from cortex.transfer.answers import Answers, ServedJob
+from cortex.transfer.answers import Answers, InputReads, ServedJob
 from cortex.wire.framing import FrameDecoder
-from cortex.wire.messages import FetchSegment, ToSegmentServer
+from cortex.wire.messages import FetchSegment, ReadInput, ToSegmentServer
 
 _log = Logger()
 
@@ -72,7 +72,8 @@ class ServePolicy:
 class SegmentServer(Factory):
     """See the module. It is the factory of its connections: listen with it, plain or inside TLS.
 
-    `threads` is for tests: something with `callInThread`, in place of the pool.
+    `threads` is for tests: something with `callInThread`, in place of the pool. `inputs()` makes what answers
+    a connection's reads of input; None: this node has none.
     """
 
     noisy = False
@@ -85,7 +86,9 @@ class SegmentServer(Factory):
         identify: Callable[[Any], str],
         policy: ServePolicy | None = None,
         threads: Any = None,
+        inputs: Callable[[], InputReads] | None = None,
     ) -> None:
+        self.inputs = inputs
         self.reactor = reactor
         self.clock = clock
         self.fs = fs
@@ -189,8 +192,10 @@ class _Serving(Protocol):
 
     def __init__(self, server: SegmentServer) -> None:
         self._server = server
-        self._decoder: FrameDecoder[FetchSegment] = FrameDecoder(ToSegmentServer, SEGMENT_REQUEST_BYTES_MAX)
-        self.answers = Answers(server.fs)
+        self._decoder: FrameDecoder[FetchSegment | ReadInput] = FrameDecoder(
+            ToSegmentServer, SEGMENT_REQUEST_BYTES_MAX
+        )
+        self.answers = Answers(server.fs, None if server.inputs is None else server.inputs())
         self.peer = ""
         self._reading = False
         self._paused = False
@@ -218,7 +223,8 @@ class _Serving(Protocol):
             if not self.peer:
                 self._identify()
             for request in self._decoder.feed(data):
-                if self.answers.unanswered + len(request.others) >= self._server.policy.requests_max:
+                more = len(request.others) if isinstance(request, FetchSegment) else 0
+                if self.answers.unanswered + more >= self._server.policy.requests_max:
                     raise ProtocolError(f"it asks for more than {self._server.policy.requests_max} at once")
                 self.answers.ask(request, self._server.job(request.job))
         except CortexError as error:

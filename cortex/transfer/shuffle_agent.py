@@ -174,9 +174,6 @@ class ShuffleAgent:
             for key in waiting.missing & self._wanting.keys():
                 self._wanting[key].discard(attempt)
 
-    def peer_lost(self, holder: str, error: CortexError) -> None:
-        self._fetcher.holder_lost(holder, error)
-
     def combining(self, job: str, on: bool) -> None:
         """Whether more map outputs of the job will be combined on this node."""
         self._server.combining(job, on)

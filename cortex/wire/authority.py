@@ -101,6 +101,11 @@ def read_peer(certificate: x509.Certificate) -> Peer:
     return Peer(role, peer, cluster, certificate.serial_number, not_after)
 
 
+def not_after(certificate_der: bytes) -> float:
+    """When a certificate that this process has signed ends."""
+    return x509.load_der_x509_certificate(certificate_der).not_valid_after_utc.timestamp()
+
+
 def cluster_of(authority: x509.Certificate) -> str:
     """The cluster whose authority this is. Raises NotTrusted unless it is signed by its own key.
 

@@ -16,11 +16,12 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError
+from cortex.errors import CortexError, InternalError, ProtocolError
 from cortex.ids import Role
-from cortex.wire.gate import Members
+from cortex.wire.authority import not_after
+from cortex.wire.gate import Members, revoked
 from cortex.wire.join_desk import JoinDesk
-from cortex.wire.messages import Join, Joined, Message, Refused, RenewCertificate
+from cortex.wire.messages import CertificateRenewed, Join, Joined, Message, Refused, RenewCertificate
 from cortex.wire.peers import AcceptedProtocol
 from cortex.wire.permissions import union_from
 from cortex.wire.tls import exporter_of
@@ -70,7 +71,7 @@ class Door:
         self._members.revoke(peer)
         for link in list(self._links):
             if link.peer is not None and link.peer.id == peer:
-                link.close(Refused(NotAllowed(f"{link.peer} was revoked").report()))
+                link.close(Refused(revoked(link.peer).report()))
 
     def close(self) -> None:
         """Close every link."""
@@ -106,6 +107,8 @@ class Door:
 
     def _answered(self, answer: Message, link: Link) -> None:
         self._answering.discard(link)
+        if isinstance(answer, CertificateRenewed):
+            link.renewed(not_after(answer.certificate_der))
         if isinstance(answer, Joined):
             _log.info("{id} joined", id=answer.id)
         if isinstance(answer, Refused):

@@ -53,6 +53,16 @@ class Strangers:
             del self._counts[place]
 
 
+def revoked(peer: Peer) -> NotAllowed:
+    """Its home keeps what it is, so that a new join line alone would be of no use."""
+    folder = peer.role.value
+    return NotAllowed(
+        f"{peer} was revoked",
+        cure=f"remove the folder {folder!r} in its home, and join again with a line from:"
+        " cortex token create",
+    )
+
+
 class Members:
     """Who is of the cluster: what a certificate cannot say of itself."""
 
@@ -74,7 +84,7 @@ class Members:
         if peer.cluster != self.cluster:
             raise NotAllowed(f"{peer} is of another cluster, {peer.cluster}")
         if peer.id in self._revoked:
-            raise NotAllowed(f"{peer} was revoked", cure="join again, with a line from: cortex token create")
+            raise revoked(peer)
         if peer.role not in roles:
             wanted = " or ".join(role.value for role in roles)
             raise NotAllowed(f"{peer} has no business at this port: it is for a {wanted}")

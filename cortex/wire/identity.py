@@ -61,9 +61,13 @@ class Identity:
         """The DNS name in the certificate."""
         return peer_name(self.cluster, self.role, self.id)
 
+    @property
+    def renew_at(self) -> float:
+        """When two thirds of the certificate's life are over."""
+        return self.issued_at + (self.expires_at - self.issued_at) * RENEW_AFTER_FRACTION
+
     def renew_due(self, now: float) -> bool:
-        """True once two thirds of the certificate's life are over."""
-        return now >= self.issued_at + (self.expires_at - self.issued_at) * RENEW_AFTER_FRACTION
+        return now >= self.renew_at
 
     def expired(self, now: float) -> bool:
         return now >= self.expires_at

@@ -62,6 +62,10 @@ class JoinLine:
 
 def parse_endpoint(text: str, what: str = "the address", *, any_port: bool = False) -> Endpoint:
     """``HOST:PORT``; with `any_port` 0 is one. Raises UsageError naming `what`."""
+    if "://" in text:
+        raise UsageError(
+            f"{what}: {text!r} is a URL", cure=f"write HOST:PORT: {text.split('://')[1].strip('/')}"
+        )
     host, colon, port = text.rpartition(":")
     if not colon:
         raise UsageError(f"{what}: {text!r} has no port", cure="write HOST:PORT, such as 10.0.0.5:8786")
@@ -78,6 +82,14 @@ def parse_endpoint(text: str, what: str = "the address", *, any_port: bool = Fal
     if not (_is_ipv6(host) if bracketed else _HOST_NAME.fullmatch(host)):
         raise UsageError(f"{what}: {host!r} is not a host", cure="write HOST:PORT, such as 10.0.0.5:8786")
     return Endpoint(host, int(port))
+
+
+def parse_host(text: str, what: str) -> str:
+    """A name or an address, an IPv6 one with or without brackets. Raises UsageError naming `what`."""
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    if not (_is_ipv6(host) or (host == text and _HOST_NAME.fullmatch(host))):
+        raise UsageError(f"{what}: {text!r} is not a host", cure="write a name or an address, without a port")
+    return host
 
 
 def parse_join_line(line: str) -> JoinLine:

@@ -19,11 +19,12 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cortex.errors import CortexError, JoinRefused, NotAllowed, UsageError
+from cortex.errors import CortexError, JoinRefused, UsageError
 from cortex.ids import Role, new_peer_id
 from cortex.limits import TOKEN_SECRET_BYTES
 from cortex.tokens import Place, Token
 from cortex.wire.authority import Authority, Peer, requested_key
+from cortex.wire.gate import revoked
 from cortex.wire.join import Endpoint, JoinLine, make_proof
 from cortex.wire.messages import (
     AdminDone,
@@ -78,7 +79,7 @@ class JoinDesk:
         """`peer` is who the connection's certificate says: it gets its own id and role, and no other."""
         try:
             if self._register.is_revoked(peer.id):
-                raise NotAllowed(f"{peer} was revoked")
+                raise revoked(peer)
             key = requested_key(message.csr_der)
             return CertificateRenewed(_der(self._authority.issue(key, peer.role, peer.id, now)))
         except CortexError as error:

@@ -55,9 +55,10 @@ def join_cluster(
     """Join with a join line, and keep the identity in `folder`; `roles` are those the caller can be.
 
     A `folder` that holds an identity of the line's cluster keeps it, unless it has expired at `now`: so
-    a restart may come with the old line. Raises UsageError (a line that is none; another cluster's
-    identity in the folder), Unreachable, NotTrusted (the server is not the one that the line pins),
-    JoinRefused, or VersionMismatch. After Unreachable the same call may be made again.
+    a restart may come with the old line, and a server that has moved is found by a new one. Raises
+    UsageError (a line that is none; another cluster's identity in the folder), Unreachable, NotTrusted (the
+    server is not the one that the line pins), JoinRefused, or VersionMismatch. After Unreachable the same
+    call may be made again.
     """
     wanted = parse_join_line(line)
     kept = load_identity(folder)
@@ -69,7 +70,7 @@ def join_cluster(
                 cure="name another --home; or delete that folder, if it is not needed any more",
             )
         if not kept.expired(now):
-            return kept
+            return kept if kept.server == str(wanted.endpoint) else _moved(kept, wanted, folder)
     key, request = _prepare(folder)
     deadline = time.monotonic() + JOIN_S_MAX
     authority = _pinned_authority(wanted, deadline)
@@ -83,6 +84,18 @@ def join_cluster(
     save_identity(folder, identity)
     remove_private(os.path.join(folder, PENDING_FILE))
     return identity
+
+
+def _moved(kept: Identity, wanted: JoinLine, folder: str) -> Identity:
+    """The line has another address than the identity: the server's new one if the server answers there, else
+    the line is an old one."""
+    try:
+        _pinned_authority(wanted, time.monotonic() + JOIN_S_MAX)
+    except (Unreachable, NotTrusted):
+        return kept
+    moved = kept.at(str(wanted.endpoint))
+    save_identity(folder, moved)
+    return moved
 
 
 def _prepare(folder: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:

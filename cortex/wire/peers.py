@@ -11,11 +11,13 @@ was opened with.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from OpenSSL.SSL import Error as TlsError
 from twisted.internet.defer import CancelledError, Deferred
@@ -49,6 +51,13 @@ from cortex.wire.transports import MessageProtocol
 
 M = TypeVar("M")
 _log = Logger()
+_LISTEN_CURES: Final = {
+    errno.EADDRINUSE: "another process listens there, perhaps one of cortex: end it, or name another port:"
+    " --listen ADDRESS:PORT",
+    errno.EADDRNOTAVAIL: "this machine has no such address: write 0.0.0.0 for all it has, or 127.0.0.1 for"
+    " itself alone",
+    errno.EACCES: "ports below 1024 are not for every user: name another one: --listen ADDRESS:PORT",
+}
 
 
 @implementer(IHandshakeListener)
@@ -146,6 +155,12 @@ class AcceptedProtocol(_SecureProtocol[M]):
     def hold(self) -> None:
         """The peer has said what it wants and may wait for the answer; its frames stay small."""
         self._stop_timer()
+
+    def renewed(self, not_after: float) -> None:
+        """The peer has another certificate, which it was sent over this link: the link may go on as long."""
+        if self.peer is not None and self._expiry is not None and self._expiry.active():
+            self.peer = replace(self.peer, not_after=not_after)
+            self._expiry.reset(max(0.0, not_after - self._wall_clock()))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._expiry is not None and self._expiry.active():
@@ -314,7 +329,11 @@ def listen_tls(
     try:
         return reactor.listenTCP(endpoint.port, port, interface=host)
     except CannotListenError as error:
-        raise UsageError(f"cannot listen on {endpoint}: {error.socketError}") from error
+        cause: Any = error.socketError
+        raise UsageError(
+            f"cannot listen on {endpoint}: {getattr(cause, 'strerror', None) or cause}",
+            cure=_LISTEN_CURES.get(getattr(cause, "errno", 0), "name another address or port: --listen"),
+        ) from error
 
 
 def _tls_words(reason: Failure) -> str | None:

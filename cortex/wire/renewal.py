@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cryptography import x509
 
 from cortex.errors import NotTrusted, ProtocolError
+from cortex.limits import DAY_S, RENEW_RETRY_S
 from cortex.wire.authority import make_key, make_request
 from cortex.wire.identity import Identity, make_identity
 from cortex.wire.messages import CertificateRenewed, RenewCertificate
+
+
+def look_again_s(identities: Iterable[Identity], now: float) -> float:
+    """Seconds until one of these is due for renewal: a day at most, for clocks that are set."""
+    due_s = min(identity.renew_at for identity in identities) - now
+    return min(DAY_S, due_s) if due_s > 0 else RENEW_RETRY_S
 
 
 class Renewal:

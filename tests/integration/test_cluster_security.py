@@ -194,6 +194,16 @@ def test_a_restart_with_the_old_line_keeps_its_identity(server: Server, tmp_path
     assert server.store.find(token.id).uses == 1  # type: ignore[union-attr]
 
 
+def test_a_server_that_has_moved_is_found_where_a_new_line_says(server: Server, tmp_path: Path) -> None:
+    line = server.line(Role.NODE)
+    first = join(line, tmp_path / "node")
+    moved = join(line.replace("127.0.0.1", "localhost"), tmp_path / "node")
+    assert moved == first.at(f"localhost:{server.endpoint.port}")
+    assert load_identity(str(tmp_path / "node")) == moved
+    gone = line.replace(str(server.endpoint), "127.0.0.1:1")  # an old one, in a unit that was not changed
+    assert join(gone, tmp_path / "node") == moved
+
+
 def test_an_expired_identity_joins_anew(server: Server, tmp_path: Path) -> None:
     old = server.identity(Role.NODE, tmp_path / "node", ago_s=40 * DAY_S)
     new = join(server.line(Role.NODE), tmp_path / "node")
@@ -601,6 +611,25 @@ def test_a_wrong_secret_is_refused_and_costs_no_use(server: Server, tmp_path: Pa
     assert isinstance(error, JoinRefused)
     assert "not known here, or its secret is another" in error.message
     assert join(server.line_of(token), tmp_path / "n").role is Role.NODE
+
+
+def test_the_secret_of_a_token_is_never_sent_not_even_inside_tls(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = server.store.create(Role.NODE, 600, 1, time.time())
+    sent: list[bytes] = []
+    send = joiner._Connection.send
+
+    def recorded(self: Any, data: bytes) -> None:
+        sent.append(data)
+        send(self, data)
+
+    monkeypatch.setattr(joiner._Connection, "send", recorded)
+    assert join(server.line_of(token), tmp_path / "n").role is Role.NODE
+    said = b"".join(sent)
+    assert token.id.encode() in said
+    assert token.secret not in said
+    assert token.secret.hex().encode() not in said
 
 
 def test_a_recorded_join_is_worth_nothing_on_another_connection(server: Server, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_help(arguments: list[str], expected: str, capsys: pytest.CaptureFixture
     ("arguments", "expected"),
     [
         (["mapredoce"], "Did you mean 'mapreduce'?"),
-        (["help", "x"], "Commands: cancel, cluster_status, help"),
+        (["help", "x"], "Commands: cancel, cluster_status, drain, help"),
         (["mapreduce"], "Missing argument 'TARGET'"),
         (["mapreduce", "job.yaml", "--memory", "12Q"], "'12Q' is not a size"),
         (["mapreduce", "job.yaml", "--slots", "0"], "--slots"),
@@ -372,6 +372,7 @@ def test_ls_splits_says_what_cannot_be_split(tmp_path: Path, capsys: pytest.Capt
             "length": path.stat().st_size,
             "rows": None,
             "holder": "local",
+            "holders": ["local"],
         }
     ]
 

@@ -10,7 +10,7 @@ import pytest
 
 from cortex.config import VARIABLES, load_config
 from cortex.errors import UsageError
-from cortex.wire.join import Endpoint, parse_endpoint
+from cortex.wire.join import Endpoint, parse_endpoint, parse_host
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -95,3 +95,5 @@ def test_the_example_lists_every_variable_and_is_right(tmp_path: Path) -> None:
     assert config.memory_bytes == 4 * 2**30
     assert parse_endpoint(config.server) == Endpoint("head.example.org", 8786)
     assert config.join_line == "HOST:PORT/TOKEN.CAHASH"
+    assert parse_endpoint(config.listen) == Endpoint("10.0.0.5", 8786)
+    assert parse_host(config.advertise, "it") == "head.example.org"

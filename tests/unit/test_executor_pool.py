@@ -169,3 +169,27 @@ def test_an_exit_status_alone_says_nothing(machine: Machine) -> None:
     (failed,) = machine.ended
     assert isinstance(failed, m.TaskFailed)
     assert (machine.returned, failed.error.code) == ([], "executor-died")
+
+
+def test_a_log_that_its_disk_does_not_give_back_holds_up_nothing(machine: Machine, tmp_path: Path) -> None:
+    """Its disk has become read-only: executors are replaced all the same, and the node beats on."""
+    gone: list[str] = []
+    machine.pool.open_job(open_job("a"))
+    for index in (0, 1):
+        machine.connect(index)
+        (tmp_path / f"executor-{index}.log").mkdir()  # as root, nothing else is refused
+    machine.pool.close_job("a", lambda: gone.append("a"))
+    machine.dies(0)
+    machine.dies(1)
+    assert gone == ["a"]
+    machine.reactor.advance(EXECUTOR_REFILL_S)
+    assert machine.forks() == [2, 3]
+
+
+def test_looking_at_a_log_that_cannot_be_looked_at_ends_nothing(machine: Machine, tmp_path: Path) -> None:
+    machine.connect(0)
+    (tmp_path / "executor-0.log").symlink_to("executor-0.log")  # a loop: OSError, but not "not found"
+    machine.pool.check()
+    machine.connect(1)
+    machine.pool.open_job(open_job("a"))
+    assert machine.pool.run("a", TASK)

@@ -260,19 +260,6 @@ def test_what_this_node_cannot_write_is_no_fault_of_the_holder() -> None:
     assert fetches.not_kept(asks[0].request, full) == []
 
 
-def test_a_holder_known_to_be_gone_is_given_up_at_once() -> None:
-    fetches = queue(requests_ahead=1, connections_per_holder=1)
-    some = [wanted(i) for i in range(3)]
-    connection, asks = connect(fetches, some)
-    land(fetches, asks[0])
-    fetches.add([wanted(7, "b")], 0.0)
-    out = fetches.lose("a", ProtocolError("node a was lost"), 0.0)
-    assert out[0] == Close(connection)
-    assert given_up(out) == some[1:]
-    assert fetches.lose("nobody", BROKEN, 0.0) == []
-    assert list(fetches._holders) == ["b"]
-
-
 def test_cancel_forgets_a_job_and_only_it() -> None:
     fetches = queue(requests_ahead=2, connections_per_holder=1)
     connection, asks = connect(

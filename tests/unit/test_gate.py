@@ -96,7 +96,7 @@ def test_a_role_sends_what_the_table_says_and_nothing_else(role: Role | None, me
 
 def test_the_table() -> None:
     names = {role: {message.__name__ for message in messages} for role, messages in MAY_SEND.items()}
-    admin_only = {"CreateToken", "ListTokens", "RevokeToken", "RevokePeer", "KillCluster"}
+    admin_only = {"CreateToken", "ListTokens", "RevokeToken", "RevokePeer", "DrainNode", "KillCluster"}
     assert names[None] == {"Join"}
     assert names[Role.NODE] == {message.__name__ for message in get_args(m.FromNode)} | {"RenewCertificate"}
     assert not names[Role.NODE] & names[Role.CLIENT] - {"RenewCertificate"}

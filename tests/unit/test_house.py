@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
+
+from cortex.cli.app import cortex as group
+from cortex.config import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -61,3 +66,24 @@ def test_the_dependencies_are_those_of_the_design() -> None:
     }
     text = (ROOT / "ARCHITECTURE.md").read_text()
     assert not [name for name in names if f"`{name}`" not in text and f"`{name}[tls]`" not in text]
+
+
+def test_nothing_listens_but_behind_tls_or_in_a_private_folder() -> None:
+    """`wire/peers.listen_tls` and `wire/transports.listen_unix` alone open a door; no switch changes that."""
+    opens = re.compile(
+        r"\.listen(TCP|SSL|UNIX|UDP|With)\(|\.adoptStreamPort\(|\.listen\(\)|create_server\(|serverFrom"
+    )
+    found = {
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in (ROOT / "cortex").rglob("*.py")
+        for match in opens.finditer(path.read_text())
+    }
+    assert found == {"cortex/wire/peers.py: .listenTCP(", "cortex/wire/transports.py: .listenUNIX("}
+    doubtful = re.compile(r"insecure|no.?tls|plain.?text|no.?verify|skip.?check|anonymous|trust.?all", re.I)
+    words = [*VARIABLES, *(opt for each in commands(group) for param in each.params for opt in param.opts)]
+    assert [word for word in words if doubtful.search(word)] == []
+
+
+def commands(of: click.Group) -> list[click.Command]:
+    found = list(of.commands.values())
+    return found + [each for one in found if isinstance(one, click.Group) for each in commands(one)]

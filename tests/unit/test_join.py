@@ -228,8 +228,8 @@ def test_a_store_that_is_none_or_newer_says_so(tmp_path: Path) -> None:
 
 
 def test_writes_reach_the_disk_before_they_are_answered(store: TokenStore) -> None:
-    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._file.db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert store._file.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_only_ids_of_those_who_dial_can_be_put_out(store: TokenStore) -> None:

@@ -104,13 +104,13 @@ def test_a_write_that_fails_leaves_nothing(folder: Path) -> None:
 
 def test_a_full_disk_is_a_typed_error_and_is_over_when_there_is_room(folder: Path) -> None:
     journal = Journal(str(folder))
-    (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
-    journal._db.execute(f"PRAGMA max_page_count = {pages + 5}")  # SQLite's own full disk
+    (pages,) = journal._file.db.execute("PRAGMA page_count").fetchone()
+    journal._file.db.execute(f"PRAGMA max_page_count = {pages + 5}")  # SQLite's own full disk
     with pytest.raises(StateFailed, match="full") as caught:
         journal.write([added(), j.RecordAdded(JOB, b"x" * 200_000)])
     assert str(folder / "journal.sqlite") in caught.value.message
     assert "full" in caught.value.cure
-    journal._db.execute("PRAGMA max_page_count = 1000000")
+    journal._file.db.execute("PRAGMA max_page_count = 1000000")
     journal.write([added(), j.RecordAdded(JOB, b"x" * 200_000)])
     assert len(list(journal.records(JOB))) == 1
     journal.close()

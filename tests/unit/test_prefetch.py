@@ -59,8 +59,8 @@ def test_any_ready_task_can_be_leased() -> None:
     assert table.lease(3) == (3, 0)
     assert table.lease(0) == (0, 0)
     table.apply(3, TaskEvent.RETRY)
-    assert [table.lease_first(), table.lease(5), table.lease(3)] == [(1, 0), (5, 0), (3, 1)]
-    assert [table.lease_first()[0], table.lease_first()[0]] == [2, 4]
+    assert [table.lease(table.first_ready()), table.lease(5), table.lease(3)] == [(1, 0), (5, 0), (3, 1)]
+    assert [table.lease(table.first_ready())[0], table.lease(table.first_ready())[0]] == [2, 4]
     assert table.first_ready() is None
     assert all(table.state(index) is TaskState.LEASED for index in range(6))
 

@@ -54,7 +54,7 @@ class Driver:
         self.last = self.scheduler.handle(event, self.now)
         lines = []
         for instruction in self.last:
-            message = instruction.message
+            message = getattr(instruction, "message", None)
             if isinstance(message, m.MapLocations):
                 self.table(instruction.node, message.job).update(message)  # type: ignore[union-attr]
             else:
@@ -915,7 +915,7 @@ def test_a_task_moves_by_its_table_and_by_nothing_else() -> None:
                     next_task_state(state, event)
     table = TaskTable(2)
     table.needs_met(0, 2)
-    assert table.lease_first() == (0, 0)
+    assert table.lease(0) == (0, 0)
     with pytest.raises(InternalError, match="cannot lose when it is LEASED"):
         table.apply(0, TaskEvent.LOSE)
     assert (table.leased, table.done, table.first_ready()) == (1, 0, 1)

@@ -419,18 +419,6 @@ def test_a_callback_may_cancel_and_fetch(tmp_path: Path) -> None:
     assert side.files() == []
 
 
-def test_segments_of_a_lost_holder_fail_at_once(tmp_path: Path) -> None:
-    side = Side(tmp_path)
-    side.fetcher.fetch([wanted(0), wanted(1)])
-    side.holder.say(header(side.holder.asked()[0], 1000) + b"x" * 10)
-    side.fetcher.holder_lost("node-7", FetchFailed("the node was lost"))
-    assert [lost for lost, _ in side.failed] == [wanted(0), wanted(1)]
-    assert side.holder.connections[0][1].aborted
-    side.pass_time(60.0)
-    assert side.holder.dialled == 1
-    assert not side.reactor.getDelayedCalls()
-
-
 def test_stop_cuts_everything(tmp_path: Path) -> None:
     side = Side(tmp_path)
     side.fetcher.fetch([wanted(0)])

@@ -223,7 +223,7 @@ def test_batches_get_smaller_as_more_is_held(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [HEADER.pack(2000), HEADER.pack(3) + b"abc", encode_frame(Stop()), encode_frame(SegmentHeader(1, 2, 3))],
+    [HEADER.pack(5000), HEADER.pack(3) + b"abc", encode_frame(Stop()), encode_frame(SegmentHeader(1, 2, 3))],
 )
 def test_what_is_no_request_ends_the_connection(tmp_path: Path, data: bytes) -> None:
     side = Side(tmp_path)

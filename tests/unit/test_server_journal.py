@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
@@ -399,9 +400,43 @@ def test_a_record_that_makes_no_sense_fails_its_job_by_name(lives: Callable[[], 
     job = submit(life.client()[1])
     life.finish(f"{job}-plan.0", m.PlanResult(PLAN))
     life.clock.advance(JOURNAL_S)
-    life.journal._db.execute("UPDATE records SET record = x'93'")
+    life.journal._file.db.execute("UPDATE records SET record = x'93'")
     later = lives()
     accepted, failed = later.client()[1](m.AttachJob(job))
     assert accepted == m.JobAccepted(job)
     assert (failed.error.code, "journal.sqlite" in failed.error.message) == ("state", True)
     assert "mv " in failed.error.cure
+
+
+def test_a_job_that_is_cancelled_before_it_is_accepted_does_not_run(lives: Callable[[], Life]) -> None:
+    """Ctrl-C right after the command: nobody would come back for it."""
+    life = lives()
+    life.join()
+    life.holds_back = True
+    link, say = life.client()
+    job = "j" + "5" * 12
+    assert say(msgspec.structs.replace(SUBMIT, job=job)) == []
+    (refused,) = life.client(BOB)[1](m.CancelJob(job))
+    assert isinstance(refused, m.Refused)
+    assert say(m.CancelJob(job)) == []
+    life.go_on()
+    accepted, failed = link.take()
+    assert isinstance(accepted, m.JobAccepted)
+    assert isinstance(failed, m.JobFailed)
+    assert failed.error.code == "cancelled"
+    revoked = [name for each in life.node.heard if isinstance(each, m.Revoke) for name in each.attempts]
+    ended = [each.job for each in life.node.heard if isinstance(each, m.EndJob)]
+    assert set(life.leases()) <= {*revoked, *(f"{name}-plan.0" for name in ended)}
+
+
+def test_a_job_that_is_cancelled_by_one_who_is_gone_when_it_is_accepted(lives: Callable[[], Life]) -> None:
+    life = lives()
+    life.join()
+    life.holds_back = True
+    link, say = life.client()
+    job = "j" + "5" * 12
+    say(msgspec.structs.replace(SUBMIT, job=job))
+    say(m.CancelJob(job))
+    life.server.client_lost(link, None)  # type: ignore[arg-type]
+    life.go_on()
+    assert [each.state for each in life.server._status().jobs] == ["cancelled"]

@@ -44,6 +44,12 @@ def test_written() -> None:
     ]  # fmt: skip
     assert format_count(1234567) == "1,234,567"
     assert [format_seconds(s) for s in (0.42, 12.34, 75, 3700)] == ["0.42 s", "12.3 s", "1 m 15 s", "1 h 1 m"]
+    assert [format_seconds(s * 3600) for s in (24, 47.5, 48, 719)] == [
+        "24 h 0 m",
+        "47 h 30 m",
+        "2 d 0 h",
+        "29 d 23 h",
+    ]
 
 
 def test_decimals_are_exact_and_in_plain_digits_where_these_are_few() -> None:

@@ -92,6 +92,15 @@ class RevokePeer(Message, frozen=True):
     peer: str
 
 
+class DrainNode(Message, frozen=True):
+    """The node finishes what it runs, within so many seconds, and leaves; `undo`: it stays after all.
+    Answered with AdminDone when that has begun: the rest is in ClusterStatus."""
+
+    node: str
+    seconds: float
+    undo: bool = False
+
+
 class KillCluster(Message, frozen=True):
     """End every node, and the server after them."""
 
@@ -100,5 +109,5 @@ class AdminDone(Message, frozen=True):
     """It is done, and durable."""
 
 
-ToServerAdmin = Union[CreateToken, ListTokens, RevokeToken, RevokePeer, KillCluster]  # noqa: UP007
+ToServerAdmin = Union[CreateToken, ListTokens, RevokeToken, RevokePeer, DrainNode, KillCluster]  # noqa: UP007
 FromServerAdmin = Union[TokenCreated, TokenList, AdminDone]  # noqa: UP007

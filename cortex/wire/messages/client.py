@@ -9,7 +9,7 @@ import msgspec
 from cortex.errors import ErrorReport
 from cortex.ids import JOB_ID_OR_NONE
 from cortex.job.bundle import NO_BUNDLE, Bundle
-from cortex.job.plan import ClientFiles
+from cortex.job.plan import ClientFiles, InputPlan
 from cortex.job.spec import JobSpec
 from cortex.wire.messages.base import Counters, Message, Refused
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
@@ -72,6 +72,8 @@ class SubmitJob(Message, frozen=True):
     """The input files that the client has; it sends what the nodes read of them, until the job's end."""
     job: Annotated[str, msgspec.Meta(pattern=JOB_ID_OR_NONE)] = ""
     """"": the server gives it one."""
+    plan_only: bool = False
+    """The job is done when it is planned: `PlanMade` comes before its JobDone."""
 
 
 class JobAccepted(Message, frozen=True):
@@ -110,6 +112,20 @@ class TaskSummary(Message, frozen=True):
     """What it worked on: file and offset, or the partition."""
 
 
+class Locality(msgspec.Struct, frozen=True):
+    """Where the input of finished maps was read from. A map that read of several places is the farthest's."""
+
+    local_maps: int = 0
+    """On the node that ran them."""
+    local_bytes: int = 0
+    streamed_maps: int = 0
+    """From another node that has the file."""
+    streamed_bytes: int = 0
+    client_maps: int = 0
+    """From the job's client."""
+    client_bytes: int = 0
+
+
 class JobReport(Message, frozen=True):
     """What a finished (or failed) job did."""
 
@@ -131,6 +147,7 @@ class JobReport(Message, frozen=True):
     slowest: TaskSummary | None = None
     counters: Counters = {}
     notes: tuple[str, ...] = ()
+    locality: Locality = Locality()
 
 
 class JobDone(Message, frozen=True):
@@ -147,6 +164,19 @@ class JobFailed(Message, frozen=True):
     job: str
     error: ErrorReport
     report: JobReport
+
+
+class PlanMade(Message, frozen=True):
+    """The plan of a job that is no more than its plan."""
+
+    job: str
+    plan: InputPlan
+    sets: tuple[tuple[str, ...], ...]
+    """Nodes that have the same files."""
+    set_of: tuple[int, ...]
+    """For each file of the plan, the number of the set that has it."""
+    client_has: str
+    """For each file of the plan "1" if the client has it, else "0"."""
 
 
 class AttachJob(Message, frozen=True):
@@ -177,7 +207,11 @@ class JobLogs(Message, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """A node as the server sees it. `silent`: its leases have expired, but its link is still there."""
+    """A node as the server sees it. `silent`: its leases have expired, but its link is still there.
+
+    `state`: up, silent, away (its link has ended a moment ago), expected (it was there in an earlier life of
+    the server, which knows no more of it yet), draining, or leaving (the time of its drain is over).
+    """
 
     node: str
     data_address: str
@@ -189,6 +223,16 @@ class NodeStatus(msgspec.Struct, frozen=True):
     heard_s: float
     """Seconds since it was last heard."""
     silent: bool
+    state: str = "up"
+    host: str = ""
+    versions: dict[str, str] = {}
+    certificate_expires_at: float = 0.0
+    """Seconds since 1970; 0 where there is none, or the node is not connected."""
+    waits_for: tuple[str, ...] = ()
+    """Of a node that is draining: what it is still needed for."""
+    leaves_in_s: float = -1.0
+    """Of a node that is draining: until what it runs is given up. Of one that is expected: until it is."""
+    data_roots: int = 0
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -202,12 +246,15 @@ class JobStatus(msgspec.Struct, frozen=True):
     seconds: float
     stages: tuple[StageProgress, ...] = ()
     error: str = ""
+    locality: Locality = Locality()
 
 
 class ClusterStatus(Message, frozen=True):
     cluster: str
     nodes: tuple[NodeStatus, ...]
     jobs: tuple[JobStatus, ...]
+    expected: tuple[NodeStatus, ...] = ()
+    """Nodes of an earlier life of the server that are not back yet: little more is known than their names."""
 
 
 class JobReceived(Message, frozen=True):
@@ -275,6 +322,7 @@ FromServer = Union[  # noqa: UP007
     BlobsTaken,
     JobAccepted,
     JobProgress,
+    PlanMade,
     JobDone,
     JobFailed,
     JobLogs,

@@ -30,9 +30,12 @@ class OpenJob(Message, frozen=True):
     files: tuple[str, ...] = ()
     """Names of side files and of the folders they are in."""
     input_socket: str = ""
-    """The node's unix socket for bytes of the client's files; "" on one machine, where all are at hand."""
+    """The node's unix socket for bytes of files that are elsewhere; "" on one machine, where all are at
+    hand."""
     packages: tuple[Package, ...] = ()
     """What the code imports, in the versions of the client."""
+    has_data_roots: bool = False
+    """The node says of each file whether it has it; else what lies at the client's path may be the same."""
 
 
 class JobPlanned(Message, frozen=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from cortex.errors import ErrorReport
 from cortex.job.bundle import NO_BUNDLE, Bundle
+from cortex.job.plan import ClientFile, DataFiles
 from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
 from cortex.wire.messages.base import Message
@@ -36,6 +37,12 @@ class NodeHello(Message, frozen=True):
     attempts: dict[str, int] = {}
     """That it was leased, and that have not ended or whose end was not acknowledged (ReportsKept); each with
     its ReduceTask's `version`, or 0."""
+    draining_s: float = -1.0
+    """It was told to drain, and has so many seconds left; -1: it was not."""
+    host: str = ""
+    """The machine's name, for people."""
+    data_roots: int = 0
+    """Folders that it may read and serve; 0: none was named."""
 
 
 class StartJob(Message, frozen=True):
@@ -128,6 +135,28 @@ class Heartbeat(Message, frozen=True):
     """Of the folders for spilled data together; -1 unknown."""
 
 
+class Drain(Message, frozen=True):
+    """Give back what has not begun (GivenBack); nothing more is leased, and ShutDown follows when nothing of
+    this node is needed any more. `seconds`, from now, is when what still runs is given up. -1: work again."""
+
+    seconds: float
+
+
+class GivenBack(Message, frozen=True):
+    """These attempts were leased to the node and have not begun: they run elsewhere."""
+
+    node: str
+    incarnation: str
+    attempts: tuple[str, ...]
+
+
+class Goodbye(Message, frozen=True):
+    """The node ends now, and does not come back as it was."""
+
+    node: str
+    incarnation: str
+
+
 class SendPart(Message, frozen=True):
     """Read a staged part of the output from `offset` on and send it as `PartChunk`s under this stream's
     number, as far as its credit reaches: `credit_bytes` now, and more with each `PartCredit`."""
@@ -210,6 +239,56 @@ class BlobLost(Message, frozen=True):
     error: ErrorReport
 
 
+class ListData(Message, frozen=True):
+    """Which files do these data names stand for below your data roots? Answered with `DataListed`."""
+
+    job: str
+    names: tuple[str, ...]
+    full: bool
+    """Fingerprints are of whole files."""
+
+
+class DataListed(Message, frozen=True):
+    node: str
+    job: str
+    found: DataFiles = ()
+    """For each name."""
+    error: ErrorReport | None = None
+    """What kept the node from looking."""
+
+
+class FindInput(Message, frozen=True):
+    """Which of the job's files do you have below your data roots? A file's id is its place. Answered with
+    `InputFound`; from then on the node serves them, until the job's end."""
+
+    job: str
+    files: tuple[ClientFile, ...]
+    full: bool
+
+
+class InputFound(Message, frozen=True):
+    node: str
+    job: str
+    held: bytes
+    """A bit for each file, the first is the lowest of the first byte: this node has the same."""
+
+
+class InputHolders(Message, frozen=True):
+    """Who has the job's files: sent before a task that may read some from afar, and again when it has
+    changed.
+
+    `sets` are of numbers in `nodes`; `set_of` has, for each file, the number of its set, in four bytes,
+    little-endian.
+    """
+
+    job: str
+    nodes: tuple[OutputNode, ...]
+    sets: tuple[tuple[int, ...], ...]
+    set_of: bytes
+    client_files: int
+    """The first so many are the client's, which has them as well."""
+
+
 class NodeReads(Message, frozen=True):
     """Ask the job's client for it."""
 
@@ -233,7 +312,7 @@ class NodeLog(Message, frozen=True):
 
 
 class ShutDown(Message, frozen=True):
-    """An admin ends the cluster: kill what runs, remove what was spilled, end."""
+    """The cluster ends, or the node is drained: kill what runs, remove what was spilled, end."""
 
 
 ToNode = Union[  # noqa: UP007
@@ -252,7 +331,11 @@ ToNode = Union[  # noqa: UP007
     BlobLost,
     InputBytes,
     InputUnread,
+    ListData,
+    FindInput,
+    InputHolders,
     SendLogs,
+    Drain,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -261,10 +344,14 @@ FromNode = Union[  # noqa: UP007
     AttemptFailed,
     Heartbeat,
     CannotServe,
+    GivenBack,
+    Goodbye,
     PartChunk,
     PartUnread,
     FetchBlob,
     BlobTaken,
     NodeReads,
+    DataListed,
+    InputFound,
     NodeLog,
 ]

@@ -1,4 +1,4 @@
-"""Node - node: segments of map outputs."""
+"""Node - node: segments of map outputs, on a connection that input is read over as well (`inputs`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 
 from cortex.errors import ErrorReport
 from cortex.wire.messages.base import Message
+from cortex.wire.messages.inputs import ReadInput
 
 
 class FetchSegment(Message, frozen=True):
@@ -56,5 +57,5 @@ class SegmentLater(Message, frozen=True):
     request: int
 
 
-ToSegmentServer = FetchSegment
+ToSegmentServer = Union[FetchSegment, ReadInput]  # noqa: UP007
 FromSegmentServer = Union[SegmentHeader, SegmentRefused, SegmentLater]  # noqa: UP007

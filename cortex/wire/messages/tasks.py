@@ -7,7 +7,7 @@ from typing import Annotated, Union
 import msgspec
 
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import ClientFiles, InputPlan, Split
+from cortex.job.plan import ClientFiles, DataFiles, InputPlan, Split
 from cortex.wire.messages.base import Counters, Message
 
 
@@ -16,6 +16,8 @@ class PlanTask(Message, frozen=True):
 
     client_files: ClientFiles = ()
     """What the job's client has found of them."""
+    data_files: DataFiles = ()
+    """What nodes have found of them."""
 
 
 class ScanTask(Message, frozen=True):
@@ -100,6 +102,14 @@ class OutputPart(Message, frozen=True):
     """The node that has it; "" where it lies in the client's own staging folder."""
 
 
+class InputOrigin(Message, frozen=True):
+    """Where the bytes of a map's input came from: its own node's disks, another node, the job's client."""
+
+    local_bytes: int = 0
+    node_bytes: int = 0
+    client_bytes: int = 0
+
+
 class TaskStats(Message, frozen=True):
     rows_in: int = 0
     bytes_in: int = 0
@@ -123,6 +133,7 @@ class MapResult(Message, frozen=True):
     counters: Counters = {}
     types: OutputTypes = OutputTypes()
     """Of the rows in the run file, or in the parts."""
+    origin: InputOrigin = InputOrigin()
 
 
 class ReduceResult(Message, frozen=True):
