@@ -162,6 +162,7 @@ def node(
             slots=config.slots,
             spill_dirs=[os.path.abspath(folder) for folder in spill] or config.spill_dirs,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
+            combine=config.combine,
         )
 
     return guarded(command)
