@@ -1,8 +1,9 @@
 """Which of a node's map outputs are combined before others fetch them, and whether to go on. Pure.
 
-A job is worth it where its reduction combines and other nodes fetch. When there are COMBINE_MAPS_MIN outputs
-that were not combined yet, they form a group, one at a time; what it saves is measured on the files
-themselves, and the first group that saves too little is the last of its job here: its keys differ too much.
+It is worth it where a job's reduction combines and other nodes fetch: nothing is done before the first of
+them asks, so a cluster of one node does none of it. When there are COMBINE_MAPS_MIN outputs that were not
+combined yet, they form a group, one at a time; what it saves is measured on the files themselves, and the
+first group that saves too little is the last of its job here: its keys differ too much.
 A group that could not be made costs nothing but its own work: its members are served one by one, as are all
 that never come into a group.
 
@@ -36,9 +37,7 @@ class Combining:
         saving_min: float = COMBINE_SAVING_MIN,
     ) -> None:
         self.going_on = True
-        self.bytes_in = 0
-        self.bytes_out = 0
-        """Of the files of all groups made, and of what they were made of."""
+        self._asked = False
         self._job = job
         self._maps_min = maps_min
         self._maps_max = maps_max
@@ -55,9 +54,13 @@ class Combining:
         if found is not None and self.going_on:
             self._outputs[found[1]] = attempt
 
+    def asked(self) -> None:
+        """Another node asks for map outputs of this one."""
+        self._asked = True
+
     def next_group(self) -> RunTask | None:
         """What to run now, if anything; `made`, `failed` or `dropped` tells of its end."""
-        if not self.going_on or self._in_hand is not None:
+        if not (self.going_on and self._asked) or self._in_hand is not None:
             return None
         maps = sorted(self._outputs)
         if self._neighbours_only:
@@ -67,7 +70,7 @@ class Combining:
         chosen = tuple(self._outputs.pop(index) for index in maps[: self._maps_max])
         name = attempt_id(task_id(JobId(self._job), "c", self._groups), 0)
         self._groups += 1
-        self._in_hand = RunTask(name, CombineTask(chosen))
+        self._in_hand = RunTask(name, CombineTask(chosen, self._saving_min))
         return self._in_hand
 
     def made(self, result: CombineResult) -> tuple[str, ...]:
@@ -78,9 +81,7 @@ class Combining:
             for member in members:
                 self.finished(member)
             return ()
-        self.bytes_in += result.bytes_in
-        self.bytes_out += result.bytes_out
-        if result.bytes_out > result.bytes_in * (1 - self._saving_min):
+        if not result.kept:
             self.stop()
             return ()
         return members

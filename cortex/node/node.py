@@ -431,7 +431,9 @@ class Node:
             self.staging_dirs.add(message.staging_dir)
         if self._shuffle is not None:
             may_combine = combines(message.spec)
-            self._shuffle.open_job(message.job, work_dir, may_combine)
+            self._shuffle.open_job(
+                message.job, work_dir, may_combine, lambda: self._outputs_asked_for(message.job)
+            )
             if may_combine and self._combine:
                 self._jobs[message.job].combining = Combining(message.job)
                 self._shuffle.combining(message.job, True)
@@ -599,6 +601,12 @@ class Node:
 
     # --- combining map outputs ---
 
+    def _outputs_asked_for(self, name: str) -> None:
+        combining = self._jobs[name].combining
+        if combining is not None:
+            combining.asked()
+            self._combine_next(name)
+
     def _combine_next(self, name: str) -> None:
         """Queue the next group of the job's map outputs, if it is time."""
         job = self._jobs[name]
@@ -633,9 +641,14 @@ class Node:
     def _stop_combining(self, name: str) -> None:
         """Reduces have begun: nobody is to wait for what is not combined yet."""
         combining = self._jobs[name].combining
-        if combining is not None and combining.going_on and self._shuffle is not None:
-            combining.stop()
-            self._shuffle.combining(name, False)
+        if combining is None or not combining.going_on or self._shuffle is None:
+            return
+        combining.stop()
+        self._shuffle.combining(name, False)
+        for _, run in [item for item in self._queue if self._combines.get(item[1].attempt) == name]:
+            combining.dropped()
+            del self._combines[run.attempt]
+            self._queue.remove((name, run))
 
     def _drop_combine(self) -> bool:
         """Kill one that runs, for a reduce that waits for a slot."""

@@ -33,7 +33,7 @@ from cortex.wire.messages import CombineResult, CombineTask, TaskStats
 
 
 class CombineAttempt:
-    """`run` does it all. Whatever happens, nothing is left but the file it committed."""
+    """`run` does it all. Nothing is left but the file it committed, if that saves enough."""
 
     def __init__(
         self, program: Program, task: CombineTask, attempt: str, progress: Callable[[TaskStats], None]
@@ -54,18 +54,17 @@ class CombineAttempt:
             if not (in_any_order(layouts) or neighbours(self._task.members)):
                 return CombineResult(neighbours_only=True)
             with self._program.task_scope():
-                written = self._write(readers)
-            self._program.take_counters()  # the maps and the reduces count: this work is the node's own
-            read = sum(os.stat(reader.path).st_size for reader in readers)
-            return CombineResult(read, written)
+                result = self._write(readers)
+            self._program.take_counters()  # maps and reduces count: this work is the node's own
+            return result
         finally:
             self._temporary.close()
             for reader in readers:
                 reader.close()
 
-    def _write(self, readers: Sequence[RunFileReader]) -> int:
-        """The bytes of the file made."""
+    def _write(self, readers: Sequence[RunFileReader]) -> CombineResult:
         program = self._program
+        bytes_in = sum(os.stat(reader.path).st_size for reader in readers)
         writer = program.store.create(self._attempt)
         try:
             sink = RunSink(writer, Partitioner(program.reducers))
@@ -84,11 +83,15 @@ class CombineAttempt:
                     self._merge(sources, sink)
                     self._rows_in += rows
             sink.end()
+            if writer.bytes_written > bytes_in * (1 - self._task.saving_min):
+                writer.abort()
+                return CombineResult(bytes_in, writer.bytes_written)
         except BaseException:
             writer.abort()
             raise
         combined = Combined(self._task.members, made_of)
-        return program.store.commit(writer, self._attempt, combined).bytes
+        summary = program.store.commit(writer, self._attempt, combined)
+        return CombineResult(bytes_in, summary.bytes, kept=True)
 
     def _merge(self, sources: list[RunSource], sink: RunSink) -> None:
         budget = self._program.budget.merge

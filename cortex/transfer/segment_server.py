@@ -101,6 +101,7 @@ class SegmentServer(Factory):
         self.connections: set[_Serving] = set()
         self.of_peer: Counter[str] = Counter()
         self._jobs: dict[str, ServedJob] = {}
+        self._first_asked: dict[str, Callable[[], None]] = {}
         self._timer: Any = None
         self._stopping = False
         self._pool = None if threads is not None else ThreadPool(0, self.policy.readers, name="segment-read")
@@ -108,9 +109,11 @@ class SegmentServer(Factory):
         if self._pool is not None:
             self._pool.start()
 
-    def register_job(self, job: str, folder: str) -> None:
-        """From now on serve the map outputs in `folder`."""
+    def register_job(self, job: str, folder: str, asked: Callable[[], None] | None = None) -> None:
+        """From now on serve the map outputs in `folder`. `asked()` is called once, when one is asked for."""
         self._jobs[job] = ServedJob(folder)
+        if asked is not None:
+            self._first_asked[job] = asked
 
     def combining(self, job: str, on: bool) -> None:
         """Whether more of the job's map outputs will be combined here."""
@@ -122,6 +125,7 @@ class SegmentServer(Factory):
 
     def unregister_job(self, job: str) -> None:
         """Begin no further answer for this job; one that is being sent is sent whole. None is fine."""
+        self._first_asked.pop(job, None)
         served = self._jobs.pop(job, None)
         if served is not None:
             served.ended = True
@@ -158,6 +162,10 @@ class SegmentServer(Factory):
     # --- for its connections ---
 
     def job(self, job: str) -> ServedJob | None:
+        """The job of which something is asked for."""
+        asked = self._first_asked.pop(job, None)
+        if asked is not None:
+            asked()
         return self._jobs.get(job)
 
     def in_thread(self, function: Callable[..., None], *arguments: Any) -> None:

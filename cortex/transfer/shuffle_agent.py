@@ -102,14 +102,17 @@ class ShuffleAgent:
         """What could not be had meanwhile is asked for again, if a reduce still waits for it."""
         self._alone = False
         held, self._held = self._held, {}
-        again = [wanted for key, wanted in held.items() if self._wanting.get(key)]
+        again = [replace(wanted, ahead=False) for key, wanted in held.items() if self._wanting.get(key)]
         for key in held.keys() - {wanted.key for wanted in again}:
             self._wanting.pop(key, None)
         self._fetcher.fetch(again)
 
-    def open_job(self, job: str, folder: str, combines: bool = False) -> None:
-        """`combines`: segments of several map outputs may come as one."""
-        self._server.register_job(job, folder)
+    def open_job(
+        self, job: str, folder: str, combines: bool = False, asked: Callable[[], None] | None = None
+    ) -> None:
+        """`combines`: segments of several map outputs may come as one. `asked()` is called once, when another
+        node asks for map outputs of this one."""
+        self._server.register_job(job, folder, asked)
         self._fetched[job] = (0, 0)
         if combines:
             self._combines.add(job)
@@ -237,7 +240,7 @@ class ShuffleAgent:
                     if not self._wanting.get(each.key):
                         self._wanting.pop(each.key, None)
                 self._fetcher.fetch(
-                    [replace(each, combines=False) for each in some if each.key in self._wanting]
+                    [replace(each, combines=False, ahead=False) for each in some if each.key in self._wanting]
                 )
                 return
         for each in some:

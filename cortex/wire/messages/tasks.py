@@ -67,6 +67,8 @@ class CombineTask(Message, frozen=True):
     file under the attempt's name. In map order."""
 
     members: tuple[str, ...]
+    saving_min: float
+    """The part of their bytes that must be saved, or the file is not kept."""
 
 
 Task = Union[PlanTask, ScanTask, MapTask, ReduceTask, CombineTask]  # noqa: UP007 (msgspec reads it at run time)
@@ -152,6 +154,7 @@ class CombineResult(Message, frozen=True):
     """Of the members' files, as they are on the disk."""
     bytes_out: int = 0
     """Of the file made of them."""
+    kept: bool = False
     neighbours_only: bool = False
 
 
