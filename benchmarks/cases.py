@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.csv as pacsv
 
+from benchmarks import locality
 from benchmarks.contest import REPOSITORY, Contender, Row, cortex, hold, peer
 from benchmarks.inputs import Inputs, warm
 from benchmarks.scheduler_scale import in_short, missed
@@ -323,6 +324,63 @@ def scheduler(setting: Setting) -> list[Row]:
     return rows
 
 
+def near_data(setting: Setting) -> list[Row]:
+    """Four nodes with data of their own: 95 % of the maps node-local, and a slow holder does not hold the
+    job."""
+    files, rows = setting.pick((3, 50_000), (10, 500_000), (25, 4_000_000))
+    command = [sys.executable, "-m", "benchmarks.locality", f"--files-per-node={files}", f"--rows={rows}"]
+    figures: dict[str, Any] = {}
+
+    def check(out: Path) -> str:
+        figures.update(json.loads(out.read_text()))
+        return ""  # the program checks the sums itself, and fails
+
+    found = setting.hold(
+        "near the data", [Contender("cortex", lambda out: [*command, f"--json={out}"], check)], rounds=1
+    )
+    for row in found:
+        row.figures = figures
+        row.missed = locality.missed(figures) if figures and setting.scale != "tiny" else ""
+        if figures:
+            setting.say(locality.in_short(figures))
+    return found
+
+
+def server(setting: Setting) -> list[Row]:
+    """A server's memory over 50,000 jobs, and how long it takes to replay a journal of a million maps."""
+    pick = setting.pick
+    measured = {
+        "life": ["benchmarks.server_life", f"--jobs={pick(200, 10_000, 50_000)}"],
+        "replay": [
+            "benchmarks.journal_replay",
+            f"--maps={pick(200, 100_000, 1_000_000)}",
+            "--partitions=100",
+        ],
+        "replay, wide": [
+            "benchmarks.journal_replay",
+            f"--maps={pick(200, 20_000, 200_000)}",
+            "--partitions=1000",
+        ],
+    }
+    rows = []
+    for name, module in measured.items():
+        figures: dict[str, Any] = {}
+
+        def check(out: Path, figures: dict[str, Any] = figures) -> str:
+            figures.update(json.loads(out.read_text()))
+            return ""  # both look at what they did, and fail
+
+        def run(out: Path, module: list[str] = module) -> list[str]:
+            return [sys.executable, "-m", *module, f"--json={out}"]
+
+        for row in setting.hold(f"server, {name}", [Contender("cortex", run, check)], rounds=1):
+            row.figures = figures
+            if figures:
+                setting.say(f"    {json.dumps(figures.get('held', [figures])[-1])}")
+            rows.append(row)
+    return rows
+
+
 def segments(setting: Setting) -> list[Row]:
     """Map outputs between two processes: 0.9 of a bare Twisted pair, over plain TCP and over TLS 1.3."""
     rows = []
@@ -348,6 +406,8 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "startup": startup,
     "memory": memory,
     "scheduler": scheduler,
+    "locality": near_data,
+    "server": server,
     "segments": segments,
 }
 

@@ -8,6 +8,7 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_SLOTS        executors at once (default: one a processor)
     CORTEX_HOME         folder of cortex's own state
     CORTEX_SPILL_DIRS   folders for temporary data, separated as in PATH (default: spill in the home)
+    CORTEX_SPILL_QUOTA  most that a node's temporary data may take (default: all that the disks have free)
     CORTEX_DATA_DIRS    folders whose files a node may read and serve, separated as in PATH (default: none)
     CORTEX_SERVER       HOST:PORT of the cluster's server (default: this machine alone)
     CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
@@ -35,6 +36,7 @@ VARIABLES: Final = (
     "CORTEX_SLOTS",
     "CORTEX_HOME",
     "CORTEX_SPILL_DIRS",
+    "CORTEX_SPILL_QUOTA",
     "CORTEX_DATA_DIRS",
     "CORTEX_SERVER",
     "CORTEX_JOIN",
@@ -56,6 +58,8 @@ class Config:
     """0: not set."""
     home: str
     spill_dirs: tuple[str, ...]
+    spill_quota_bytes: int = 0
+    """0: not set."""
     server: str = ""
     """"" : this machine alone."""
     join_line: str = field(default="", repr=False)
@@ -85,6 +89,7 @@ def load_config(
     *,
     memory_bytes: int | None = None,
     slots: int | None = None,
+    spill_quota_bytes: int | None = None,
     home: str | None = None,
     server: str | None = None,
     join_line: str | None = None,
@@ -113,12 +118,15 @@ def load_config(
     home = _default_home(environment) if home is None else home
     memory = _value(settings, "CORTEX_MEMORY", parse_bytes) if memory_bytes is None else memory_bytes
     places = _value(settings, "CORTEX_SPILL_DIRS", partial(_folders, environment, folder))
+    if spill_quota_bytes is None:
+        spill_quota_bytes = _value(settings, "CORTEX_SPILL_QUOTA", parse_bytes)
     count = _value(settings, "CORTEX_SLOTS", parse_slots) if slots is None else slots
     return Config(
         memory_bytes=memory or 0,
         slots=count or 0,
         home=home,
         spill_dirs=places or (_default_spill(home),),
+        spill_quota_bytes=spill_quota_bytes or 0,
         server=_value(settings, "CORTEX_SERVER", _text) or "" if server is None else server,
         join_line=_value(settings, "CORTEX_JOIN", _text) or "" if join_line is None else join_line,
         data_dirs=_value(settings, "CORTEX_DATA_DIRS", partial(_folders, environment, folder)) or (),

@@ -341,6 +341,10 @@ def _classes(base: type[CortexError]) -> list[type[CortexError]]:
     return [base, *(c for sub in base.__subclasses__() for c in _classes(sub))]
 
 
+ERROR_CODES = frozenset(c.__dict__["code"] for c in _classes(CortexError) if "code" in c.__dict__)
+"""Of all errors that there are."""
+
+
 def from_report(report: ErrorReport) -> CortexError:
     """The error a report was made from; an unknown code becomes the base class."""
     for cls in _classes(CortexError):

@@ -48,6 +48,14 @@ FOLD_KEYS_MAX: Final = 300_000  # keys folded in a dict before it goes to the co
 RUN_WRITE_BYTES: Final = 256 * KIB  # small blocks are gathered to this before a write
 OPEN_RUN_FILES_MAX: Final = 256  # descriptors a merge keeps: a process may commonly have 1,024
 SPILL_CHECK_BYTES: Final = 16 * MIB  # the disk's free space is looked at once for each of these
+SPILL_PORTION_FRACTION: Final = 1 / 16  # of what a node may still spill, for one writer: the others find some
+SPILL_MEASURE_S: Final = (
+    2.0  # what lies in a node's spill folders is counted this often, seldomer when it is much
+)
+SPILL_REST_S: Final = (
+    2.0  # a node that had no room for an attempt gets no other so soon: jobs that end give room;
+)
+SPILL_REST_S_MAX: Final = 60.0  # twice as long after each further one
 SPILL_RESERVE_BYTES: Final = 256 * MIB  # never taken: a disk at zero stops more than this job
 
 # Segments between nodes
@@ -138,6 +146,8 @@ LOCALITY_DELAY_S: Final = 1.0  # a node with room waits so long for a map of its
 HOLDER_RETURN_S: Final = 60.0  # maps whose only holder is lost wait for it: a machine that restarts is back
 INPUT_WAIT_S: Final = 1.0  # how often an executor that waits for the client says that it does
 SHUT_DOWN_S: Final = 1.0  # from telling the nodes to end to the server's own end: the word is on its way
+LOG_FILE_BYTES: Final = 16 * MIB  # of a server or a node, then the next is begun: some hundred thousand lines
+LOG_FILES_KEPT: Final = 4  # before it: with it 80 MB
 JOB_LOG_BYTES: Final = 64 * KIB  # of what a job's code wrote at one node: the end
 LOGS_BYTES_MAX: Final = 4 * MIB  # of all jobs that have ended, in a node's memory
 LOGS_S_MAX: Final = 5.0  # nodes have this long to send what a job's code wrote
@@ -164,6 +174,17 @@ CLIENT_RETURN_S: Final = 30.0  # from the end of a client's link to the end of i
 JOURNAL_S: Final = 0.1  # finished attempts are written down together, this late at most
 JOURNAL_RETRY_S: Final = 2.0  # after the journal could not be written: a full disk is given room by people
 JOURNAL_WAITING_MAX: Final = 100_000  # records kept while it cannot be: then its jobs go on without one
+EXAMINE_DIAL_S_MAX: Final = 4.0  # a port that is filtered does not answer at all
+EXAMINE_S_MAX: Final = 8.0  # for nodes to answer `cortex doctor`: their disks and their dials
+EXAMINED_PORTS_MAX: Final = 3  # of other nodes, that each tries: every port is tried by as many
+METRICS_IDLE_S: Final = 75.0  # a connection that asks nothing: Prometheus scrapes once a minute at most
+AUDIT_FILE_BYTES: Final = 8 * MIB  # then another is begun: 30,000 actions
+AUDIT_FILES: Final = 8  # kept: a month at 8,000 actions a day
+AUDIT_WAITING_MAX: Final = 10_000  # actions that wait for the disk, a few MB; then they go to the log alone
+AUDIT_TEXT_CHARS_MAX: Final = 500  # of one text in an action: a job's name may be as long as its client likes
+AUDIT_STRANGERS_MAX: Final = 60  # refusals of peers without certificate that are written in a minute
+AUDIT_TAIL_MAX: Final = 10_000  # actions that are shown at once: 3 MB of a message
+JOURNAL_FREE_BYTES: Final = 16 * MIB  # of its file, kept for the next jobs; and given back at once: 0.1 s
 JOURNAL_WAL_BYTES: Final = 16 * MIB  # what its write-ahead log is cut to when it was larger
 ATTEMPTS_PER_LIFE: Final = 64  # of a server, at one task: the next life numbers its attempts from there on
 LIVES_MAX: Final = 1000  # of a server, under one job: attempts are numbered in 16 bits

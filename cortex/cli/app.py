@@ -8,6 +8,8 @@ import click
 
 from cortex import __version__
 from cortex.cli import cluster, nodes
+from cortex.cli.audit import audit
+from cortex.cli.doctor import doctor
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
 from cortex.cli.splits import ls_splits
@@ -76,7 +78,7 @@ for _command in (
     nodes.nodes,
 ):
     cortex.add_command(_command)
-for _command in (cluster.token, cluster.kill_cluster):
+for _command in (cluster.token, cluster.kill_cluster, audit, doctor):
     cortex.add_command(_command)
 cortex.add_command(cluster.status, "cluster_status")
 cortex.add_command(cluster.kill_cluster, "kill_cluster")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cortex.cli.cluster import connected, of_cluster
+from cortex.cli.cluster import connected, of_cluster, spilled
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.errors import EXIT_DONE, UsageError
@@ -77,7 +77,7 @@ def nodes_list(home: str | None, server: str | None, as_json: bool) -> int:
 def node_lines(found: list[NodeStatus], now: float) -> list[str]:
     if not found:
         return []
-    head = ["node", "machine", "address", "slots", "memory", "cortex", "python", "state", "heard"]
+    head = ["node", "machine", "address", "slots", "memory", "spilled", "cortex", "python", "state", "heard"]
     rows = [
         [
             node.node,
@@ -85,6 +85,7 @@ def node_lines(found: list[NodeStatus], now: float) -> list[str]:
             node.data_address,
             str(node.slots),
             f"{format_bytes(node.memory_bytes)} of {format_bytes(node.memory_cap_bytes)}",
+            spilled(node),
             node.versions.get("cortex", "?"),
             node.versions.get("python", "?"),
             node.state,

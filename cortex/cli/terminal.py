@@ -137,6 +137,11 @@ def print_json(value: object) -> None:
         sys.stdout.flush()
 
 
+def printable(text: str) -> str:
+    """On one line; of what others chose nothing that a terminal would obey."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def aligned(head: list[str], rows: list[list[str]], right: set[int]) -> list[str]:
     """A table as lines, columns two spaces apart; columns in `right` are aligned to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]

@@ -95,6 +95,7 @@ class Split(msgspec.Struct, frozen=True, gc=False):
 
 _SPLIT = struct.Struct("<IqqqIIbb")  # the fields of Split after `index`, which is its place
 _FILE = struct.Struct("<I")  # the first of them
+_LENGTH, _LENGTH_AT = struct.Struct("<q"), 12  # behind file and offset
 _END = struct.Struct("<I")
 
 
@@ -136,6 +137,14 @@ class Splits(msgspec.Struct, frozen=True, gc=False):
         """`self[place].file`, and nothing else of it."""
         file: int = _FILE.unpack_from(self.packed, place * _SPLIT.size)[0]
         return file
+
+    def bytes_of(self, places: range) -> int:
+        """The sum of their lengths."""
+        size, packed = _SPLIT.size, self.packed
+        total = 0
+        for place in places:
+            total += _LENGTH.unpack_from(packed, place * size + _LENGTH_AT)[0]
+        return total
 
     def end_of_file(self, first: int) -> int:
         """One behind the last split of the file whose first split this is.

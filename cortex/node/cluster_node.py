@@ -14,8 +14,8 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -24,24 +24,40 @@ from cortex.errors import CortexError, NotAllowed, VersionMismatch, from_report
 from cortex.formats.data_roots import DataRoots
 from cortex.ids import server_name
 from cortex.limits import REDIAL_FIRST_S, REDIAL_S_MAX, SERVER_SILENCE_S_MAX, UNTRUSTED_S
+from cortex.machine_report import MachineReport, examine_machine
 from cortex.memory_plan import MemoryPlan
+from cortex.metric_text import Family
+from cortex.node.examination import Examination
 from cortex.node.held_inputs import FileReads
 from cortex.node.node import Node
-from cortex.storage.filesystem import LocalFilesystem
+from cortex.node.node_metrics import node_families
+from cortex.node.spill_meter import SpillMeter
+from cortex.storage.filesystem import LocalFilesystem, is_memory_backed
 from cortex.transfer.data_port import DataPort
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer
 from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
+from cortex.transfer.work_thread import WorkThread
 from cortex.wire import tls
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.identity import Identity, save_identity
 from cortex.wire.join import Endpoint, parse_endpoint
-from cortex.wire.messages import CertificateRenewed, FromNode, Goodbye, Message, PeersRevoked, Refused
+from cortex.wire.messages import (
+    CertificateRenewed,
+    Examine,
+    Goodbye,
+    Message,
+    PeersRevoked,
+    Refused,
+)
 from cortex.wire.peers import DialedProtocol, dial
 from cortex.wire.permissions import union_to
 from cortex.wire.renewal import Renewal, look_again_s
 from cortex.wire.versions import local_versions
+
+if TYPE_CHECKING:
+    from cortex.wire.metrics_port import MetricsPort
 
 _log = Logger()
 _FINAL = (NotAllowed.code, VersionMismatch.code)  # what a server refuses us with for good
@@ -50,6 +66,7 @@ _FINAL = (NotAllowed.code, VersionMismatch.code)  # what a server refuses us wit
 class ClusterNode:
     """See the module. `template` is the template's connected socket, `folder` where `identity` is kept.
 
+    `metrics`: where its figures are told (`cortex.wire.metrics_port`); None: nowhere.
     `failed(error)` is called once when the node can go on no more, `ended()` when an admin has ended the
     cluster, or the node is drained; in both cases the caller calls `stop`. `reactor` times by the monotonic
     `clock`; certificates go by `wall_clock`. Raises UsageError for an address that cannot be listened on.
@@ -65,10 +82,12 @@ class ClusterNode:
         advertise: str,
         plan: MemoryPlan,
         spill_dirs: Sequence[str],
+        spill_quota_bytes: int = 0,
         data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
         combine: bool = True,
+        metrics: Endpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -91,12 +110,22 @@ class ClusterNode:
             self._data.identify,
             inputs=self._input_reads if data_roots else None,
         )
+        self._serving = serving
         self._port = self._data.listen(listen, self._settings, Strangers(), serving)
         self.address = Endpoint(advertise, int(self._port.getHost().port))
 
+        meter = SpillMeter(reactor, spill_dirs, spill_quota_bytes)
+
         def fetcher(landed: Any, lost: Any) -> SegmentFetcher:
             return SegmentFetcher(
-                reactor, clock, LocalFilesystem(), self._data.connect, landed, lost, self._data.check
+                reactor,
+                clock,
+                LocalFilesystem(),
+                self._data.connect,
+                landed,
+                lost,
+                self._data.check,
+                spill_account=meter.account_path,
             )
 
         self._node = Node(
@@ -119,6 +148,7 @@ class ClusterNode:
             ),
             addresses=self._addresses,
             host=socket.gethostname(),
+            meter=meter,
         )
         self._link: DialedProtocol[Any] | None = None
         self._dialing: Deferred[Any] | None = None
@@ -129,7 +159,28 @@ class ClusterNode:
         self._stopping = False
         self._said_lost = False
         self._renewing: Renewal | None = None
+        self._disk = WorkThread(reactor, "identity")
         self._timers: dict[str, Any] = {}
+        folders = [("home", folder), *(("spill", each) for each in spill_dirs)]
+
+        def report() -> MachineReport:
+            return examine_machine(
+                wall_clock(),
+                local_versions(),
+                folders,
+                is_memory_backed,
+                memory_cap_bytes=plan.cap_bytes,
+                certificate_expires_at=self._identity.expires_at,
+            )
+
+        self._examination = Examination(reactor, identity.id, report, self._send, wall_clock)
+        self._metrics: MetricsPort | None = None
+        if metrics is not None:
+            from cortex.wire.metrics_port import MetricsPort  # and with it twisted.web
+
+            self._metrics = MetricsPort(
+                reactor, metrics, self._settings, self._members, self._families, self._ailing, wall_clock
+            )
 
     def start(self, template: Any, socket_path: str) -> None:
         """Start the executors, and dial the server until it answers."""
@@ -145,12 +196,34 @@ class ClusterNode:
             if timer.active():
                 timer.cancel()
         self._port.stopListening()
+        self._disk.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
         self._data.stop()
+        self._examination.stop()
         if self._dialing is not None:
             self._dialing.cancel()
         if self._link is not None:  # its work moves at once: nobody waits for this node to come back
             self._link.close(Goodbye(self._identity.id, self._node.incarnation) if self._welcome else None)
         self._node.stop(gone)
+
+    @property
+    def metrics_port(self) -> int:
+        """0: none."""
+        return 0 if self._metrics is None else self._metrics.port
+
+    def _families(self) -> Iterable[Family]:
+        serving = self._serving
+        return node_families(
+            self._node.figures(),
+            self._welcome,
+            serving.sent_bytes,
+            len(serving.connections),
+            self._identity.expires_at,
+        )
+
+    def _ailing(self) -> list[str]:
+        return [] if self._welcome else [f"no link to the server at {self._identity.server}"]
 
     def _input_reads(self) -> FileReads:
         assert self._node.held is not None
@@ -177,7 +250,7 @@ class ClusterNode:
         self._open = True
         self._node.hello()
 
-    def _send(self, message: FromNode) -> None:
+    def _send(self, message: Message) -> None:
         if self._link is not None and self._open:  # never before the hello
             self._link.send(message)
 
@@ -192,6 +265,8 @@ class ClusterNode:
                 self._data.put_out(peer)
         elif isinstance(message, CertificateRenewed):
             self._renewed(message)
+        elif isinstance(message, Examine):
+            self._examination.examine(message)
         else:
             self._node.receive(message)  # type: ignore[arg-type]  # the link's decoder gives no other
 
@@ -281,17 +356,32 @@ class ClusterNode:
             self._link.send(self._renewing.request)
 
     def _renewed(self, message: CertificateRenewed) -> None:
-        if self._renewing is None:
+        """It counts once it is on the disk; one that could not be put there is asked for again."""
+        renewing = self._renewing
+        if renewing is None:
             return
-        try:
-            self._identity = self._renewing.finish(message)
-            save_identity(self._folder, self._identity)
-        except CortexError as error:
-            _log.warn("the node's certificate could not be renewed: {error}", error=error.message)
-        else:
-            self._settings.options = tls.data_port(self._identity)
-            _log.info("the node's certificate was renewed")
+
+        def save() -> Identity:
+            renewed = renewing.finish(message)
+            save_identity(self._folder, renewed)
+            return renewed
+
+        self._disk.run(save, self._saved, self._not_saved)
+
+    def _saved(self, renewed: Identity) -> None:
+        self._identity = renewed
+        self._settings.options = tls.data_port(renewed)
+        _log.info("the node's certificate was renewed")
+        self._look_at_certificate_later()
+
+    def _not_saved(self, error: CortexError) -> None:
+        _log.warn("the node's certificate could not be renewed: {error}", error=error.message)
+        self._look_at_certificate_later()
+
+    def _look_at_certificate_later(self) -> None:
         self._renewing = None
+        if self._stopping:
+            return
         self._after(
             "certificate", look_again_s([self._identity], self._wall_clock()), self._look_at_certificate
         )

@@ -29,10 +29,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from cortex.errors import CortexError, InternalError, SpillFull
+from cortex.errors import CortexError, Fault, InternalError, SpillFull
 from cortex.formats.data_roots import DataRoots
 from cortex.ids import new_job_id
 from cortex.job.bundle import NO_BUNDLE, folders_of
@@ -52,7 +53,9 @@ from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
+from cortex.node.node_metrics import NodeFigures
 from cortex.node.spill_folders import SpillFolders
+from cortex.node.spill_meter import SpillMeter
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
@@ -87,6 +90,7 @@ from cortex.wire.messages import (
     NodeLog,
     OpenJob,
     PartCredit,
+    ReduceResult,
     ReduceTask,
     ReportsKept,
     Revoke,
@@ -132,8 +136,8 @@ class Node:
     ends the cluster. `spill_dirs` are the node's own folders (mode 0700, made by the caller, who also
     removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
     the agent of a node that others fetch from; None: this node is the only one. `keep_reports`: until the
-    server says ReportsKept, which one with a journal does. `combine`: whether map outputs may be combined
-    here, for other nodes.
+    server says ReportsKept, which one with a journal does. `meter` measures what is spilled, where a node has
+    a quota of its own. `combine`: whether map outputs may be combined here, for other nodes.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class Node:
         input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
         addresses: Addresses | None = None,
         host: str = "",
+        meter: SpillMeter | None = None,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
@@ -168,6 +173,7 @@ class Node:
         self._folders = SpillFolders(spill_dirs)
         self._data_address = data_address
         self._host = host
+        self._meter = meter
         self._drain_until: float | None = None
         """It was told to drain, and until when it may work."""
         self._versions = versions
@@ -211,6 +217,7 @@ class Node:
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
+        self._finished = self._failed_attempts = self._spilled_bytes = 0
         self._bundle_thread = WorkThread(reactor, "bundles")
         self._bundles = BundleFetch(name, send, self._bundle_thread, self._open_job, self._cannot_serve)
 
@@ -247,8 +254,32 @@ class Node:
         )
         self._folders.start()
         self._readers.start()
+        if self._meter is not None:
+            self._meter.start()
         self._finders.start()
         self._tick()
+
+    def figures(self) -> NodeFigures:
+        """What it is doing, for its metrics."""
+        shuffle = self._shuffle
+        running = len(self._job_of) - len(self._queue) - len(self._bringing)
+        return NodeFigures(
+            node=self._name,
+            slots=self._plan.slots,
+            running=max(0, running),
+            queued=len(self._queue) + len(self._bringing),
+            jobs=len(self._jobs),
+            memory_bytes=self.memory.now_bytes,
+            memory_peak_bytes=self.memory.peak_bytes,
+            memory_limit_bytes=self._plan.cap_bytes,
+            memory_paused=self.memory.paused,
+            spill_free_bytes=self._folders.free_bytes(),
+            finished=self._finished,
+            failed=self._failed_attempts,
+            spilled_bytes=self._spilled_bytes,
+            fetched_bytes=0 if shuffle is None else shuffle.fetched_bytes,
+            fetched_segments=0 if shuffle is None else shuffle.fetched_segments,
+        )
 
     def hello(self) -> None:
         """The way to the server is open (again): say who this is, what it holds, and what the server may
@@ -375,6 +406,8 @@ class Node:
     def stop(self, gone: Callable[[], None]) -> None:
         """Kill the executors; `gone()` when none is left and all run files are removed."""
         self._stopping = True
+        if self._meter is not None:
+            self._meter.stop()
         if self._input is not None:
             self._input.stop()
         if self._timer is not None and self._timer.active():
@@ -407,6 +440,8 @@ class Node:
         self._readers.stop()
         self._finders.stop()
         self._folders.stop()
+        if self._meter is not None:
+            self._meter.join()
         self._reactor.callFromThread(gone)
 
     # --- messages ---
@@ -465,6 +500,7 @@ class Node:
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
                 start.bundle.packages,
+                "" if self._meter is None else self._meter.account_path,
                 self.held is not None,
             )
         )
@@ -711,8 +747,12 @@ class Node:
         report: AttemptFinished | AttemptFailed
         if isinstance(ended, TaskFinished):
             report = AttemptFinished(self._name, self._incarnation, ended)
+            self._finished += 1
+            if isinstance(ended.result, MapResult | ReduceResult):
+                self._spilled_bytes += ended.result.stats.spilled_bytes
         else:
-            report = AttemptFailed(self._name, self._incarnation, ended)
+            self._failed_attempts += 1
+            report = AttemptFailed(self._name, self._incarnation, self._elsewhere(ended))
         if self._keep_reports:
             self._reports[ended.attempt] = report, version
         self._send(report)
@@ -722,6 +762,14 @@ class Node:
         if isinstance(ended, TaskFinished) and isinstance(ended.result, MapResult):
             found.combining.finished(ended.attempt)
             self._combine_next(job)
+
+    def _elsewhere(self, failed: TaskFailed) -> TaskFailed:
+        """No room here ends the job where this is the only node for good; another may have some."""
+        if self._meter is None or failed.error.code != SpillFull.code:
+            return failed
+        details = {"node": self._name, **failed.error.details}
+        error = msgspec.structs.replace(failed.error, details=details, fault=Fault.TASK.value)
+        return msgspec.structs.replace(failed, error=error)
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
         if run.attempt in self._combines:
@@ -778,6 +826,8 @@ class Node:
             self.memory.now_bytes,
             self.memory.peak_bytes,
             self._folders.free_bytes(),
+            -1 if self._meter is None else self._meter.used_bytes,
+            -1 if self._meter is None else self._meter.limit_bytes,
         )
         self._send(beat)
 

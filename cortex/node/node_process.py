@@ -44,13 +44,17 @@ def run_node(
     slots: int,
     spill_dirs: Sequence[str],
     combine: bool = True,
+    spill_quota_bytes: int = 0,
+    log_file: str = "",
     data_dirs: Sequence[str] = (),
+    metrics: Endpoint | None = None,
 ) -> int:
     """Work until SIGTERM, SIGINT, the end of the cluster or of this node's drain; gives the exit code. A
     second signal ends it on the spot, with EXIT_INTERRUPTED.
 
-    0 `memory_bytes` or `slots`: what the machine has. Raises UsageError, MemoryTooSmall, JoinRefused,
-    NotTrusted, or what the node failed with later.
+    `log_file` "" is standard error.
+    0 `memory_bytes` or `slots`: what the machine has; 0 `spill_quota_bytes`: what the disks take. Raises
+    UsageError, MemoryTooSmall, JoinRefused, NotTrusted, or what the node failed with later.
     """
     plan = plan_memory(memory_bytes, slots)
     roots = DataRoots(data_dirs)
@@ -71,7 +75,22 @@ def run_node(
             + (f", data in {', '.join(roots.folders)}" if roots else "")
         )
         print(said, flush=True)
-        return _serve(identity, folder, listen, advertise, plan, spills, roots, link, runtime, combine)
+        quota = spill_quota_bytes
+        return _serve(
+            identity,
+            folder,
+            listen,
+            advertise,
+            plan,
+            spills,
+            quota,
+            roots,
+            link,
+            runtime,
+            combine,
+            log_file,
+            metrics,
+        )
     finally:
         for each in folders:
             each.remove()
@@ -92,19 +111,22 @@ def _serve(
     advertise: str,
     plan: MemoryPlan,
     spills: Sequence[str],
+    spill_quota_bytes: int,
     roots: DataRoots,
     template: socket.socket,
     runtime: str,
     combine: bool,
+    log_file: str,
+    metrics: Endpoint | None,
 ) -> int:
     from twisted.internet import reactor as _reactor
 
     from cortex.node.cluster_node import ClusterNode
-    from cortex.wire.transports import log_to_stderr, use_monotonic_clock
+    from cortex.wire.transports import begin_log, use_monotonic_clock
 
     reactor: Any = _reactor
     use_monotonic_clock(reactor)
-    log_to_stderr()
+    begin_log(log_file)
     failure: list[CortexError] = []
     stopping = False
 
@@ -128,10 +150,15 @@ def _serve(
         plan=plan,
         spill_dirs=spills,
         combine=combine,
+        spill_quota_bytes=spill_quota_bytes,
         data_roots=roots,
         failed=failed,
         ended=lambda: reactor.callLater(0, stop),
+        metrics=metrics,
     )
+    if metrics is not None:
+        told = Endpoint(metrics.host, node.metrics_port)
+        print(f"metrics for clients of the cluster: https://{told}/metrics", flush=True)
     signals = 0
 
     def asked(*_: Any) -> None:

@@ -66,16 +66,20 @@ class SpillFolders:
         self._removers.callInThread(_remove, aside)
 
     def free_bytes(self) -> int:
-        """Of the devices that the folders are on, each counted once; -1 when none can be asked."""
-        free: dict[int, int] = {}
-        for folder in self._folders:
-            with contextlib.suppress(OSError):
-                free[os.stat(folder).st_dev] = shutil.disk_usage(folder).free
-        return sum(free.values()) if free else -1
+        return free_bytes(self._folders)
 
     def stop(self) -> None:
         """Wait until all that was discarded is removed: not on the reactor's thread."""
         self._removers.stop()
+
+
+def free_bytes(folders: Sequence[str]) -> int:
+    """Of the devices that the folders are on, each counted once; -1 when none can be asked."""
+    free: dict[int, int] = {}
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            free[os.stat(folder).st_dev] = shutil.disk_usage(folder).free
+    return sum(free.values()) if free else -1
 
 
 def _free_bytes(folder: str) -> int:

@@ -97,6 +97,7 @@ def _counted(sums: Locality, origin: InputOrigin) -> Locality:
 
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
+_RESULTS = {PLAN: PlanResult, SCAN: ScanResult, MAP: MapResult, REDUCE: ReduceResult}
 _STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
 
@@ -324,12 +325,19 @@ class JobRun:
         return self._prefetch.choose(node, first, lambda i: table.state(i) is TaskState.READY, table.total)
 
     def resume(
-        self, attempt: str, node: OutputNode, version: int | None, now: float, scan: ScanTask | None = None
+        self,
+        attempt: str,
+        node: OutputNode,
+        version: int | None,
+        now: float,
+        scan: ScanTask | None = None,
+        ended: bool = False,
     ) -> Running | None:
         """An earlier life of the server has leased this attempt to `node`: it is leased still.
 
         None if its task is not ready, or it is a reduce of other map outputs than there are now (`version`):
-        it may have read what nobody wrote down. `scan`: its task, if what it was told is known.
+        it may have read what nobody wrote down. `scan`: its task, if what it was told is known. `ended`: how
+        is told next.
         """
         parsed = parse_attempt(attempt)
         if parsed is None or parsed[0] != self.job:
@@ -345,9 +353,14 @@ class JobRun:
         if stage == REDUCE and version not in (None, self._outputs.version):
             return None
         table.resume(index, number)
-        task = scan or self._task(stage, index)
-        if isinstance(task, ScanTask) and scan is None:
-            task = msgspec.structs.replace(task, start_state=UNKNOWN)  # it may not have been told its start
+        task: Task
+        if ended and stage == MAP:  # nobody reads its task any more, and there may be a million
+            self._begin_map(index)
+            task = MapTask(index, ())
+        else:
+            task = scan or self._task(stage, index)
+            if isinstance(task, ScanTask) and scan is None:
+                task = msgspec.structs.replace(task, start_state=UNKNOWN)  # it may not have been told it
         return self._leased(Running(AttemptId(attempt), self.job, stage, index, number, node, task), now)
 
     def replay(self, record: JobRecord) -> None:
@@ -359,7 +372,7 @@ class JobRun:
             self.part_lost(record.staged_as)
             return
         end, now = record.end, self.began_at + record.at_s
-        running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan)
+        running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan, ended=True)
         if running is None:
             raise InternalError(f"attempt {end.attempt} ended in the journal, and could not have been leased")
         running.outputs_version = record.outputs_version
@@ -445,12 +458,15 @@ class JobRun:
                 self._begin_scan(index)
             return self._scans.issue(index)
         if stage == MAP:
-            splits = self._splits_of(index)
-            if not self._maps_begun[index]:
-                self._maps_begun[index] = 1
-                self._scan_ahead -= sum(map(self._scans.is_scanned, splits))
-            return MapTask(index, tuple(self._scans.fill(s) for s in splits))
+            self._begin_map(index)
+            return MapTask(index, tuple(self._scans.fill(s) for s in self._splits_of(index)))
         return ReduceTask(index, self._outputs.spans(index), version=self._outputs.version)
+
+    def _begin_map(self, index: int) -> None:
+        if not self._maps_begun[index]:
+            self._maps_begun[index] = 1
+            if self._scans.chains:
+                self._scan_ahead -= sum(map(self._scans.is_scanned, self._splits_of(index)))
 
     def _begin_scan(self, index: int) -> None:
         chunk = self._scans.chunks[index]
@@ -516,13 +532,12 @@ class JobRun:
     def _accept(self, running: Running, done: TaskFinished, now: float) -> None:
         result = done.result
         table = self._tables[running.stage]
-        fits = {
-            PLAN: isinstance(result, PlanResult),
-            SCAN: isinstance(result, ScanResult),
-            MAP: isinstance(result, MapResult) and result.map_index == running.index,
-            REDUCE: isinstance(result, ReduceResult) and result.partition == running.index,
-        }
-        if not fits[running.stage]:
+        fits = isinstance(result, _RESULTS[running.stage])
+        if isinstance(result, MapResult):
+            fits = fits and result.map_index == running.index
+        elif isinstance(result, ReduceResult):
+            fits = fits and result.partition == running.index
+        if not fits:
             raise ProtocolError(f"attempt {running.attempt} gave another task's {type(result).__name__}")
         table.apply(running.index, TaskEvent.FINISH)
         if self.progress.is_slowest(done.seconds):
@@ -609,8 +624,8 @@ class JobRun:
             redo = self._outputs.accept(result, running.number, running.output_node)
             if redo is not Redo.SAME:
                 self._map_changed(running, redo)
-        assert isinstance(running.task, MapTask)
-        length = sum(split.length for split in running.task.splits)
+        assert self.plan is not None
+        length = self.plan.splits.bytes_of(self.plan.tasks[index])
         stats = stats_tuple(result.stats)
         replaced = self._map_stats.replace(index, stats, result.counters)
         if replaced is not None:
@@ -905,18 +920,18 @@ class JobRun:
         if isinstance(task, ScanTask):
             first_byte, end_byte = task.boundaries[0], task.boundaries[-1]
             return f"quotes of {self._file_name(task.file)} from byte {first_byte} to {end_byte}"
-        assert isinstance(task, MapTask)
-        if not task.splits:
+        splits = self._splits_of(running.index)
+        if not splits:
             return "a map without input"
-        first = task.splits[0]
-        more = f" and {len(task.splits) - 1} more splits" if len(task.splits) > 1 else ""
+        first = splits[0]
+        more = f" and {len(splits) - 1} more splits" if len(splits) > 1 else ""
         return f"{self._file_name(first.file)} from byte {first.offset}, {format_bytes(first.length)}{more}"
 
     def _with_file(self, running: Running, error: ErrorReport) -> ErrorReport:
         """A node knows files by number alone: an error that tells its task gets the path as well."""
         task = running.task
-        if isinstance(task, MapTask) and task.splits:
-            file = task.splits[0].file
+        if isinstance(task, MapTask) and self.plan is not None and self.plan.tasks[task.map_index]:
+            file = self.plan.splits.file_of(self.plan.tasks[task.map_index].start)
         elif isinstance(task, ScanTask):
             file = task.file
         else:

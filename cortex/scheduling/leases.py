@@ -20,6 +20,9 @@ from cortex.limits import (
     NODE_AWAY_S,
     PROGRESS_BEATS_PER_S_MAX,
     PROGRESS_S,
+    SPILL_PORTION_FRACTION,
+    SPILL_REST_S,
+    SPILL_REST_S_MAX,
 )
 from cortex.scheduling.node_state import UP, Duty, NodeEvent, Presence, next_node_state
 from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
@@ -70,7 +73,8 @@ class Node:
 
     __slots__ = (
         "away_at", "disk_free_bytes", "drain_until", "held", "hello", "memory_bytes", "memory_peak_bytes",
-        "offer", "output_node", "renewed_at", "serial", "state", "told", "wanted_by",
+        "offer", "output_node", "renewed_at", "rest_by", "rest_s", "rest_until", "serial", "spill_bytes",
+        "spill_limit_bytes", "state", "told", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, hello: NodeHello, serial: int, now: float) -> None:
@@ -93,6 +97,12 @@ class Node:
         self.memory_bytes = 0
         self.memory_peak_bytes = 0
         self.disk_free_bytes = -1
+        self.spill_bytes = -1
+        self.spill_limit_bytes = -1
+        self.rest_s = 0.0
+        """How long it was left alone last, for it had no room to spill; 0: it has had since."""
+        self.rest_until: float | None = None
+        self.rest_by = 0.0
 
     @property
     def name(self) -> str:
@@ -125,9 +135,15 @@ class Node:
         return not self.draining or job in self.wanted_by
 
     @property
+    def full(self) -> bool:
+        """What it may still spill is less than one writer takes at once."""
+        limit = self.spill_limit_bytes
+        return limit >= 0 and self.spill_bytes >= limit * (1 - SPILL_PORTION_FRACTION)
+
+    @property
     def room(self) -> int:
         """Attempts it may still be given: its slots and a short queue, so that no slot waits for us."""
-        if not self.is_here or (self.draining and not self.wanted_by):
+        if not self.is_here or (self.draining and not self.wanted_by) or self.rest_until is not None:
             return 0
         return self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
 
@@ -224,6 +240,30 @@ class LeaseBook:
         if jobs != node.wanted_by:
             node.wanted_by = jobs
             self._room_changed(node)
+
+    def rest(self, node: Node, now: float) -> None:
+        """It had no room to spill: nothing is leased to it for a while, longer each time. Jobs that end give
+        room; and other nodes may have some."""
+        if node.rest_until is None:
+            node.rest_s = min(SPILL_REST_S_MAX, 2 * node.rest_s) if node.rest_s else SPILL_REST_S
+            node.rest_until, node.rest_by = now + node.rest_s, now + SPILL_REST_S_MAX
+            self._room_changed(node)
+
+    def had_room(self, node: Node) -> None:
+        """An attempt there has ended well: its next rest is a short one."""
+        if node.rest_until is None:
+            node.rest_s = 0.0
+
+    def end_rests(self, now: float) -> None:
+        """Nodes that are still full rest on while there is another that is not: for SPILL_REST_S_MAX, as the
+        others may not be able to run what waits."""
+        for node in [n for n in self.nodes.values() if n.rest_until is not None and now >= n.rest_until]:
+            others = (n for n in self.nodes.values() if n.takes_work and n.rest_until is None)
+            if node.full and now < node.rest_by and any(not other.full for other in others):
+                node.rest_until = now + SPILL_REST_S
+            else:
+                node.rest_until = None
+                self._room_changed(node)
 
     def measured(self, node: Node, memory_bytes: int, memory_peak_bytes: int) -> None:
         self.memory_bytes += memory_bytes - node.memory_bytes

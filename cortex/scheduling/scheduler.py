@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from cortex.errors import Cancelled, CortexError, InternalError
+from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import GRANTS_PER_DECISION_MAX, LIVES_MAX, NODE_RETURN_S, PROGRESS_S, SERVER_STALL_S
 from cortex.scheduling.events import (
@@ -45,6 +45,7 @@ from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.tally import Tally
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
@@ -106,6 +107,7 @@ class Scheduler:
         """Jobs done, until their client has committed the result (or is gone): nodes keep what they have.
         One whose result is lost before goes on."""
         self.stale_messages = 0
+        self.tally = Tally()
         self._turns: deque[str] = deque()
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
@@ -152,6 +154,7 @@ class Scheduler:
             raise InternalError(f"job {event.job} was submitted twice")
         self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
         self._turns.append(event.job)
+        self.tally.jobs_submitted += 1
         self._look_for_data(self.jobs[event.job], now)
 
     def _restored(self, event: Restored, now: float) -> None:
@@ -286,6 +289,8 @@ class Scheduler:
         """The node's attempts are abandoned and what it kept of map output is gone."""
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
+            self.tally.abandoned[running.stage] += 1
+        self.tally.nodes_lost += 1
         self._lose_results(node.name)
 
     def _lose_results(self, name: str) -> None:
@@ -331,7 +336,9 @@ class Scheduler:
         running = self._held(event.node, event.incarnation, event.done.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
+            self.leases.had_room(self.leases.nodes[event.node])
             job.finished(running, event.done, now)
+            self.tally.task_finished(running.stage, event.done)
             self._write_end(job, running, event.done, now)
             self._after(job, now)
 
@@ -341,7 +348,10 @@ class Scheduler:
         running = self._held(event.node, event.incarnation, event.failed.attempt, now)
         if running is not None:
             job = self.jobs[running.job]
+            if event.failed.error.code == SpillFull.code:
+                self.leases.rest(self.leases.nodes[event.node], now)
             job.failed(running, event.failed, now)
+            self.tally.task_failed(running.stage, event.failed.error)
             self._write_end(job, running, event.failed, now)
             self._after(job, now)
 
@@ -380,9 +390,11 @@ class Scheduler:
         if node is None:
             self.stale_messages += 1
             return
+        self.tally.heartbeats += 1
         peak_bytes = max(node.memory_peak_bytes, event.memory_peak_bytes, event.memory_bytes)
         self.leases.measured(node, event.memory_bytes, peak_bytes)
         node.disk_free_bytes = event.disk_free_bytes
+        node.spill_bytes, node.spill_limit_bytes = event.spill_bytes, event.spill_limit_bytes
         if self._returning:
             self._returning.discard(node.name)
             self._settle(now)
@@ -539,6 +551,7 @@ class Scheduler:
         self._ticked_at = now
         if late_s > SERVER_STALL_S:
             self.leases.forgive(late_s)
+        self.leases.end_rests(now)
         for node in self.leases.not_back(now):
             self._give_up(node.name, now)
         for node in self.leases.expired(now):
@@ -587,6 +600,8 @@ class Scheduler:
         del self.jobs[job.job]
         self._turns.remove(job.job)
         report = self._report(job, now)
+        if not job.was_done:
+            self.tally.jobs_ended[job.state.value] += 1
         if job.state is JobState.DONE:
             self.kept[job.job] = job
             job.was_done = True

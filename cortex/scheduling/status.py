@@ -24,6 +24,8 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
             node.state.word,
             node.hello.host,
             node.hello.versions,
+            spill_bytes=node.spill_bytes,
+            spill_limit_bytes=node.spill_limit_bytes,
             waits_for=scheduler.waits_for(node) if node.draining else (),
             leaves_in_s=max(0.0, node.drain_until - now) if node.draining else -1.0,
             data_roots=node.hello.data_roots,

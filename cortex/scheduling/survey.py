@@ -123,7 +123,7 @@ class Survey:
         files = [ClientFile("", 0, 0)] * max(count, self.client_files)
         files[: self.client_files] = self._client
         for file in plan.files:
-            if file.client_file >= 0:
+            if file.client_file >= self.client_files:
                 files[file.client_file] = ClientFile(
                     file.path, file.size_bytes, file.modified_ns, file.fingerprint
                 )

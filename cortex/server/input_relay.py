@@ -47,6 +47,7 @@ class InputRelay:
         to_client: Callable[[Any, FromServer], None],
         is_there: Callable[[str], bool],
     ) -> None:
+        self.relayed_bytes = 0
         self._to_node = to_node
         self._to_client = to_client
         self._is_there = is_there
@@ -112,11 +113,17 @@ class InputRelay:
         if found is None:
             return  # its node is lost
         node, read = found
-        if isinstance(message, InputBytes) and len(message.data) > read.length:
-            raise ProtocolError(f"a client sent {len(message.data)} bytes where {read.length} were asked for")
+        if isinstance(message, InputBytes):
+            self.relayed_bytes += len(message.data)
         asked = self._asked[node][job]
         asked.reads -= 1
         asked.size_bytes -= read.length
+        if isinstance(message, InputBytes) and len(message.data) > read.length:
+            error = ProtocolError(
+                f"a client sent {len(message.data)} bytes where {read.length} were asked for"
+            )
+            self._to_node(node, InputUnread(read.read, error.report()))  # an executor waits for it
+            raise error
         self._to_node(node, msgspec.structs.replace(message, read=read.read))
 
     def _has_room(self, node: str, size_bytes: int) -> bool:

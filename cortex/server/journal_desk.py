@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, InternalError
 from cortex.limits import JOURNAL_RETRY_S, JOURNAL_S, JOURNAL_WAITING_MAX
+from cortex.metric_text import Histogram
 from cortex.scheduling.events import JobKept, Restored
 from cortex.scheduling.records import AttemptEnded, JobRecord
 from cortex.storage import journal as storage
@@ -28,6 +29,8 @@ from cortex.storage.journal import Journal
 from cortex.wire.messages import JobDone, JobFailed, JobStatus, SubmitJob
 
 _log = Logger()
+WRITE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0)
+"""Seconds: a disk's commit, and what one thread's turn takes."""
 _encode = msgspec.msgpack.Encoder().encode
 _request = msgspec.msgpack.Decoder(SubmitJob)
 _record: msgspec.msgpack.Decoder[JobRecord] = msgspec.msgpack.Decoder(JobRecord)
@@ -80,10 +83,17 @@ class JournalDesk:
         self._waiting: list[_Change] = []
         self._writing = False
         self._urgent = False
+        self._write_began = 0.0
         self._timer: Any = None
         self._failing = False
         self._dropped: set[str] = set()
         self._stopped = False
+        self._oldest_at: float | None = None
+        """When the first of those that wait was added."""
+        self._written_from: float | None = None
+        """The same of those that are being written."""
+        self.written = 0
+        self.write_seconds = Histogram(WRITE_BOUNDS)
         self.reports_kept: Callable[[str, tuple[str, ...]], None] = lambda node, attempts: None
         """Called with a node and the attempts whose ends are on the disk."""
 
@@ -132,6 +142,21 @@ class JournalDesk:
                 lambda failure: _log.failure("the last records could not be written", failure)
             )
         self._run(self._journal.close)
+
+    @property
+    def failing(self) -> bool:
+        """The disk fails: what waits is tried again."""
+        return self._failing
+
+    @property
+    def waiting(self) -> int:
+        """Changes that are not on the disk and not being written."""
+        return len(self._waiting)
+
+    def lag_s(self) -> float:
+        """For how long the oldest change waits that is not on the disk."""
+        since = self._written_from if self._writing else self._oldest_at if self._waiting else None
+        return 0.0 if since is None else max(0.0, self._reactor.seconds() - since)
 
     # --- what is written ---
 
@@ -192,6 +217,8 @@ class JournalDesk:
     def _add(self, change: _Change, urgent: bool = False) -> None:
         if self._stopped:
             return
+        if not self._waiting:
+            self._oldest_at = self._reactor.seconds()
         self._waiting.append(change)
         self._urgent = self._urgent or urgent
         if self._writing:
@@ -209,6 +236,7 @@ class JournalDesk:
         if self._waiting:
             batch, self._waiting = self._waiting, []
             self._writing = True
+            self._written_from, self._write_began = self._oldest_at, self._reactor.seconds()
             self._run(self._write, batch).addCallbacks(
                 self._written, self._not_written, callbackArgs=(batch,), errbackArgs=(batch,)
             )
@@ -219,6 +247,8 @@ class JournalDesk:
 
     def _written(self, _: None, batch: Sequence[_Change]) -> None:
         self._writing = False
+        self.written += len(batch)
+        self.write_seconds.add(self._reactor.seconds() - self._write_began)
         if self._failing:
             self._failing = False
             _log.warn("the journal is written again")
@@ -243,6 +273,7 @@ class JournalDesk:
             self._failing = True
             _log.error("no new job is taken: {error}", error=str(error))
         self._urgent = False
+        self._oldest_at = self._written_from
         waiting = [*batch, *self._waiting]
         self._waiting = [change for change in waiting if change.refused is None]
         for change in waiting:

@@ -50,6 +50,7 @@ class PartRelay:
         self._streams: dict[int, _Stream] = {}
         self._of_client: dict[tuple[Any, str, str], _Stream] = {}
         self._next = 0
+        self.relayed_bytes = 0
 
     def fetch(self, client: Any, message: FetchPart, node: str) -> None:
         """Begin a stream from `node`. Raises ProtocolError for one that is open, or one too many."""
@@ -83,6 +84,7 @@ class PartRelay:
         if stream is None or stream.node != message.node:
             return  # its client is gone
         stream.offset += len(message.data)
+        self.relayed_bytes += len(message.data)
         stream.credit_bytes -= len(message.data)
         if message.last:
             self._forget(stream)

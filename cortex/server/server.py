@@ -10,6 +10,7 @@ for its job (AttachJob) and a node with what it holds, for a while, and a later 
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError,
 from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
+from cortex.metric_text import Histogram
 from cortex.scheduling.events import (
     CANCELLED,
     CancelRequested,
@@ -41,6 +43,7 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import expected_statuses, job_statuses, node_statuses
+from cortex.server.audit_desk import DONE, REFUSED, Audit, actor_of, no_audit
 from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
 from cortex.server.job_ledger import JobLedger
@@ -96,6 +99,8 @@ if TYPE_CHECKING:  # the certificates' library is not needed on one machine
 
 _log = Logger()
 M = TypeVar("M")
+DECISION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
+"""Seconds: a decision is promised to take 10 ms at most."""
 
 
 class NodeLink(Protocol):
@@ -152,6 +157,7 @@ class Server:
     `cluster` "": the server of one machine, which answers no hello before its node is there. It begins with
     what an earlier life left in `journal`, which the caller stops after it. Raises StateFailed for a journal
     that makes no sense.
+    `audit`: notes who did what.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any. `certificate_expiry(node)`: seconds since 1970, 0 unknown.
 
@@ -166,12 +172,15 @@ class Server:
         journal: JournalDesk | None = None,
         *,
         blob_folder: str = "",
+        audit: Audit = no_audit,
         certificate_expiry: Callable[[str], float] = lambda node: 0.0,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
         self._cluster = cluster
         self._journal = journal
+        self._audit = audit
+        self.decision_seconds = Histogram(DECISION_BOUNDS)
         self._certificate_expiry = certificate_expiry
         self._scheduler = Scheduler(journalled=journal is not None)
         self._versions = local_versions()
@@ -210,6 +219,23 @@ class Server:
         if journal is not None:
             journal.reports_kept = lambda node, attempts: self._to_node(node, ReportsKept(attempts))
             self._restore(journal)
+
+    @property
+    def cluster(self) -> str:
+        return self._cluster
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """To look at."""
+        return self._scheduler
+
+    @property
+    def relayed_result_bytes(self) -> int:
+        return self._relay.relayed_bytes
+
+    @property
+    def relayed_input_bytes(self) -> int:
+        return self._input.relayed_bytes
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -380,14 +406,22 @@ class Server:
             return
         self._blobs.submitted(client, job, request.bundle)
         self._accepting[job] = client
+        actor = actor_of(client.link)
+        code = hashlib.sha256(request.code).hexdigest()  # opaque here: its hash tells it apart
+        about = {"name": request.spec.name, "code": code}
 
         def refuse(error: CortexError) -> None:
+            self._audit(actor, "submit", job, REFUSED, {**about, "error": error.message})
             self._blobs.job_ended(job)
             self._unwanted.pop(job, None)
             self._accepting.pop(job).link.send(Refused(error.report()))
 
         def accept() -> None:
             client = self._accepting.pop(job)
+            self._audit(actor, "submit", job, DONE, about)
+            if actor.id:
+                name = repr(request.spec.name)
+                _log.info("client {id} submits {name}, code {code}", id=actor.id, name=name, code=code)
             self._ledger.accepted(job, request.spec.name, owner)
             self._give(job, client)
             client.link.send(JobAccepted(job))
@@ -442,10 +476,13 @@ class Server:
         by = f"job {job} was cancelled by {client.peer}" if client.peer is not None else CANCELLED
         waiting = self._accepting.get(job)
         if waiting is client:
+            self._audit(actor_of(client.link), "cancel", job)
             self._unwanted[job] = by
             return
         if job not in client.jobs and not self._owns(client, job):
+            self._audit(actor_of(client.link), "cancel", job, REFUSED)
             return
+        self._audit(actor_of(client.link), "cancel", job)
         self._handle(CancelRequested(job, by))
         if job not in client.jobs:
             client.link.send(self._status())
@@ -549,11 +586,13 @@ class Server:
         self._told_before = {}
 
     def _handle(self, event: Event) -> None:
+        began_at = self._clock()
         try:
-            instructions = self._scheduler.handle(event, self._clock())
+            instructions = self._scheduler.handle(event, began_at)
         except Exception:
             self._start_over(traceback.format_exc())
             return
+        self.decision_seconds.add(self._clock() - began_at)
         for instruction in instructions:
             if isinstance(instruction, SendToNode):
                 self._to_node(instruction.node, instruction.message)
@@ -629,7 +668,9 @@ class Server:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
+        tally = self._scheduler.tally
         self._scheduler = Scheduler(journalled=self._journal is not None)
+        self._scheduler.tally = tally
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))

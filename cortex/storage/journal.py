@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cortex.errors import StateFailed
-from cortex.limits import JOBS_REMEMBERED, JOURNAL_WAL_BYTES
+from cortex.limits import JOBS_REMEMBERED, JOURNAL_FREE_BYTES, JOURNAL_WAL_BYTES
 from cortex.private_files import check_private_file, make_private_folder, write_private
 from cortex.storage.sqlite_file import SqliteFile
 
@@ -38,6 +38,7 @@ CREATE TABLE records (place INTEGER PRIMARY KEY, job TEXT NOT NULL, record BLOB 
 CREATE INDEX records_of_job ON records (job, place);
 CREATE TABLE nodes (node TEXT PRIMARY KEY, incarnation TEXT NOT NULL) WITHOUT ROWID;
 """
+_FREE_PAGES: Final = JOURNAL_FREE_BYTES // 4096  # SQLite's own page size
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,15 @@ class Journal:
             } if unused else set()  # fmt: skip
         for name in unused - wanted:
             self._remove_code(name)
+        if unused:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """A large job has ended: its pages are given back to the disk, some after each job that ends."""
+        with contextlib.suppress(StateFailed):  # what was to be written is; the next one tries again
+            ((free,),) = self._file.rows("PRAGMA freelist_count")
+            if free > _FREE_PAGES:
+                self._file.give_back(_FREE_PAGES)
 
     def _apply(self, db: sqlite3.Connection, change: Change, unused: set[str]) -> None:
         execute = db.execute

@@ -83,10 +83,13 @@ class SqliteFile:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
 
-    def give_back(self) -> None:
-        """Pages that hold nothing go back to the file system, in a file with auto_vacuum = INCREMENTAL."""
+    def give_back(self, pages_max: int = 0) -> None:
+        """Pages that hold nothing go back to the file system (0: all of them), in a file with auto_vacuum =
+        INCREMENTAL."""
         with self._lock, self._typed_errors():
-            self.db.executescript("PRAGMA incremental_vacuum")  # `execute` would give back one page alone
+            self.db.executescript(
+                f"PRAGMA incremental_vacuum({pages_max})"
+            )  # `execute` would give back one page alone
 
     def damaged(self, cause: str) -> StateFailed:
         """The error for something in the file that makes no sense."""

@@ -97,7 +97,7 @@ class MapAttempt:
     def _open_part(self) -> PartWriter:
         program = self._program
         self._part = PartWriter(
-            program.staging_dir, self._attempt, self._task.map_index, program.output_format
+            program.staging_dir, self._attempt, self._task.map_index, program.output_format, program.room
         )
         return self._part
 

@@ -7,13 +7,14 @@ floats because some values are floats, that is an error with the cure.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 
-from cortex.errors import ValueTypeError
+from cortex.errors import OutputFailed, ValueTypeError
 from cortex.formats.writers import Writer, open_writer, output_extension
 from cortex.job.output_types import OutputTypes, merge_key_types
 from cortex.job.protocol import KEY_COLUMN, VALUE_COLUMN
@@ -22,6 +23,8 @@ from cortex.kernels.wider import widened_batch, wider_schema
 from cortex.limits import MIB
 from cortex.shuffle.keys import encode_keys, key_array, key_metadata
 from cortex.shuffle.scalars import plain_values
+from cortex.storage.filesystem import is_disk_full
+from cortex.storage.spill_quota import SpillQuota, spill_full
 from cortex.tasks.output_values import encode_output, spoken, value_metadata
 from cortex.tasks.pair_buffer import PairBuffer
 from cortex.tasks.user_errors import shorten
@@ -34,20 +37,47 @@ class PartWriter:
     """One part file. Opened at the first batch, whose schema all others must have; a column that had no
     value takes its type from the first that has one.
 
-    `finish` gives the parts written: none if there was no batch. `abort` removes the file.
+    `finish` gives the parts written: none if there was no batch. `abort` removes the file. `room` is asked
+    before each batch, where parts lie in a node's spill folder: then SpillFull is raised.
     """
 
-    def __init__(self, staging_dir: str, attempt: str, index: int, output_format: str) -> None:
+    def __init__(
+        self,
+        staging_dir: str,
+        attempt: str,
+        index: int,
+        output_format: str,
+        room: SpillQuota | None = None,
+    ) -> None:
         extension = output_extension(output_format)
         self.staged_as = f"{attempt}{extension}"
         self.name = f"part-{index:05d}{extension}"
         self.rows = 0
         self._path = os.path.join(staging_dir, self.staged_as)
+        self._room = room
         self._format = output_format
         self._writer: Writer | None = None
         self._schema: pa.Schema | None = None
 
     def write(self, batch: pa.RecordBatch) -> None:
+        if self._room is None:
+            self._write(batch)
+            return
+        self._room.take(batch.nbytes)
+        with self._no_space(batch.nbytes):
+            self._write(batch)
+
+    @contextlib.contextmanager
+    def _no_space(self, size_bytes: int) -> Iterator[None]:
+        """Where parts are spilled data, a full disk is what it is for all of it."""
+        try:
+            yield
+        except OutputFailed as error:
+            if isinstance(error.__cause__, OSError) and is_disk_full(error.__cause__):
+                raise spill_full(os.path.dirname(self._path), size_bytes, None, error.message) from error
+            raise
+
+    def _write(self, batch: pa.RecordBatch) -> None:
         if self._schema is None or self._writer is None:
             self._schema = batch.schema
             self._writer = open_writer(self._path, self._format, batch.schema)
@@ -67,7 +97,8 @@ class PartWriter:
     def finish(self) -> tuple[OutputPart, ...]:
         if self._writer is None:
             return ()
-        rows, size_bytes = self._writer.close()
+        with self._no_space(0) if self._room is not None else contextlib.nullcontext():
+            rows, size_bytes = self._writer.close()
         return (OutputPart(self.name, self.staged_as, rows, size_bytes, self.types.columns),)
 
     def abort(self) -> None:

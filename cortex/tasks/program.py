@@ -20,6 +20,7 @@ from cortex.job.types import arrow_type
 from cortex.kernels.aggregates import result_type
 from cortex.kernels.expressions import compile_expression, compile_filter
 from cortex.storage.map_output_store import MapOutputStore
+from cortex.storage.spill_quota import SpillQuota
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import Fetched
 from cortex.tasks.position import Position
@@ -39,10 +40,13 @@ class Program:
         budget: Budget,
         open_input: Opener = open_local,
         soon: Soon = at_hand,
+        room: SpillQuota | None = None,
         fetched: Fetched | None = None,
     ) -> None:
         self.fetched = fetched or Fetched()
         self.spec = spec
+        self.room = room
+        """For parts of the output, where they count as spilled data."""
         self.store = store
         self.staging_dir = staging_dir
         self.budget = budget

@@ -59,7 +59,9 @@ class ReduceAttempt:
         self._bytes_in = 0
         self._merged_bytes = 0
         self._temporary = EarlyMerges(program.store, attempt, program.position.step)
-        self._part = PartWriter(program.staging_dir, attempt, task.partition, program.output_format)
+        self._part = PartWriter(
+            program.staging_dir, attempt, task.partition, program.output_format, program.room
+        )
         self._writer: PartWriter | PairWriter = self._part
 
     def run(self) -> ReduceResult:

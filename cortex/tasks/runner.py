@@ -12,6 +12,7 @@ from cortex.formats.planning import plan_inputs
 from cortex.job.plan import InputPlan
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
+from cortex.storage.spill_quota import SpillQuota
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import ClientInput, Fetched
 from cortex.tasks.combine_task import CombineAttempt
@@ -46,7 +47,12 @@ class JobContext:
             if folder not in sys.path:
                 sys.path.insert(0, folder)
         enter_bundle(open_job)
-        self._store = MapOutputStore(LocalFilesystem(), open_job.work_dir)
+        fs, account = LocalFilesystem(), open_job.spill_account
+        self._store = MapOutputStore(
+            fs, open_job.work_dir, quota=SpillQuota(fs, open_job.work_dir, account=account)
+        )
+        # a client's own folder is the client's: whether there is room is seen when it is written
+        room = SpillQuota(fs, open_job.staging_dir, account=account) if account else None
         self._client_input: ClientInput | None = None
         open_input, soon = open_local, at_hand
         if open_job.input_socket:
@@ -67,6 +73,7 @@ class JobContext:
                 Budget.of(open_job.memory_bytes),
                 open_input,
                 soon,
+                room,
                 Fetched() if self._client_input is None else self._client_input.fetched,
             )
 

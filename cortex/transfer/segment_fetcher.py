@@ -35,6 +35,7 @@ from cortex.errors import CorruptRun, CortexError, InternalError, Unreachable
 from cortex.limits import TRANSFER_TICK_S
 from cortex.storage.fetched_segments import FetchedSegments
 from cortex.storage.filesystem import Filesystem
+from cortex.storage.spill_quota import SpillQuota
 from cortex.transfer.fetch_connection import FetchConnection, stalled
 from cortex.transfer.fetch_queue import (
     Ask,
@@ -58,7 +59,8 @@ class _Job:
 
 
 class SegmentFetcher:
-    """See the module. `threads` is for tests: something with `callInThread`, in place of the pool."""
+    """See the module. `threads` is for tests: something with `callInThread`, in place of the pool.
+    `spill_account`: path of the node's `SpillAccount`; "": there is none."""
 
     def __init__(
         self,
@@ -72,10 +74,12 @@ class SegmentFetcher:
         policy: FetchPolicy | None = None,
         jitter: Callable[[], float] = random.random,
         threads: Any = None,
+        spill_account: str = "",
     ) -> None:
         self.clock = clock
         self.policy = policy or FetchPolicy()
         self.inflight = Inflight(self.policy.bytes_max, self._pause, self._resume)
+        self._spill_account = spill_account
         self._reactor = reactor
         self._fs = fs
         self._connect = connect
@@ -99,7 +103,8 @@ class SegmentFetcher:
 
     def open_job(self, job: str, folder: str) -> None:
         """Segments of this job go into `folder`, which exists. Before the first `fetch` of the job."""
-        self._jobs[job] = _Job(FetchedSegments(self._fs, folder))
+        quota = SpillQuota(self._fs, folder, account=self._spill_account)
+        self._jobs[job] = _Job(FetchedSegments(self._fs, folder, quota))
 
     def fetch(self, wanted: Iterable[Wanted]) -> None:
         """What is already being fetched is reported once, and put off no longer if it is not wanted ahead any

@@ -97,6 +97,7 @@ class SegmentServer(Factory):
         self.held_bytes = 0
         """Read, and not yet taken by the kernel."""
         self.held_bytes_peak = 0
+        self.sent_bytes = 0
         self.scratch = memoryview(bytearray(self.policy.cached_bytes))
         self.connections: set[_Serving] = set()
         self.of_peer: Counter[str] = Counter()
@@ -358,6 +359,7 @@ class _Serving(Protocol):
             return
         pieces, self._ready = self._ready, []
         self._sending_bytes += self._ready_bytes
+        self._server.sent_bytes += self._ready_bytes
         self._ready_bytes = 0
         self._progress_at = self._server.clock()
         self.transport.writeSequence(pieces)

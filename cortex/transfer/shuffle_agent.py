@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from twisted.logger import Logger
-
 from cortex.errors import CortexError, Unreachable
 from cortex.ids import JobId
 from cortex.transfer.fetch_queue import Wanted
@@ -30,8 +28,6 @@ from cortex.transfer.segment_server import SegmentServer
 from cortex.wire.join import Endpoint, parse_endpoint
 from cortex.wire.map_locations import map_outputs, names
 from cortex.wire.messages import MapBlock, MapLocations, OutputNode, ReduceResult, Result, RunTask
-
-_log = Logger()
 
 Key = tuple[str, int]
 """(map attempt, partition)."""
@@ -89,8 +85,8 @@ class ShuffleAgent:
         """(Job, partition) -> the first map attempt of a combined segment that has landed -> all of them."""
         self._combines: set[str] = set()
         """Jobs whose map outputs may come combined."""
-        self._fetched: dict[str, tuple[int, int]] = {}
-        """Job -> bytes and number of segments that came."""
+        self.fetched_bytes = 0
+        self.fetched_segments = 0
         self._alone = False
         self._held: dict[Key, Wanted] = {}
         """Segments that could not be had while the server was away."""
@@ -113,7 +109,6 @@ class ShuffleAgent:
         """`combines`: segments of several map outputs may come as one. `asked()` is called once, when another
         node asks for map outputs of this one."""
         self._server.register_job(job, folder, asked)
-        self._fetched[job] = (0, 0)
         if combines:
             self._combines.add(job)
         self._fetcher.open_job(job, folder)
@@ -198,14 +193,6 @@ class ShuffleAgent:
         self._combines.discard(job)
         for place in [place for place in self._combined if place[0] == job]:
             del self._combined[place]
-        size_bytes, segments = self._fetched.pop(job, (0, 0))
-        if segments:
-            _log.info(
-                "job {job}: {size_bytes} bytes in {segments} segments came from other nodes",
-                job=job,
-                size_bytes=size_bytes,
-                segments=segments,
-            )
         self._fetcher.cancel(job, gone)
 
     def stop(self, gone: Callable[[], None]) -> None:
@@ -227,9 +214,9 @@ class ShuffleAgent:
 
     def _landed(self, wanted: Wanted, size_bytes: int, _rows: int, others: Sequence[Wanted] = ()) -> None:
         some = (wanted, *others)
+        self.fetched_bytes += size_bytes
+        self.fetched_segments += 1
         if wanted.job in self._here:
-            before_bytes, before = self._fetched[wanted.job]
-            self._fetched[wanted.job] = before_bytes + size_bytes, before + 1
             self._here[wanted.job].setdefault(wanted.partition, set()).update(each.attempt for each in some)
         if others:
             members = tuple(each.attempt for each in some)

@@ -8,6 +8,7 @@ refused before. Blocking work (the disk under a join) runs in `run`, never on th
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from cortex.errors import CortexError, InternalError, ProtocolError
+from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, from_report
 from cortex.ids import Role
 from cortex.wire.authority import not_after
 from cortex.wire.gate import Members, revoked
@@ -36,7 +37,8 @@ class Door:
     """See the module. `run(function, *arguments)` gives a Deferred, such as a `deferToThreadPool` on a
     pool of the journal; `clock` has `callLater`; `wall_clock` is what certificates and tokens go by.
 
-    `lost(link, error)` is called once for every member whose link ends.
+    `lost(link, error)` is called once for every member whose link ends. `noted(link, action, object, error,
+    details)` is for the audit log: joins, renewals, and who was refused (`error`).
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Door:
         received: Callable[[Link, Message], None],
         lost: Callable[[Link, CortexError | None], None],
         wall_clock: Callable[[], float] = time.time,
+        noted: Callable[[Link, str, str, CortexError | None, dict[str, str]], None] = lambda *_: None,
     ) -> None:
         self._clock = clock
         self._members = members
@@ -56,6 +59,7 @@ class Door:
         self._received = received
         self._lost = lost
         self._wall_clock = wall_clock
+        self._noted = noted
         self._links: set[Link] = set()
         self._answering: set[Link] = set()
 
@@ -73,6 +77,12 @@ class Door:
             if link.peer is not None and link.peer.id == peer:
                 link.close(Refused(revoked(link.peer).report()))
 
+    def connections(self) -> dict[str, int]:
+        """How many links there are, by role; "stranger" for peers that may only join."""
+        return dict(
+            Counter("stranger" if each.peer is None else each.peer.role.value for each in self._links)
+        )
+
     def close(self) -> None:
         """Close every link."""
         for link in list(self._links):
@@ -85,28 +95,40 @@ class Door:
 
     def _admit(self, link: Link) -> Any:
         if link.peer is not None:
-            self._members.check(link.peer, _MEMBERS)
+            try:
+                self._members.check(link.peer, _MEMBERS)
+            except NotAllowed as error:
+                self._noted(link, "connect", "", error, {})
+                raise
         self._links.add(link)
         return union_from(None if link.peer is None else link.peer.role)
 
     def _message(self, link: Link, message: Message) -> None:
         if isinstance(message, Join):
             link.hold()
-            self._answer(link, self._desk.answer, message, exporter_of(link.transport))
+            self._answer(link, message, self._desk.answer, message, exporter_of(link.transport))
         elif isinstance(message, RenewCertificate):
-            self._answer(link, self._desk.renew, link.peer, message)
+            self._answer(link, message, self._desk.renew, link.peer, message)
         else:
             self._received(link, message)
 
-    def _answer(self, link: Link, function: Callable[..., Message], *arguments: Any) -> None:
+    def _answer(
+        self, link: Link, asked: Join | RenewCertificate, function: Callable[..., Message], *arguments: Any
+    ) -> None:
         if link in self._answering:  # one at a time: signing costs, and a stranger asks once
             raise ProtocolError("another request came before the last was answered")
         self._answering.add(link)
         answering = self._run(function, *arguments, self._wall_clock())
-        answering.addCallbacks(self._answered, self._failed, callbackArgs=(link,), errbackArgs=(link,))
+        answering.addCallbacks(
+            self._answered, self._failed, callbackArgs=(link, asked), errbackArgs=(link, asked)
+        )
 
-    def _answered(self, answer: Message, link: Link) -> None:
+    def _answered(self, answer: Message, link: Link, asked: Join | RenewCertificate) -> None:
         self._answering.discard(link)
+        action = "join" if isinstance(asked, Join) else "renew"
+        error = from_report(answer.error) if isinstance(answer, Refused) else None
+        details = {"token": asked.token_id} if isinstance(asked, Join) else {}
+        self._noted(link, action, answer.id if isinstance(answer, Joined) else "", error, details)
         if isinstance(answer, CertificateRenewed):
             link.renewed(not_after(answer.certificate_der))
         if isinstance(answer, Joined):
@@ -120,12 +142,15 @@ class Door:
         else:
             link.send(answer)
 
-    def _failed(self, failure: Failure, link: Link) -> None:
+    def _failed(self, failure: Failure, link: Link, asked: Join | RenewCertificate) -> None:
         _log.failure("a join or renewal could not be answered", failure)
-        self._answered(Refused(InternalError("the server could not answer; its log says why").report()), link)
+        error = InternalError("the server could not answer; its log says why")
+        self._answered(Refused(error.report()), link, asked)
 
     def _ended(self, link: Link, error: CortexError | None) -> None:
         self._links.discard(link)
+        if isinstance(error, NotAllowed):
+            self._noted(link, "ask", "", error, {})
         if link.peer is not None:
             self._lost(link, error)
         elif error is not None:

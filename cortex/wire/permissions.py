@@ -13,10 +13,14 @@ from cortex.errors import NotAllowed
 from cortex.ids import Role
 from cortex.wire.messages import (
     CertificateRenewed,
+    Diagnosis,
+    Examine,
+    Examined,
     FromNode,
     FromServer,
     FromServerAdmin,
     FromServerJoin,
+    GetDiagnosis,
     Message,
     PeersRevoked,
     Refused,
@@ -27,12 +31,12 @@ from cortex.wire.messages import (
     ToServerJoin,
 )
 
-_CLIENT: Final = (*get_args(ToServer), RenewCertificate)
-_TO_CLIENT: Final = (*get_args(FromServer), CertificateRenewed)
+_CLIENT: Final = (*get_args(ToServer), GetDiagnosis, RenewCertificate)
+_TO_CLIENT: Final = (*get_args(FromServer), Diagnosis, CertificateRenewed)
 
 MAY_SEND: Final[Mapping[Role | None, tuple[type[Message], ...]]] = {
     None: (ToServerJoin,),
-    Role.NODE: (*get_args(FromNode), RenewCertificate),
+    Role.NODE: (*get_args(FromNode), Examined, RenewCertificate),
     Role.CLIENT: _CLIENT,
     Role.ADMIN: (*_CLIENT, *get_args(ToServerAdmin)),
 }
@@ -40,7 +44,7 @@ MAY_SEND: Final[Mapping[Role | None, tuple[type[Message], ...]]] = {
 
 MAY_HEAR: Final[Mapping[Role | None, tuple[type[Message], ...]]] = {
     None: get_args(FromServerJoin),
-    Role.NODE: (*get_args(ToNode), CertificateRenewed, PeersRevoked, Refused),
+    Role.NODE: (*get_args(ToNode), Examine, CertificateRenewed, PeersRevoked, Refused),
     Role.CLIENT: _TO_CLIENT,
     Role.ADMIN: (*_TO_CLIENT, *get_args(FromServerAdmin)),
 }
@@ -65,8 +69,10 @@ def union_to(role: Role | None) -> Any:
 
 
 def not_allowed(role: Role | None, tag: str) -> NotAllowed | None:
-    """The error for a message named `tag` that a peer of this role sent; None if no role may send it."""
-    if all(tag != message.__name__ for messages in MAY_SEND.values() for message in messages):
+    """The error for a message named `tag` that a peer of this role sent; None if no role may send it, or this
+    one may, and it is no message for another reason."""
+    may = {message.__name__ for message in MAY_SEND.get(role, ())}
+    if tag in may or all(tag != m.__name__ for messages in MAY_SEND.values() for m in messages):
         return None
     return NotAllowed(f"a {_who(role)} may not send {tag}", cure=_CURES.get(role, ""))
 

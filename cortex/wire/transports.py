@@ -21,6 +21,7 @@ from twisted.internet.error import CannotListenError, ConnectionDone
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.logfile import LogFile
 
 from cortex.errors import CortexError, ProtocolError, UsageError
 from cortex.limits import (
@@ -28,6 +29,8 @@ from cortex.limits import (
     FRAME_BYTES_MAX,
     HELLO_BYTES_MAX,
     HELLO_S_MAX,
+    LOG_FILE_BYTES,
+    LOG_FILES_KEPT,
     UNIX_PATH_BYTES_MAX,
     UNSENT_BYTES_MAX,
 )
@@ -63,8 +66,9 @@ def use_monotonic_clock(reactor: Any) -> None:
     reactor.seconds = time.monotonic
 
 
-def log_to_stderr() -> None:
-    """Twisted's log, from warnings upwards and what cortex says itself, to standard error."""
+def begin_log(path: str = "") -> None:
+    """Twisted's log, from warnings upwards and what cortex says itself, to standard error, or to a file of
+    mode 0600 that is set aside when it has LOG_FILE_BYTES: the last LOG_FILES_KEPT are. Raises UsageError."""
     from twisted.logger import (
         FilteringLogObserver,
         LogLevel,
@@ -75,8 +79,19 @@ def log_to_stderr() -> None:
 
     levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     levels.setLogLevelForNamespace("cortex", LogLevel.info)
+    out: Any = sys.stderr
+    if path:
+        try:
+            out = LogFile.fromFullPath(
+                path, rotateLength=LOG_FILE_BYTES, defaultMode=0o600, maxRotatedFiles=LOG_FILES_KEPT
+            )
+        except OSError as error:
+            raise UsageError(
+                f"cannot write the log to {path!r}: {error.strerror or error}",
+                cure="name a file in a folder that is there and that this user may write to: --log-file PATH",
+            ) from error
     # zope's interfaces say nothing to mypy, hence the casts
-    kept = FilteringLogObserver(cast(Any, textFileLogObserver(sys.stderr)), [cast(Any, levels)])
+    kept = FilteringLogObserver(cast(Any, textFileLogObserver(out)), [cast(Any, levels)])
     globalLogBeginner.beginLoggingTo([cast(Any, kept)], redirectStandardIO=False)
 
 

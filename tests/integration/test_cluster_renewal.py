@@ -21,7 +21,7 @@ from cortex.wire.join import parse_endpoint
 from cortex.wire.messages import ClientHello
 from cortex.wire.permissions import union_to
 from cortex.wire.versions import local_versions
-from tests.integration.test_cluster import Running
+from tests.integration.test_cluster import Running, wait_for
 
 LIFE_S = 9.0
 _SHORT = f"""
@@ -147,3 +147,43 @@ def test_a_certificate_that_cannot_be_replaced_is_said_and_the_command_works(
             assert connection.identity.expires_at > before
         assert ("could not be kept" in capsys.readouterr().err) is readonly
         assert (expires_at(home / "client") > before) is not readonly
+
+
+_TOLD = """
+import sys, threading
+from cortex.node import cluster_node
+from cortex.wire import renewal
+renewal.RENEW_RETRY_S = 0.5
+save = cluster_node.save_identity
+def told(folder, identity):
+    print("it is saved in the thread", threading.current_thread().name, file=sys.stderr, flush=True)
+    return save(folder, identity)
+cluster_node.save_identity = told
+from cortex.cli.__main__ import main
+sys.exit(main())
+"""
+
+
+class Told(ShortLived):
+    """Its nodes say where they save a certificate, and try again soon."""
+
+    def _command(self, name: str) -> list[str]:
+        return super()._command(name) if name == "server" else [sys.executable, "-P", "-c", _TOLD]
+
+
+def test_a_node_whose_certificate_cannot_be_saved_tries_again_and_never_on_the_reactors_thread() -> None:
+    with Told(nodes=1) as cluster:
+        folder = cluster.folder / "node1" / "node"
+        before = expires_at(folder)
+        (folder / "identity.pem").rename(folder / "aside")
+        (folder / "identity.pem").mkdir()  # in the way of what is to be renamed there
+        wait_for(lambda: cluster.output("node1").count("could not be renewed") >= 2)
+        assert "was renewed" not in cluster.output("node1")
+        (folder / "identity.pem").rmdir()
+        (folder / "aside").rename(folder / "identity.pem")
+        wait_for(lambda: "the node's certificate was renewed" in cluster.output("node1"))
+        assert expires_at(folder) > before
+        said = cluster.output("node1")
+        assert (
+            said.count("it is saved in the thread identity") == said.count("it is saved in the thread") >= 3
+        )

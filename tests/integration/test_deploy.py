@@ -105,7 +105,7 @@ def test_the_commands_of_the_readme_are_commands() -> None:
     told = re.findall(
         r"(?:/opt/cortex/bin/|`)cortex ([a-z-]+(?: create)?)", (DEPLOY / "README.md").read_text()
     )
-    assert set(told) == {"token create", "status", "kill-cluster"}
+    assert set(told) == {"token create", "status", "drain", "kill-cluster"}
     for words in told:
         done = subprocess.run(
             [sys.executable, "-m", "cortex", *words.split(), "--help"], capture_output=True, timeout=60

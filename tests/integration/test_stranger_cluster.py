@@ -292,3 +292,16 @@ def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
 def test_the_cluster_runs_jobs_after_all_this(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a b a\n")
     assert dict(Words(input=str(tmp_path / "in.txt")).run(cluster)) == {"a": 2, "b": 1}
+
+
+def test_who_watches_goes_on_when_the_server_is_back(tmp_path: Path) -> None:
+    with cortex.LocalCluster(nodes=1) as other, running(tmp_path, "status", "--watch", *of(other)) as lines:
+        said(lines, "cluster k", "1 node, ")
+        assert other.server is not None
+        other.server.kill()
+        other.server.wait()
+        said(lines, f"{other.address}", "; trying again")
+        shown = len(lines)
+        other.start_server()
+        wait_for(lambda: any(line.startswith("cluster k") for line in lines[shown:]))
+        assert sum("trying again" in line for line in lines) == 1

@@ -96,9 +96,20 @@ def test_a_role_sends_what_the_table_says_and_nothing_else(role: Role | None, me
 
 def test_the_table() -> None:
     names = {role: {message.__name__ for message in messages} for role, messages in MAY_SEND.items()}
-    admin_only = {"CreateToken", "ListTokens", "RevokeToken", "RevokePeer", "DrainNode", "KillCluster"}
+    admin_only = {
+        "CreateToken",
+        "ListTokens",
+        "RevokeToken",
+        "RevokePeer",
+        "DrainNode",
+        "KillCluster",
+        "GetAudit",
+    }
     assert names[None] == {"Join"}
-    assert names[Role.NODE] == {message.__name__ for message in get_args(m.FromNode)} | {"RenewCertificate"}
+    assert names[Role.NODE] == {message.__name__ for message in get_args(m.FromNode)} | {
+        "RenewCertificate",
+        "Examined",
+    }
     assert not names[Role.NODE] & names[Role.CLIENT] - {"RenewCertificate"}
     assert names[Role.ADMIN] - names[Role.CLIENT] == admin_only
     assert not names[Role.CLIENT] & (admin_only | {"Join"})

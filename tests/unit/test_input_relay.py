@@ -256,7 +256,8 @@ def test_a_client_answers_for_itself_alone_and_what_was_asked() -> None:
     with pytest.raises(ProtocolError, match="11 bytes where 10"):
         cluster.relay.answer("mine", m.InputBytes(read.read, b"x" * 11))
     cluster.relay.answer("mine", m.InputBytes(4711, b"x"))  # of nothing that is known
-    assert cluster.to_nodes == []
+    ((node, told),) = cluster.to_nodes  # an executor waits for it: it is not to wait for ever
+    assert (node, told.read, told.error.code) == ("n1", 1, "protocol")
 
 
 def test_reads_of_jobs_that_have_ended_and_of_lost_nodes_end() -> None:

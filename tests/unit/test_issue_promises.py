@@ -79,7 +79,16 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
 # --- commands ---------------------------------------------------------------------------------------------
 
 
-WITHOUT_RESULT = {"server", "node", "login", "cancel", "token", "kill-cluster", "kill_cluster"}
+WITHOUT_RESULT = {
+    "drain",
+    "server",
+    "node",
+    "login",
+    "cancel",
+    "token",
+    "kill-cluster",
+    "kill_cluster",
+}
 
 
 @pytest.mark.parametrize("name", sorted(group.commands))

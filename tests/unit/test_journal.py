@@ -125,6 +125,25 @@ def test_the_file_gives_back_what_ended_jobs_took(folder: Path) -> None:
     assert (folder / "journal.sqlite").stat().st_size < 200_000
 
 
+def test_the_file_gives_back_what_ended_jobs_took_also_while_the_server_lives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex.storage.journal._FREE_PAGES", 100)
+    journal = Journal(str(folder))
+    journal.write([added(), *[j.RecordAdded(JOB, bytes(4000))] * 500])
+    journal._file.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    large = os.path.getsize(folder / "journal.sqlite")
+    assert large > 2_000_000
+    journal.write([ended()])
+    for number in range(5):
+        other = f"j{number:012x}"
+        journal.write([added(other)])
+        journal.write([ended(other)])
+    journal._file.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert os.path.getsize(folder / "journal.sqlite") < 110 * 4096 + 100_000
+    journal.close()
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "torn", "text"])
 def test_damage_is_named_with_its_cure(folder: Path, damage: str) -> None:
     journal = Journal(str(folder))

@@ -105,9 +105,23 @@ class KillCluster(Message, frozen=True):
     """End every node, and the server after them."""
 
 
+class GetAudit(Message, frozen=True):
+    """The last so many actions of the audit log. Answered with `AuditTail`."""
+
+    count: int
+
+
+class AuditTail(Message, frozen=True):
+    """Lines as `cortex.server.audit_desk` writes them, the oldest first."""
+
+    lines: tuple[str, ...]
+
+
 class AdminDone(Message, frozen=True):
     """It is done, and durable."""
 
 
-ToServerAdmin = Union[CreateToken, ListTokens, RevokeToken, RevokePeer, DrainNode, KillCluster]  # noqa: UP007
-FromServerAdmin = Union[TokenCreated, TokenList, AdminDone]  # noqa: UP007
+ToServerAdmin = Union[  # noqa: UP007
+    CreateToken, ListTokens, RevokeToken, RevokePeer, DrainNode, KillCluster, GetAudit
+]
+FromServerAdmin = Union[TokenCreated, TokenList, AdminDone, AuditTail]  # noqa: UP007

@@ -11,9 +11,10 @@ from cortex.ids import JOB_ID_OR_NONE
 from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.plan import ClientFiles, InputPlan
 from cortex.job.spec import JobSpec
+from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Counters, Message, Refused
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
-from cortex.wire.messages.node import NodeLog
+from cortex.wire.messages.node import NodeLog, PortClosed
 from cortex.wire.messages.tasks import OutputPart
 
 
@@ -206,6 +207,31 @@ class JobLogs(Message, frozen=True):
     """Of nodes where it wrote something."""
 
 
+class GetDiagnosis(Message, frozen=True):
+    """What server and nodes say of their machines and ports, now. Answered with `Diagnosis`."""
+
+
+class NodeDiagnosis(msgspec.Struct, frozen=True):
+    node: str
+    data_address: str
+    report: MachineReport | None = None
+    clock_ahead_s: float = 0.0
+    """Of the server's."""
+    closed: tuple[PortClosed, ...] = ()
+    """Ports of other nodes that it cannot connect to."""
+    error: str = ""
+    """Why there is no report."""
+
+
+class Diagnosis(Message, frozen=True):
+    now: float
+    """Seconds since 1970 at the server."""
+    server: MachineReport
+    nodes: tuple[NodeDiagnosis, ...]
+    ports: tuple[int, ...]
+    """Those that the server means to listen on."""
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """A node as the server sees it. `silent`: its leases have expired, but its link is still there.
 
@@ -228,6 +254,9 @@ class NodeStatus(msgspec.Struct, frozen=True):
     versions: dict[str, str] = {}
     certificate_expires_at: float = 0.0
     """Seconds since 1970; 0 where there is none, or the node is not connected."""
+    spill_bytes: int = -1
+    spill_limit_bytes: int = -1
+    """See Heartbeat."""
     waits_for: tuple[str, ...] = ()
     """Of a node that is draining: what it is still needed for."""
     leaves_in_s: float = -1.0

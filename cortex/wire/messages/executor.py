@@ -34,6 +34,8 @@ class OpenJob(Message, frozen=True):
     hand."""
     packages: tuple[Package, ...] = ()
     """What the code imports, in the versions of the client."""
+    spill_account: str = ""
+    """Path of the node's account of what may be spilled, parts of results included; "" on one machine."""
     has_data_roots: bool = False
     """The node says of each file whether it has it; else what lies at the client's path may be the same."""
 

@@ -11,6 +11,7 @@ from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.plan import ClientFile, DataFiles
 from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
+from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Message
 from cortex.wire.messages.executor import JobPlanned, RunTask, TaskFailed, TaskFinished, TaskProgress
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
@@ -133,6 +134,10 @@ class Heartbeat(Message, frozen=True):
     memory_peak_bytes: int
     disk_free_bytes: int = -1
     """Of the folders for spilled data together; -1 unknown."""
+    spill_bytes: int = -1
+    """What lies in them, as of a few seconds ago; -1 unknown, as the next is."""
+    spill_limit_bytes: int = -1
+    """All that may lie there: the node's quota, or less where the disks take less."""
 
 
 class Drain(Message, frozen=True):
@@ -309,6 +314,32 @@ class NodeLog(Message, frozen=True):
     node: str
     request: int
     text: str
+
+
+class Examine(Message, frozen=True):
+    """Look at your machine, and try the ports of these nodes. Answered with `Examined`."""
+
+    request: int
+    others: tuple[OutputNode, ...]
+
+
+class PortClosed(msgspec.Struct, frozen=True):
+    """A node's port that another could not connect to."""
+
+    node: str
+    address: str
+    why: str
+
+
+class Examined(Message, frozen=True):
+    node: str
+    request: int
+    now: float
+    """Seconds since 1970, when this was sent."""
+    report: MachineReport | None
+    closed: tuple[PortClosed, ...]
+    error: str = ""
+    """Why there is no report."""
 
 
 class ShutDown(Message, frozen=True):
