@@ -212,6 +212,7 @@ class Node:
         self._shuffle = None if shuffle is None else shuffle(self._inputs_here, self._inputs_lost)
         self._logs = KeptLogs()
         self._combine = combine
+        self._combined_bytes = self._combined_into_bytes = 0
         self._combines: dict[str, str] = {}
         """Attempts of the node's own, queued or running -> their jobs: map outputs being combined."""
         self._bringing: dict[str, tuple[str, RunTask]] = {}
@@ -262,12 +263,13 @@ class Node:
     def figures(self) -> NodeFigures:
         """What it is doing, for its metrics."""
         shuffle = self._shuffle
-        running = len(self._job_of) - len(self._queue) - len(self._bringing)
+        queued = sum(run.attempt not in self._combines for _, run in self._queue) + len(self._bringing)
+        running = len(self._job_of) - queued
         return NodeFigures(
             node=self._name,
             slots=self._plan.slots,
             running=max(0, running),
-            queued=len(self._queue) + len(self._bringing),
+            queued=queued,
             jobs=len(self._jobs),
             memory_bytes=self.memory.now_bytes,
             memory_peak_bytes=self.memory.peak_bytes,
@@ -279,6 +281,8 @@ class Node:
             spilled_bytes=self._spilled_bytes,
             fetched_bytes=0 if shuffle is None else shuffle.fetched_bytes,
             fetched_segments=0 if shuffle is None else shuffle.fetched_segments,
+            combined_bytes=self._combined_bytes,
+            combined_into_bytes=self._combined_into_bytes,
         )
 
     def hello(self) -> None:
@@ -669,6 +673,8 @@ class Node:
             assert isinstance(ended.result, CombineResult)
             members = combining.made(ended.result)
             if members:
+                self._combined_bytes += ended.result.bytes_in
+                self._combined_into_bytes += ended.result.bytes_out
                 self._shuffle.combined(name, ended.attempt, members)
         if not combining.going_on:
             self._shuffle.combining(name, False)
