@@ -5,10 +5,9 @@ The members' own files stay: which of the two is sent is the node's decision, se
 says for each partition how many rows and bytes of which members it stands for, counted from what was read,
 so that a reduce's count is that of what the maps wrote.
 
-Partial states of aggregates may be joined in any order: sums are exact, and least and greatest have a total
-order, so the bits are the same (`cortex.kernels.aggregate_states`). But equal keys must also be the same
-bytes, as the first one's stand for all: keys that are floats (-0.0 is 0.0, NaN is NaN) and whatever Python
-folds are joined in map order only, so only of maps that are next to each other.
+Partial states of aggregates may be joined in any order: sums are exact, least and greatest have a total
+order (`cortex.kernels.aggregate_states`), and equal keys are equal bytes (`canonical_key`), so the result is,
+too. What Python folds is joined in map order only, so only of maps that are next to each other.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-
-import pyarrow.types as pt
 
 from cortex.ids import map_attempt
 from cortex.shuffle.collector import RunSink
@@ -107,10 +104,7 @@ class CombineAttempt:
 
 def in_any_order(layouts: set[Layout]) -> bool:
     """May rows of these runs be joined in any order, and give the same bytes?"""
-    return all(
-        layout.payload.startswith(STATES) and not any(pt.is_floating(kind) for kind in layout.key_types)
-        for layout in layouts
-    )
+    return all(layout.payload.startswith(STATES) for layout in layouts)
 
 
 def neighbours(attempts: Sequence[str]) -> bool:

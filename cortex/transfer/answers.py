@@ -194,9 +194,10 @@ class Answers:
         except CorruptRun:
             _forget(job, name)
             return None
-        if plan.members[:1] != (asked.attempt,) or any(m not in asked.together for m in plan.members[1:]):
+        first, *others = plan.members or ("",)
+        if first != asked.attempt or not others or any(each not in asked.together for each in others):
             return None
-        return plan, [asked.together[member] for member in plan.members[1:]], name
+        return plan, [asked.together[each] for each in others], name
 
     def _give_up_in_hand(self, error: CorruptRun) -> list[bytes]:
         """The segment in hand is damaged: its refusal, if there is nothing else to give in its place."""
