@@ -672,6 +672,14 @@ class Node:
         else:
             assert isinstance(ended.result, CombineResult)
             members = combining.made(ended.result)
+            if not (members or combining.going_on):
+                _log.info(
+                    "job {job}: combining map outputs here would save too little ({bytes_in} bytes to"
+                    " {bytes_out}): they are sent as they are",
+                    job=name,
+                    bytes_in=ended.result.bytes_in,
+                    bytes_out=ended.result.bytes_out,
+                )
             if members:
                 self._combined_bytes += ended.result.bytes_in
                 self._combined_into_bytes += ended.result.bytes_out
