@@ -146,7 +146,6 @@ class ClusterNode:
             input_fetcher=lambda answered, failed: InputFetcher(
                 reactor, clock, self._data.connect, self._data.check, answered, failed
             ),
-            addresses=self._addresses,
             host=socket.gethostname(),
             meter=meter,
         )

@@ -59,7 +59,7 @@ from cortex.node.spill_meter import SpillMeter
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
-from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
+from cortex.transfer.shuffle_agent import ShuffleAgent
 from cortex.transfer.work_thread import WorkThread
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
@@ -160,7 +160,6 @@ class Node:
         combine: bool = True,
         data_roots: DataRoots | None = None,
         input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
-        addresses: Addresses | None = None,
         host: str = "",
         meter: SpillMeter | None = None,
     ) -> None:
@@ -192,7 +191,6 @@ class Node:
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
         self._input_fetcher = input_fetcher
-        self._addresses = addresses
         self._finders = ThreadPool(0, DATA_READERS, name="find-input")
         self.held: HeldInputs | None = None
         """The input below its data roots; None: there are none."""
@@ -241,7 +239,7 @@ class Node:
                 clock=self._clock,
                 held=self.held,
                 fetcher=self._input_fetcher,
-                learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
+                learn=(lambda nodes: None) if self._shuffle is None else self._shuffle.learn,
             )
         self._pool = ExecutorPool(
             self._reactor,

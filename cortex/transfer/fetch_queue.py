@@ -226,6 +226,14 @@ class FetchQueue:
         self._segments = {key: each for key, each in self._segments.items() if each.wanted.job != job}
         return self._next(now, out)
 
+    def moved(self, holder: str, now: float) -> list[Instruction]:
+        """The holder has another address, where nothing has failed yet."""
+        found = self._holders.get(holder)
+        if found is None:
+            return []
+        found.failures, found.rests_until = 0, now
+        return self._next(now, [])
+
     # --- what happened to a connection ---
 
     def connected(self, connection: int, now: float) -> list[Instruction]:

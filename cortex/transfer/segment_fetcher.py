@@ -121,6 +121,10 @@ class SegmentFetcher:
         if found is not None:
             self._in_thread(_remove, found.store, found.store.set_aside(attempt, partition))
 
+    def holder_moved(self, holder: str) -> None:
+        """It is somewhere else now: what failed where it was is no reason to wait."""
+        self._obey(self._queue.moved(holder, self.clock()))
+
     def cancel(self, job: str, gone: Callable[[], None]) -> None:
         """Fetch nothing more for the job; `gone()` when no thread works in its folder any more."""
         found = self._jobs.pop(job, None)

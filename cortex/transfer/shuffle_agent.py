@@ -47,8 +47,12 @@ class Addresses:
     def __init__(self) -> None:
         self._of: dict[str, str] = {}
 
-    def learn(self, nodes: Sequence[OutputNode]) -> None:
-        self._of.update((each.node, each.data_address) for each in nodes)
+    def learn(self, nodes: Sequence[OutputNode]) -> list[str]:
+        """The later of two addresses of a node is the one it has. Those that were elsewhere before."""
+        told = {each.node: each.data_address for each in nodes}
+        moved = [node for node, address in told.items() if self._of.get(node, address) != address]
+        self._of.update(told)
+        return moved
 
     def of(self, node: str) -> Endpoint:
         """Raises Unreachable for a node that serves nobody, or that was never told of."""
@@ -131,7 +135,7 @@ class ShuffleAgent:
                 )
         if not missing:
             return True
-        self._addresses.learn(nodes)
+        self.learn(nodes)
         self._waiting[run.attempt] = _Waiting(run.attempt, job, task.inputs, set(missing))
         new = [wanted for key, wanted in missing.items() if combines or key not in self._wanting]
         for key in missing:
@@ -143,7 +147,7 @@ class ShuffleAgent:
         self, message: MapLocations, partitions: Sequence[int], own_name: str, nodes: Sequence[OutputNode]
     ) -> None:
         """Begin to fetch the segments of these partitions from the map outputs that a message tells of."""
-        self._addresses.learn(nodes)
+        self.learn(nodes)
         job, here = message.job, self._here.get(message.job, {})
         wanted = []
         combines = job in self._combines
@@ -157,6 +161,11 @@ class ShuffleAgent:
                         Wanted(job, holder, output.attempt, partition, combines=combines, ahead=combines)
                     )
         self._fetcher.fetch(wanted)
+
+    def learn(self, nodes: Sequence[OutputNode]) -> None:
+        """Where these nodes serve others."""
+        for node in self._addresses.learn(nodes):
+            self._fetcher.holder_moved(node)
 
     def used(self, job: str, result: Result) -> None:
         """An attempt has finished: what a reduce has read is needed no more."""

@@ -293,6 +293,16 @@ def test_what_is_told_of_strangers_is_ignored(event: str) -> None:
     assert not fetches.busy
 
 
+def test_a_holder_that_has_moved_does_not_rest_for_what_failed_where_it_was() -> None:
+    fetches = queue(tries_max=3)
+    (made,) = fetches.add([wanted(0)], 0.0)
+    assert isinstance(made, Connect)
+    assert fetches.disconnected(made.connection, BROKEN, 0.0) == []
+    assert fetches.tick(0.01) == []  # it rests
+    assert isinstance(fetches.moved("a", 0.02)[0], Connect)
+    assert fetches.moved("b", 0.02) == []
+
+
 # --- segments that may come combined ---
 
 

@@ -29,6 +29,7 @@ class Fetcher:
     def __init__(self, landed: Callable[..., None], lost: Callable[..., None]) -> None:
         self.landed, self.lost = landed, lost
         self.asked: list[Wanted] = []
+        self.moved: list[str] = []
 
     def open_job(self, job: str, folder: str) -> None: ...
 
@@ -37,6 +38,9 @@ class Fetcher:
 
     def cancel(self, job: str, gone: Callable[[], None]) -> None:
         gone()
+
+    def holder_moved(self, holder: str) -> None:
+        self.moved.append(holder)
 
     def take(self) -> list[Wanted]:
         asked, self.asked = self.asked, []
@@ -131,6 +135,15 @@ def test_what_nobody_waits_for_any_more_is_not_asked_for_again() -> None:
     world.agent.open_job(JOB, "/spill")
     world.bring(3, 1)
     assert [each.partition for each in world.fetcher.take()] == [3]
+
+
+def test_a_node_that_is_back_elsewhere_is_asked_there_at_once() -> None:
+    world = World()
+    world.bring(3)
+    task = ReduceTask(4, (0, 2), (MapBlock(0, (1, 0, 1, 2)),))
+    nodes = (*NODES, OutputNode("n2", "b:2"))
+    assert not world.agent.bring(JOB, RunTask(f"{JOB}-r000004.0", task), "n1", nodes)
+    assert world.fetcher.moved == ["n2"]
 
 
 # --- combined segments ---
