@@ -99,6 +99,7 @@ FETCH_IDLE_S: Final = 30.0  # a connection with nothing to ask is kept: maps end
 
 # Combining at the node
 COMBINE_MAPS_MIN: Final = 8  # outputs merged at once: of the bytes of equal keys, seven of eight are saved
+COMBINE_NEIGHBOURS_MIN: Final = 4  # the same where only neighbours may be merged: a node has few in a row
 COMBINE_MAPS_MAX: Final = FETCH_TOGETHER_MAX  # one bit each of 64; beyond, more saves little
 COMBINE_SAVING_MIN: Final = 0.2  # of the bytes: less does not repay reading and writing them once more
 

@@ -17,7 +17,12 @@ from itertools import pairwise
 
 from cortex.ids import JobId, attempt_id, map_attempt, task_id
 from cortex.job.spec import JobSpec
-from cortex.limits import COMBINE_MAPS_MAX, COMBINE_MAPS_MIN, COMBINE_SAVING_MIN
+from cortex.limits import (
+    COMBINE_MAPS_MAX,
+    COMBINE_MAPS_MIN,
+    COMBINE_NEIGHBOURS_MIN,
+    COMBINE_SAVING_MIN,
+)
 from cortex.wire.messages import CombineResult, CombineTask, RunTask
 
 
@@ -33,6 +38,7 @@ class Combining:
         self,
         job: str,
         maps_min: int = COMBINE_MAPS_MIN,
+        neighbours_min: int = COMBINE_NEIGHBOURS_MIN,
         maps_max: int = COMBINE_MAPS_MAX,
         saving_min: float = COMBINE_SAVING_MIN,
     ) -> None:
@@ -40,6 +46,7 @@ class Combining:
         self._asked = False
         self._job = job
         self._maps_min = maps_min
+        self._neighbours_min = neighbours_min
         self._maps_max = maps_max
         self._saving_min = saving_min
         self._outputs: dict[int, str] = {}
@@ -65,7 +72,7 @@ class Combining:
         maps = sorted(self._outputs)
         if self._neighbours_only:
             maps = _longest_neighbours(maps)
-        if len(maps) < self._maps_min:
+        if len(maps) < (self._neighbours_min if self._neighbours_only else self._maps_min):
             return None
         chosen = tuple(self._outputs.pop(index) for index in maps[: self._maps_max])
         name = attempt_id(task_id(JobId(self._job), "c", self._groups), 0)

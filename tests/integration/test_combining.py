@@ -25,12 +25,12 @@ FETCHED = "cortex_node_fetched_bytes_total"
 
 
 class Nodes(Watched):
-    """Three nodes, and what they say of themselves."""
+    """Nodes, and what they say of themselves."""
 
     settings: ClassVar[dict[str, str]] = {}
 
-    def __init__(self) -> None:
-        super().__init__(nodes=3, memory="400MB")
+    def __init__(self, nodes: int = 3, slots: int = 1, memory: str = "400MB") -> None:
+        super().__init__(nodes=nodes, slots=slots, memory=memory)
         member(self, Role.CLIENT, self.folder / "scraper")
 
     def _start(self, name: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -173,10 +173,13 @@ def test_fewer_bytes_cross_the_network_and_the_output_is_that_of_one_machine(
     assert combined_bytes < 0.75 * plain_bytes
 
 
-def test_a_users_combiner_keeps_the_order_of_values(cluster: Nodes, tmp_path: Path) -> None:
+def test_a_users_combiner_keeps_the_order_of_values(tmp_path: Path) -> None:
+    """Only neighbours are combined, of which nodes with several slots have some."""
     data = text(tmp_path)
     InOrder(input=data, output=str(tmp_path / "local")).run()
-    InOrder(input=data, output=str(tmp_path / "out")).run(cluster)
+    with Nodes(nodes=2, slots=4, memory="700MB") as cluster:
+        InOrder(input=data, output=str(tmp_path / "out")).run(cluster)
+        assert cluster.sum(BEFORE) > 0
     assert parts(tmp_path / "out") == parts(tmp_path / "local")
 
 

@@ -16,7 +16,7 @@ def output(index: int, number: int = 0) -> str:
 
 
 def begun(*maps: int, asked: bool = True, maps_min: int = 3, maps_max: int = 4) -> Combining:
-    found = Combining(JOB, maps_min, maps_max, 0.2)
+    found = Combining(JOB, maps_min, 2, maps_max, 0.2)
     if asked:
         found.asked()
     for index in maps:
@@ -82,13 +82,13 @@ def test_one_that_fails_is_the_last_and_one_that_gave_way_is_not() -> None:
 
 
 def test_where_order_counts_a_group_is_of_neighbours() -> None:
-    found = begun(0, 1, 3)
-    assert maps_of(found.next_group()) == [0, 1, 3]
+    found = begun(0, 2, 4)
+    assert maps_of(found.next_group()) == [0, 2, 4]
     assert found.made(CombineResult(neighbours_only=True)) == ()
     assert found.going_on
     found.finished(output(7))
+    assert found.next_group() is None
     found.finished(output(8))
-    assert found.next_group() is None  # 0 1, 3, 7 8
     found.finished(output(9, 2))
     group = found.next_group()
     assert maps_of(group) == [7, 8, 9]
@@ -96,8 +96,8 @@ def test_where_order_counts_a_group_is_of_neighbours() -> None:
     assert isinstance(group.task, CombineTask)
     assert group.task.members[2] == output(9, 2)
     assert found.made(saved(0.9)) == (output(7), output(8), output(9, 2))
-    found.finished(output(2))
-    assert maps_of(found.next_group()) == [0, 1, 2, 3]
+    found.finished(output(1))
+    assert maps_of(found.next_group()) == [0, 1, 2]
 
 
 def test_when_reduces_begin_a_group_in_hand_may_still_end() -> None:
