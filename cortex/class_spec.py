@@ -26,6 +26,7 @@ from cortex.job.overrides import (
     current_folder,
     dialect_problems,
     input_path,
+    parse_priority,
     parse_reducers,
 )
 from cortex.job.spec import (
@@ -37,6 +38,7 @@ from cortex.job.spec import (
     InputSpec,
     JobSpec,
     MapForm,
+    OutputAt,
     OutputFormat,
     OutputSpec,
     ReduceForm,
@@ -176,6 +178,7 @@ class SpecBuilder:
             files=self._files(),
             modules=self._modules(),
             env=self._env(),
+            priority=self._priority(),
         )
         if map_form == "declared" and reduce_form in ("none", "aggregate"):
             for option in ("files", "modules", "env"):
@@ -332,7 +335,11 @@ class SpecBuilder:
         form = job.output_format or "csv"
         if form not in OUTPUT_FORMATS:
             self._unknown("output_format", form, OUTPUT_FORMATS)
+        on = job.output_on or "client"
+        if on not in ("client", "nodes"):
+            self._unknown("output_on", on, ("client", "nodes"))
         return OutputSpec(
+            at=cast(OutputAt, on),
             path=paths[0] if paths else "",
             format=cast(OutputFormat, form),
             overwrite=bool(job.overwrite),
@@ -345,6 +352,13 @@ class SpecBuilder:
         except UsageError as error:
             self._problem(f"{error.message}; {error.cure}")
             return -1
+
+    def _priority(self) -> int:
+        try:
+            return parse_priority(self.job.priority)
+        except UsageError as error:
+            self._problem(f"{error.message}; {error.cure}")
+            return 0
 
     def _bytes(self, option: str) -> int:
         value = getattr(self.job, option)

@@ -15,6 +15,8 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
     CORTEX_ADVERTISE    how other machines reach the server or node here (default: its own address)
     CORTEX_COMBINE      whether a node combines map outputs for other nodes: on or off (default: on)
+    CORTEX_METRICS      ADDRESS:PORT where a server or a node tells its figures, over TLS (default: nowhere)
+    CORTEX_JOBS_PER_USER, CORTEX_QUEUED_TASKS, CORTEX_USER_WEIGHTS   a server's: see `cortex.sharing_policy`
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from typing import Any, Final, NamedTuple
 
 from cortex.errors import UsageError
 from cortex.job.overrides import parse_slots, utf8_path
+from cortex.limits import JOBS_PER_USER, QUEUED_TASKS
+from cortex.sharing_policy import SharingPolicy, parse_cap, parse_weights
 from cortex.units import parse_bytes
 
 VARIABLES: Final = (
@@ -43,6 +47,10 @@ VARIABLES: Final = (
     "CORTEX_LISTEN",
     "CORTEX_ADVERTISE",
     "CORTEX_COMBINE",
+    "CORTEX_METRICS",
+    "CORTEX_JOBS_PER_USER",
+    "CORTEX_QUEUED_TASKS",
+    "CORTEX_USER_WEIGHTS",
 )
 DOTENV: Final = ".env"
 _OTHER_FOLDER: Final = "rename the folder, or name another one"
@@ -68,9 +76,12 @@ class Config:
     """Of a node."""
     listen: str = ""
     advertise: str = ""
+    metrics: str = ""
     """Of a server or a node; "": not set."""
     combine: bool = True
     """Of a node."""
+    sharing: SharingPolicy = field(default_factory=SharingPolicy)
+    """Of a server, among its users."""
     warnings: tuple[str, ...] = ()
     """One line each, for standard error: settings that nothing reads."""
 
@@ -95,6 +106,10 @@ def load_config(
     join_line: str | None = None,
     listen: str | None = None,
     advertise: str | None = None,
+    metrics: str | None = None,
+    jobs_per_user: int | None = None,
+    queued_tasks: int | None = None,
+    user_weights: Mapping[str, float] | None = None,
 ) -> Config:
     """The settings; `memory_bytes`, `slots` and those after them are flags, which beat the rest.
 
@@ -133,6 +148,12 @@ def load_config(
         listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
         advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
         combine=_value(settings, "CORTEX_COMBINE", _on_or_off) is not False,
+        metrics=_value(settings, "CORTEX_METRICS", _text) or "" if metrics is None else metrics,
+        sharing=SharingPolicy(
+            _value(settings, "CORTEX_USER_WEIGHTS", _weights) or {} if user_weights is None else user_weights,
+            jobs_per_user or _value(settings, "CORTEX_JOBS_PER_USER", parse_cap) or JOBS_PER_USER,
+            queued_tasks or _value(settings, "CORTEX_QUEUED_TASKS", parse_cap) or QUEUED_TASKS,
+        ),
         warnings=tuple(warnings),
     )
 
@@ -167,6 +188,10 @@ def _value(settings: Mapping[str, Setting], name: str, parse: Callable[[str, str
     if setting is None or not setting.value.strip():
         return None
     return parse(setting.value, f"{name} ({setting.where})")
+
+
+def _weights(text: str, what: str) -> dict[str, float]:
+    return parse_weights([item for item in text.split(",") if item.strip()], what)
 
 
 def _text(text: str, what: str) -> str:

@@ -245,6 +245,12 @@ class OutputFailed(CortexError):
     code = "output"
 
 
+class OutputUnseen(CortexError):
+    """A node does not see the path that all nodes are to write the output to."""
+
+    code = "output-unseen"
+
+
 class ResultsLost(CortexError):
     """A finished part of the output is gone before the client had it: its node is lost, or its disk."""
 
@@ -319,6 +325,12 @@ class PackageMissing(CortexError):
     """A node lacks a package that the job's code imports; details name node and package."""
 
     code = "package-missing"
+
+
+class ClusterFull(CortexError):
+    """The cluster takes no further job now: of this user, or of anybody. The message says the cap."""
+
+    code = "cluster-full"
 
 
 class VersionMismatch(CortexError):

@@ -24,6 +24,8 @@ class Role(enum.StrEnum):
     NODE = "node"
     CLIENT = "client"
     ADMIN = "admin"
+    MONITOR = "monitor"
+    """Looks, and does nothing else."""
 
 
 def role_named(text: str) -> Role | None:
@@ -33,11 +35,11 @@ def role_named(text: str) -> Role | None:
 _JOB = re.compile(r"j[0-9a-f]{12}")
 JOB_ID_OR_NONE = r"\A(j[0-9a-f]{12})?\Z"
 """A pattern for messages."""
-_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smrc][0-9]{6,9})\.[0-9]{1,7}")
-_KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
+_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|commit|[smrc][0-9]{6,9})\.[0-9]{1,7}")
+_KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|commit|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
 _MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")
 _CLUSTER = re.compile(r"k[0-9a-f]{12}")
-_PEER = re.compile(r"[snca][0-9a-f]{12}")
+_PEER = re.compile(r"[sncam][0-9a-f]{12}")
 _TOKEN = re.compile(r"t[0-9a-f]{12}")
 
 
@@ -51,7 +53,7 @@ def is_job_id(text: str) -> bool:
 
 
 def task_id(job: JobId, kind: str, index: int | None = None) -> TaskId:
-    """`kind` is ``plan`` (no index) or one of ``s``, ``m``, ``r``, ``c``."""
+    """`kind` is ``plan`` or ``commit`` (no index) or one of ``s``, ``m``, ``r``, ``c``."""
     return TaskId(f"{job}-{kind}" if index is None else f"{job}-{kind}{index:06d}")
 
 
@@ -73,9 +75,9 @@ def job_of(attempt: AttemptId) -> JobId:
 
 
 def parse_attempt(text: str) -> tuple[JobId, str, int, int] | None:
-    """Job, kind (as in `task_id`), index (0 for a plan) and number of an attempt; None if it is none."""
+    """Job, kind (as in `task_id`), index (0 where it has none) and number of an attempt; None for others."""
     found = _KINDS.fullmatch(text)
-    if found is None or (found[2] == "plan") != (found[3] is None):
+    if found is None or (found[2] in ("plan", "commit")) != (found[3] is None):
         return None
     return JobId(found[1]), found[2], int(found[3] or 0), int(found[4])
 
@@ -96,7 +98,7 @@ def is_cluster_id(text: str) -> bool:
 
 
 def new_peer_id(role: Role) -> str:
-    """The role's first letter (``s``, ``n``, ``c``, ``a``) and 12 hex digits; never given twice."""
+    """The role's first letter (``s``, ``n``, ``c``, ``a``, ``m``) and 12 hex digits; never given twice."""
     return role.value[0] + os.urandom(6).hex()
 
 

@@ -22,7 +22,7 @@ INFER_FILES_MAX: Final = 16  # files sampled: headers are checked in all of them
 
 FINGERPRINT_BLOCKS: Final = 16  # samples of a file, evenly spaced from its head to its tail
 FINGERPRINT_BLOCK_BYTES: Final = 16 * KIB  # of each: a file up to 256 KB is hashed whole, in a tenth of a ms
-DATA_PACK_BYTES: Final = 1 * MIB  # of small files below data roots in one map: neighbours by name may lie on
+DATA_PACK_BYTES: Final = 256 * KIB  # of small files below data roots in one map: neighbours by name may be on
 # several nodes, and so much from another one costs less than one more map
 
 # The job's own text
@@ -141,6 +141,8 @@ INPUT_STALL_S: Final = 10.0  # a holder that owes bytes and sends none: another 
 INPUT_REST_S: Final = 5.0  # a holder that could not be reached, or refused, is asked again after this
 INPUT_HOLDERS_S_MAX: Final = 30.0  # that a read waits for one of its holders: then its attempt has failed
 HELD_FINGERPRINTS_MAX: Final = 100_000  # that a node remembers: a large file is hashed once, not for each job
+DATA_ANSWER_S_MAX: Final = 120.0  # for a node to say what input it has: a hung disk must not hold the job.
+# Not where whole files are compared, which takes what it takes
 DATA_READERS: Final = 2  # threads of a node that look for input below its data roots
 LOCALITY_DELAY_S: Final = 1.0  # a node with room waits so long for a map of its own data before it takes one
 # of another's: a map or two. Shorter, and nodes that end a little earlier fetch what others have at hand
@@ -171,6 +173,16 @@ UNIX_PATH_BYTES_MAX: Final = 103  # macOS: sun_path holds 104 with its closing z
 NODE_AWAY_S: Final = 5.0  # from the end of a node's link to its loss: one that lives is back in one or two
 DRAIN_S: Final = 3600.0  # a node that is drained has so long to finish what it runs, unless asked otherwise
 NODE_RETURN_S: Final = 4 * REDIAL_S_MAX  # after the server's start, for the nodes of its life before
+RESULTS_S: Final = 7 * 86_400.0  # a detached job's result is kept unless asked otherwise: over a holiday
+RESULTS_S_MAX: Final = 90 * 86_400.0  # nodes are restarted more often than that, and results go with them
+FAILURES_KEPT_S: Final = (
+    86_400.0  # why a detached job failed, for whoever asks: `cortex jobs` knows it longer
+)
+RESULTS_KEPT_MAX: Final = 1000  # detached jobs at once: the server keeps the plan of each, 42 bytes a split
+MAPS_KEPT_S: Final = 3600.0  # map outputs after the end of a detached job: a node lost early costs little
+COMMIT_TASKS_MAX: Final = 200_000  # whose parts a node commits: their names fit in one frame
+FILES_CHECKED_MAX: Final = 1000  # of a detached job, when it is planned: a millisecond each where it is far
+DETACH_PLAN_S: Final = 20.0  # a client that detaches waits for the plan: what is wrong with it shows there
 CLIENT_RETURN_S: Final = 30.0  # from the end of a client's link to the end of its jobs: it dials every few s
 JOURNAL_S: Final = 0.1  # finished attempts are written down together, this late at most
 JOURNAL_RETRY_S: Final = 2.0  # after the journal could not be written: a full disk is given room by people
@@ -178,6 +190,7 @@ JOURNAL_WAITING_MAX: Final = 100_000  # records kept while it cannot be: then it
 EXAMINE_DIAL_S_MAX: Final = 4.0  # a port that is filtered does not answer at all
 EXAMINE_S_MAX: Final = 8.0  # for nodes to answer `cortex doctor`: their disks and their dials
 EXAMINED_PORTS_MAX: Final = 3  # of other nodes, that each tries: every port is tried by as many
+METRICS_CONNECTIONS_MAX: Final = 64  # of those who watch one process: each scraper keeps one open
 METRICS_IDLE_S: Final = 75.0  # a connection that asks nothing: Prometheus scrapes once a minute at most
 AUDIT_FILE_BYTES: Final = 8 * MIB  # then another is begun: 30,000 actions
 AUDIT_FILES: Final = 8  # kept: a month at 8,000 actions a day
@@ -185,6 +198,7 @@ AUDIT_WAITING_MAX: Final = 10_000  # actions that wait for the disk, a few MB; t
 AUDIT_TEXT_CHARS_MAX: Final = 500  # of one text in an action: a job's name may be as long as its client likes
 AUDIT_STRANGERS_MAX: Final = 60  # refusals of peers without certificate that are written in a minute
 AUDIT_TAIL_MAX: Final = 10_000  # actions that are shown at once: 3 MB of a message
+JOURNAL_DROPPED_AT_ONCE: Final = 20_000  # records of an ended job: 0.1 s, and others wait for the journal
 JOURNAL_FREE_BYTES: Final = 16 * MIB  # of its file, kept for the next jobs; and given back at once: 0.1 s
 JOURNAL_WAL_BYTES: Final = 16 * MIB  # what its write-ahead log is cut to when it was larger
 ATTEMPTS_PER_LIFE: Final = 64  # of a server, at one task: the next life numbers its attempts from there on
@@ -199,6 +213,19 @@ SCAN_AHEAD_PER_SLOT: Final = 2  # splits scanned before their maps: hides a scan
 SERVER_STALL_S: Final = 5.0  # a tick this late means the server itself stood still: no node is blamed for it
 TASK_SILENCE_S_MAX: Final = 600.0  # no progress for this long: stack dump, kill, retry
 LEASES_AHEAD_PER_SLOT: Final = 1  # queued at a node beyond its slots, so that no slot waits a round trip
+SLOT_TURN_S: Final = 0.5  # a job keeps a slot at least so long: another one's executor has to start
+SLOT_KEPT_S: Final = 0.1  # a slot that a job left waits so long for the server's word who has it next
+RECALLS_AT_ONCE: Final = 16  # leases asked back for a job that waits for few slots: any may be the next
+JOBS_TOLD_MAX: Final = 100  # of their progress on one tick, in turns: 4 ms
+RECALL_JOBS_MAX: Final = 32  # waiting jobs that leases are asked back for at once
+RECALL_NODES_MAX: Final = 64  # nodes looked at for that by one decision: 0.2 ms
+NODES_DECLINED_MAX: Final = 64  # without a free slot, that one decision looks at in vain
+PRIORITY_MIN: Final = -2
+PRIORITY_MAX: Final = 2
+PRIORITY_SHARE: Final = 4  # a job has so many times the slots of its user's job of the next lower priority
+JOBS_PER_USER: Final = 100  # under way at once, unless the server was started with another number
+USER_WEIGHT_MAX: Final = 1000.0  # and its inverse the least: beyond, one that waits would do so for hours
+QUEUED_TASKS: Final = 2_000_000  # of all jobs, not begun, at which no job is taken: 100 MB in the server
 GRANTS_PER_DECISION_MAX: Final = 250  # 3 ms; the rest at the next event, a tick at the latest
 PREFETCH_PORTIONS: Final = 16  # of map outputs, told to nodes while maps run: a node hears no more often
 MAP_BLOCKS_MAX: Final = 4096  # of neighbouring maps: a table of them and the partitions is 16 MB at most

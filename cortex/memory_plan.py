@@ -71,3 +71,29 @@ def plan_memory(cap_bytes: int = 0, slots: int = 0) -> MemoryPlan:
     slots = max(1, min(wanted, room // _EXECUTOR_BYTES_MIN))
     shared = TEMPLATE_BYTES - EXECUTOR_UNSHARED_BYTES
     return MemoryPlan(cap_bytes, slots, room // slots + shared)
+
+
+def smallest_job_bytes() -> int:
+    """The smallest memory that a job may have at a node of a cluster: one executor's."""
+    return _EXECUTOR_BYTES_MIN
+
+
+def job_slots(memory_bytes: int, slots: int) -> int:
+    """Slots that a job with so much memory may have at a node with so many: each has a useful part of it."""
+    return max(1, min(slots, memory_bytes // _EXECUTOR_BYTES_MIN))
+
+
+def job_executor_bytes(plan: MemoryPlan, memory_bytes: int) -> int:
+    """What each executor of such a job may take at a node of this plan: all together no more than the job's
+    memory, and with those of other jobs no more than the node's."""
+    return min(plan.executor_bytes, memory_bytes // job_slots(memory_bytes, plan.slots))
+
+
+def too_large(wanted_bytes: int, has_bytes: int, who: str) -> MemoryTooSmall:
+    """The error about a node that has less memory than a job is to have there."""
+    return MemoryTooSmall(
+        f"the job is to have {format_bytes(wanted_bytes)} of memory at each node, and {who} has"
+        f" {format_bytes(has_bytes)}",
+        cure="lower the job's memory (resources: memory, or --memory), or leave it out to use what slots"
+        " have; or start a node with more: cortex node --memory",
+    )

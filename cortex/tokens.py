@@ -55,7 +55,9 @@ class Place:
 def new_token(role: Role, life_s: float, uses_max: int, now: float) -> Token:
     """A token with a fresh id and secret. Raises UsageError for a life or a number of uses out of bounds."""
     if role is Role.SERVER:
-        raise UsageError("nobody joins a cluster as its server", cure="the roles are node, client and admin")
+        raise UsageError(
+            "nobody joins a cluster as its server", cure="the roles are node, client, admin and monitor"
+        )
     if not 0 < life_s <= TOKEN_S_MAX:
         raise UsageError(
             f"a join token cannot live for {life_s:g} s", cure=f"choose between 1 s and {TOKEN_S_MAX:g} s"

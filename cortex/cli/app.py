@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cortex import __version__
-from cortex.cli import cluster, nodes
+from cortex.cli import cluster, detached, nodes
 from cortex.cli.audit import audit
 from cortex.cli.doctor import doctor
 from cortex.cli.mapreduce import mapreduce
@@ -72,6 +72,8 @@ for _command in (
     cluster.status,
     cluster.jobs,
     cluster.job,
+    detached.fetch,
+    detached.forget,
     cluster.cancel,
     cluster.logs,
     nodes.drain,

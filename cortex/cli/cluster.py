@@ -19,6 +19,7 @@ from cortex.errors import EXIT_DONE, EXIT_FAILED, Unreachable, UsageError
 from cortex.ids import Role, is_token_id
 from cortex.job.overrides import parse_slots
 from cortex.limits import LOG_FILE_BYTES, LOG_FILES_KEPT, TOKEN_S, TOKEN_USES
+from cortex.sharing_policy import parse_cap, parse_weights
 from cortex.units import counted, format_bytes, format_seconds, parse_bytes
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def of_cluster(function: _F) -> _F:
     return server(home(function))
 
 
-def settings(**flags: Any) -> Config:
+def settings(*, quiet: bool = False, **flags: Any) -> Config:
     """`load_config`; warnings go to standard error."""
     config = load_config(**flags)
-    for warning in config.warnings:
+    for warning in () if quiet else config.warnings:
         say(f"warning: {warning}")
     return config
 
@@ -67,7 +68,7 @@ def _log_file(function: _F) -> _F:
 metrics_option = click.option(
     "--metrics",
     metavar="ADDRESS:PORT",
-    help="Tell figures and health there, over the cluster's TLS (default: nowhere).",
+    help="Tell figures and health there, over the cluster's TLS (default: CORTEX_METRICS, or nowhere).",
 )
 
 
@@ -85,8 +86,27 @@ metrics_option = click.option(
 @metrics_option
 @click.option("--home", metavar="DIR", help="Folder of the server's state (default: CORTEX_HOME).")
 @_log_file
+@click.option("--jobs-per-user", metavar="N", help="Jobs of one user under way at once (default: 100).")
+@click.option(
+    "--queued-tasks",
+    metavar="N",
+    help="Tasks of all jobs, not begun, at which no further job is taken (default: 2000000).",
+)
+@click.option(
+    "--user-weight",
+    multiple=True,
+    metavar="USER=W",
+    help="Weight of a user's share of the slots (default: 1 each); may be repeated.",
+)
 def server(
-    listen: str | None, advertise: str | None, metrics: str | None, home: str | None, log_file: str
+    listen: str | None,
+    advertise: str | None,
+    metrics: str | None,
+    home: str | None,
+    log_file: str,
+    jobs_per_user: str | None,
+    queued_tasks: str | None,
+    user_weight: tuple[str, ...],
 ) -> int:
     """Run the server of a cluster, in the foreground.
 
@@ -98,16 +118,25 @@ def server(
     Examples:
       cortex server
       cortex server --listen 10.0.0.5:8786 --advertise head.example.org
+      cortex server --jobs-per-user 20 --user-weight c0123456789ab=2
     """
 
     def command() -> int:
         from cortex.server.server_process import run_server
         from cortex.wire.join import Endpoint
 
-        config = settings(home=home, listen=listen, advertise=advertise)
+        config = settings(
+            home=home,
+            listen=listen,
+            advertise=advertise,
+            metrics=metrics,
+            jobs_per_user=None if jobs_per_user is None else parse_cap(jobs_per_user, "--jobs-per-user"),
+            queued_tasks=None if queued_tasks is None else parse_cap(queued_tasks, "--queued-tasks"),
+            user_weights=parse_weights(user_weight, "--user-weight") if user_weight else None,
+        )
         at, known_as = _addresses(config, _SERVER_PORT)
         at_port = Endpoint(known_as, at.port)
-        return run_server(config.home, at, at_port, log_file, _watched(metrics))
+        return run_server(config.home, at, at_port, config.sharing, log_file, _watched(config))
 
     return guarded(command)
 
@@ -180,6 +209,7 @@ def node(
             join_line=join,
             listen=listen,
             advertise=advertise,
+            metrics=metrics,
             memory_bytes=None if memory is None else parse_bytes(memory, "--memory"),
             slots=None if slots is None else parse_slots(slots, "--slots"),
             spill_quota_bytes=None if spill_quota is None else parse_bytes(spill_quota, "--spill-quota"),
@@ -197,7 +227,7 @@ def node(
             log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
             combine=config.combine,
-            metrics=_watched(metrics),
+            metrics=_watched(config),
         )
 
     return guarded(command)
@@ -215,11 +245,13 @@ def _addresses(config: Config, port: int, any_port: bool = False) -> tuple[Endpo
     return at, own_address(at.host)
 
 
-def _watched(metrics: str | None) -> Endpoint | None:
+def _watched(config: Config) -> Endpoint | None:
     """Where to tell figures, if anywhere."""
     from cortex.wire.join import parse_endpoint
 
-    return None if metrics is None else parse_endpoint(metrics, "--metrics", any_port=True)
+    if not config.metrics:
+        return None
+    return parse_endpoint(config.metrics, "the address for metrics", any_port=True)
 
 
 def own_address(listen_host: str) -> str:
@@ -261,7 +293,7 @@ def login(line: str | None, home: str | None) -> int:
                 cure="give it behind login, or as CORTEX_JOIN: cortex token create --role client prints one",
             )
         folder = os.path.join(config.home, CLIENT_FOLDER)
-        roles = (Role.CLIENT, Role.ADMIN)
+        roles = (Role.CLIENT, Role.ADMIN, Role.MONITOR)
         identity = join_cluster(config.join_line, folder, local_versions(), roles, time.time())
         print(f"logged in to cluster {identity.cluster} at {identity.server} as {identity.id}")
         return EXIT_DONE
@@ -357,6 +389,8 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
             job.job,
             job.name,
             job.state,
+            "" if _ended(job) else f"{job.slots}/{job.slots_wanted}",
+            str(job.priority),
             _tasks_done(job),
             local_share(job.locality),
             format_seconds(job.seconds),
@@ -364,7 +398,8 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
         ]
         for job in jobs
     ]
-    return aligned(["job", "name", "state", "tasks", "maps", "time", "owner"], rows, {5})
+    head = ["job", "name", "state", "slots", "priority", "tasks", "maps", "time", "user"]
+    return aligned(head, rows, {3, 4, 7})
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -405,6 +440,9 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
     """Show one job.
 
+    With --wait its progress is shown until it has ended; the error of a job of yours that failed is told
+    whole.
+
     \b
     Examples:
       cortex job j0123456789ab
@@ -414,21 +452,33 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with connected(home, server) as connection:
-            while True:
+        waiting = wait
+        while True:
+            with connected(home, server) as connection:
                 known = connection.ask(GetStatus(), ClusterStatus).jobs
-                found = next((each for each in known if each.job == job_id), None)
-                if found is None:
-                    raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
-                if not wait or _ended(found):
-                    break
-                time.sleep(0.25)
+            found = next((each for each in known if each.job == job_id), None)
+            if found is None:
+                raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
+            if not wait or _ended(found):
+                break
+            if waiting:
+                from cortex.cli.detached import wait_for_end
+
+                waiting = wait_for_end(job_id, home, server, quiet=as_json)
+            else:  # another user's job: only its state is for everybody
+                time.sleep(1.0)
         if as_json:
             print_json(plain(found))
         else:
-            said = [f"input: {shares(found.locality)}"] if shares(found.locality) else []
-            said += [f"error: {found.error}"] if found.error else []
-            print("\n".join(job_lines([found]) + said))
+            lines = job_lines([found])
+            lines += [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            lines += [f"error: {found.error}"] if found.error else []
+            if found.kept_until:
+                from cortex.cli.detached import day
+
+                kept = day(found.kept_until)
+                lines.append(f"its result is kept until {kept}: cortex fetch {job_id} --output FOLDER")
+            print("\n".join(lines))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)
@@ -500,7 +550,9 @@ def token() -> None:
 
 
 @token.command(name="create", context_settings=HELP)
-@click.option("--role", type=click.Choice(["node", "client", "admin"]), default="node", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["node", "client", "admin", "monitor"]), default="node", show_default=True
+)
 @click.option(
     "--hours", type=click.FloatRange(min=0, min_open=True), default=TOKEN_S / 3600, show_default=True
 )

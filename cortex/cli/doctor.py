@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import click
 
@@ -36,10 +37,11 @@ def doctor(home: str | None, server: str | None, as_json: bool) -> int:
         from cortex.client.findings import Finding, Verdict, failed, is_well
 
         def findings() -> Iterator[Finding]:
-            from cortex.client.cluster_checks import check_cluster
+            from cortex.client.cluster_checks import check_cluster, check_way_to_server
             from cortex.client.own_checks import HERE, check_machine_here
             from cortex.config import load_config
             from cortex.errors import CortexError
+            from cortex.wire.identity import load_identity
             from cortex.wire.versions import local_versions
 
             try:
@@ -52,6 +54,11 @@ def doctor(home: str | None, server: str | None, as_json: bool) -> int:
             member = any(os.path.lexists(os.path.join(config.home, name)) for name in ("admin", "client"))
             if config.server or member:
                 yield from check_cluster(config.home, config.server, versions)
+                return
+            with suppress(CortexError):  # told of already
+                node = load_identity(os.path.join(config.home, "node"))
+                if node is not None:
+                    yield from check_way_to_server(node)
 
         found = []
         for finding in findings():

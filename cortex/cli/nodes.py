@@ -10,7 +10,7 @@ import click
 from cortex.cli.cluster import connected, of_cluster, spilled
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
-from cortex.errors import EXIT_DONE, UsageError
+from cortex.errors import EXIT_DONE, Unreachable, UsageError
 from cortex.limits import DRAIN_S
 from cortex.units import format_bytes, format_seconds
 
@@ -58,8 +58,9 @@ def nodes() -> None:
 def nodes_list(home: str | None, server: str | None, as_json: bool) -> int:
     """List nodes: state, versions, memory, disk, and how long their certificates are good.
 
-    A state is up, silent (no heartbeat, its work is given to others), away (its link has just ended),
-    expected (known from before the server's restart), draining, or leaving (it only keeps finished results).
+    A state is up, full (it had no room for spilled data, and gets no work for a while), silent (no heartbeat,
+    its work is given to others), away (its link has just ended), expected (known from before the server's
+    restart), draining, or leaving (it only keeps finished results).
     """
 
     def command() -> int:
@@ -165,22 +166,37 @@ def drain(name: str, timeout: float, undo: bool, no_wait: bool, home: str | None
         from cortex.wire.messages import AdminDone, DrainNode
 
         with connected(home, server) as connection:
-            node = _named(_status(connection), name).node
+            known = _status(connection)
+            node = _named(known, name).node
             connection.ask(DrainNode(node, timeout, undo), AdminDone)
+            if not undo and not any(each.state == "up" for each in known if each.node != node):
+                say("warning: no other node takes work now: jobs will wait for one")
             if undo or no_wait:
                 print(f"{node} works again" if undo else f"{node} is draining")
                 return EXIT_DONE
-            said: tuple[str, ...] = ()
-            while True:
-                found = next((each for each in _status(connection) if each.node == node), None)
-                if found is None:
-                    print(f"{node} has left")
-                    return EXIT_DONE
-                if found.state == "up":
-                    raise UsageError(f"{node} is drained no more", cure="somebody has undone it")
-                if found.waits_for and found.waits_for != said:
-                    said = found.waits_for
-                    say(f"{node} waits for: {'; '.join(said)}")
-                time.sleep(_LOOK_S)
+        _wait_until_left(home, server, node)
+        print(f"{node} has left")
+        return EXIT_DONE
 
     return guarded(command)
+
+
+def _wait_until_left(home: str | None, server: str | None, node: str) -> None:
+    """Say what the node is needed for, until it is gone; a server that starts again is waited for."""
+    said: tuple[str, ...] = ()
+    while True:
+        try:
+            with connected(home, server) as connection:
+                while found := next((each for each in _status(connection) if each.node == node), None):
+                    if found.state in ("up", "full"):
+                        raise UsageError(f"{node} works again", cure="somebody has undone its drain")
+                    if found.waits_for and found.waits_for != said:
+                        said = found.waits_for
+                        say(f"{node} waits for: {'; '.join(said)}")
+                    time.sleep(_LOOK_S)
+                return
+        except Unreachable as error:
+            if said != (error.message,):
+                said = (error.message,)
+                say(f"{error.message}; trying again")
+            time.sleep(_LOOK_S)

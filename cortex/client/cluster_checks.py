@@ -12,6 +12,7 @@ from cortex.client.findings import Finding, failed, ok, problem, warning
 from cortex.client.report_checks import check_clock, check_expiry, check_machine
 from cortex.errors import CortexError, VersionMismatch
 from cortex.limits import DIAL_S_MAX
+from cortex.wire.identity import Identity
 from cortex.wire.join import Endpoint, parse_endpoint
 from cortex.wire.messages import Diagnosis, GetDiagnosis, NodeDiagnosis
 from cortex.wire.versions import check_versions
@@ -52,6 +53,14 @@ def check_cluster(home: str, server: str, versions: Mapping[str, str]) -> Iterat
     for node in diagnosis.nodes:
         yield from _node(node, diagnosis)
     yield from _ports(diagnosis)
+
+
+def check_way_to_server(identity: Identity) -> Iterator[Finding]:
+    """From a machine that is a node and no client: it may ask the server nothing, but look for its port."""
+    try:
+        yield _reach(parse_endpoint(identity.server, "the server"))
+    except CortexError as error:
+        yield failed("port", SERVER, error)
 
 
 def _reach(endpoint: Endpoint) -> Finding:

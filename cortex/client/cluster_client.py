@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cortex.errors import (
     CortexError,
+    InternalError,
     NotTrusted,
     ProtocolError,
     StateFailed,
@@ -137,6 +138,9 @@ class ClusterConnection:
         if isinstance(said, Refused):
             if self.identity.expired(time.time()):
                 raise self._gone()  # another connection may show a newer certificate
+            if self._renewal is not None and said.error.code == InternalError.code:
+                self._not_renewed(said.error.message)  # the link stays, and with it what it is for
+                return None
             raise from_report(said.error)
         if isinstance(said, CertificateRenewed):
             self._renewed(said)
@@ -165,8 +169,11 @@ class ClusterConnection:
         except TimeoutError:
             _warn("the server has not renewed the certificate yet")
         except CortexError as error:
-            self._renewal, self._renew_at = None, time.time() + RENEW_RETRY_S
-            _warn(f"the certificate was not renewed: {error.message}")
+            self._not_renewed(error.message)
+
+    def _not_renewed(self, why: str) -> None:
+        self._renewal, self._renew_at = None, time.time() + RENEW_RETRY_S
+        _warn(f"the certificate was not renewed: {why}")
 
     def _renewed(self, answer: CertificateRenewed) -> None:
         """Show it from the next connection on, of this process or another."""

@@ -10,7 +10,7 @@ import msgspec
 from cortex.errors import UsageError
 from cortex.job.data_names import DATA_PREFIX, below_roots, is_data_name
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS, CsvDialect, JobSpec
-from cortex.limits import PARTITIONS_MAX
+from cortex.limits import PARTITIONS_MAX, PRIORITY_MAX, PRIORITY_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,14 @@ class Overrides:
     input_format: str | None = None
     output: str | None = None
     output_format: str | None = None
+    output_on: str | None = None
     overwrite: bool | None = None
     memory_bytes: int | None = None
     slots: int | None = None
     reducers: int | None = None
     """-1: auto."""
     split_bytes: int | None = None
+    priority: int | None = None
     fingerprint: str | None = None
 
 
@@ -55,10 +57,12 @@ def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None)
     output = {
         "path": None if given.output is None else absolute_path(given.output, folder),
         "format": given.output_format,
+        "at": given.output_on,
         "overwrite": given.overwrite,
     }
     return msgspec.structs.replace(
         spec,
+        priority=spec.priority if given.priority is None else given.priority,
         input=msgspec.structs.replace(
             spec.input,
             paths=paths,
@@ -126,6 +130,19 @@ def parse_reducers(text: str | int, what: str = "reducers") -> int:
     raise UsageError(
         f"{what}: {text!r} is not a number of reducers",
         cure=f"write auto or a number from 0 (map only) to {PARTITIONS_MAX}",
+    )
+
+
+def parse_priority(text: str | int, what: str = "priority") -> int:
+    """PRIORITY_MIN to PRIORITY_MAX."""
+    word = "" if isinstance(text, bool) else str(text).strip()
+    if word.removeprefix("-").removeprefix("+").isdigit() and len(word) < 6:
+        priority = int(word)
+        if PRIORITY_MIN <= priority <= PRIORITY_MAX:
+            return priority
+    raise UsageError(
+        f"{what}: {text!r} is not a priority",
+        cure=f"write a number from {PRIORITY_MIN} (last) to {PRIORITY_MAX} (first); without it is 0",
     )
 
 

@@ -6,13 +6,16 @@ server (which never sees the code) and by the executors.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from cortex.limits import PRIORITY_MAX, PRIORITY_MIN
 
 InputFormat = Literal["text", "csv", "tsv", "parquet", "arrow"]
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "text"]
 INPUT_FORMATS: tuple[str, ...] = ("text", "csv", "tsv", "parquet", "arrow")
+OutputAt = Literal["client", "nodes", "kept"]
 OUTPUT_FORMATS: tuple[str, ...] = ("csv", "tsv", "jsonl", "parquet", "arrow", "text")
 
 Fingerprint = Literal["sampled", "full"]
@@ -59,11 +62,15 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Absolute folder; "" shows the result instead."""
     format: str = "csv"
     overwrite: bool = False
+    at: OutputAt = "client"
+    """Where it is put: ``client`` brings it to the machine that submits; ``nodes`` writes to a path that all
+    nodes share; ``kept`` (a detached job) leaves it with the nodes, as files for whoever fetches them."""
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_bytes: int = 0
-    """Cap of everything cortex starts; 0: half of what the machine or its cgroup has."""
+    """Cap of everything cortex starts; 0: half of what the machine or its cgroup has. On a cluster: cap of
+    the job's executors at each node, which has at least as much; 0: as its slots have."""
     slots: int = 0
     """Executors at once; 0: as many as there are processors, fewer under a small cap."""
     reducers: int = -1
@@ -104,3 +111,5 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The client's absolute paths of .py files and package folders that tasks import by name."""
     env: dict[str, str] = {}
     """Set in the job's executors before its code is loaded."""
+    priority: Annotated[int, msgspec.Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
+    """PRIORITY_MIN to PRIORITY_MAX, among the jobs of one user (`cortex.scheduling.fair_share`)."""

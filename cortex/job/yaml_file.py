@@ -25,6 +25,7 @@ from cortex.job.overrides import (
     current_folder,
     dialect_problems,
     input_path,
+    parse_priority,
     parse_reducers,
     parse_slots,
 )
@@ -103,7 +104,7 @@ _SECTIONS: Final = {
     "input": ("path", "columns", "encoding", "fingerprint", *_DIALECT),
     "map": ("where", "select"),
     "reduce": ("group_by", "aggregate"),
-    "output": ("overwrite",),
+    "output": ("on", "overwrite"),
     "resources": ("memory", "slots", "reducers", "split_size"),
 }
 _HOMES: Final = {key: section for section, keys in _SECTIONS.items() for key in keys}
@@ -134,6 +135,7 @@ class _Reader:
         output = self._output()
         resources = self._resources()
         files, modules, env = self._files(), self._modules(), self._env()
+        priority = self._priority()
         self._forms(combine, resources)
         top.finish(_HOMES)
         reduce_form: ReduceForm = "none"
@@ -159,6 +161,7 @@ class _Reader:
             files=files,
             modules=modules,
             env=env,
+            priority=priority,
         )
         return JobFile(self.shown, spec, top.given(), job, map_code, reduce_code, combine_code)
 
@@ -222,9 +225,10 @@ class _Reader:
         item = output.scalar("path")
         path = None if item is None else self._path(item)
         file_format = output.choice("format", OUTPUT_FORMATS) or "csv"
+        on = output.choice("on", ("client", "nodes"))
         overwrite = output.flag("overwrite", False)
         output.finish(_HOMES)
-        return OutputSpec(path or "", file_format, overwrite)
+        return OutputSpec(path or "", file_format, overwrite, "nodes" if on == "nodes" else "client")
 
     def _resources(self) -> Resources:
         found = self.top.mapping("resources", "{memory: 512MB}")
@@ -246,6 +250,10 @@ class _Reader:
                 values[field] = value
         found.finish(_HOMES)
         return Resources(**values)
+
+    def _priority(self) -> int:
+        item = self.top.scalar("priority")
+        return 0 if item is None else self._try(item, partial(parse_priority, item.text)) or 0
 
     def _files(self) -> dict[str, str]:
         """Name -> path. A list names each file as it is called; a mapping as it says."""

@@ -18,7 +18,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from twisted.internet.protocol import Factory
@@ -101,6 +102,8 @@ class ExecutorPool:
         self._executors: dict[int, Executor] = {}
         self._next_index = 0
         self._jobs: dict[str, OpenJob] = {}
+        self._slots: dict[str, int] = {}
+        """Of these jobs: executors of it that there may be at once."""
         self._plans: dict[str, JobPlanned] = {}
         self._waiting_for_exit: dict[str, list[Callable[[], None]]] = {}
         self._stopped: Callable[[], None] | None = None
@@ -127,13 +130,19 @@ class ExecutorPool:
 
     # --- jobs ---
 
-    def open_job(self, job: OpenJob) -> None:
-        """From now on executors may serve it; those without a job are bound to it at once."""
+    def open_job(self, job: OpenJob, slots: int | None = None) -> None:
+        """From now on executors may serve it, `slots` at once (None: all); those without a job are bound to
+        it at once."""
         self._jobs[job.job] = job
+        self._slots[job.job] = self._size if slots is None else slots
         self._fill()
         for executor in self._executors.values():
-            if not executor.job and not executor.ending:
+            if not executor.job and not executor.ending and self._may_bind(job.job):
                 self._bind(executor, job.job)
+
+    def _may_bind(self, job: str) -> bool:
+        """Not when it has all that it may have; one that is ending has not given its memory back yet."""
+        return sum(executor.job == job for executor in self._executors.values()) < self._slots[job]
 
     def planned(self, planned: JobPlanned) -> None:
         self._plans[planned.job] = planned
@@ -144,6 +153,7 @@ class ExecutorPool:
     def close_job(self, job: str, gone: Callable[[], None]) -> None:
         """End the job's executors and start others in their place; `gone()` when none is left."""
         self._jobs.pop(job, None)
+        self._slots.pop(job, None)
         self._plans.pop(job, None)
         mine = [executor for executor in self._executors.values() if executor.job == job]
         if not mine:
@@ -156,24 +166,46 @@ class ExecutorPool:
 
     # --- work ---
 
-    def run(self, job: str, run: RunTask) -> bool:
-        """Give an attempt to an idle executor of its job. False: none now; `owner.room()` will come."""
+    def run(self, job: str, run: RunTask, bound: bool = False) -> bool:
+        """Give an attempt to an idle executor of its job, or, unless it must be `bound` already, to one that
+        has none. False: there is none now; `owner.room()` will come."""
         if job not in self._jobs:
             return False
         live = [executor for executor in self._executors.values() if not executor.ending]
         chosen = next((executor for executor in live if executor.idle and executor.job == job), None)
-        if chosen is None:
+        if chosen is None and not bound and self._may_bind(job):
             chosen = next((executor for executor in live if executor.idle and not executor.job), None)
             if chosen is not None:
                 self._bind(chosen, job)
         if chosen is None:
-            self._make_room(job, live)
             return False
         now = self._clock()
         chosen.run, chosen.run_started_at, chosen.heard_at = run, now, now
         chosen.stats, chosen.peak_bytes, chosen.dumped_at = TaskStats(), 0, 0.0
         self._send(chosen, run)
         return True
+
+    def make_room(self, jobs: Iterable[str], executors: int) -> None:
+        """Attempts of these jobs wait, one for each time that a job is named, and no idle executor is theirs:
+        have so many executors for them soon. Starts them, or ends idle ones, whose jobs have nothing for
+        them, so that others are started in their place."""
+        coming = [each for each in self._executors.values() if each.link is None or each.ending]
+        idle = [each for each in self._executors.values() if each.idle]
+        bound = Counter(executor.job for executor in self._executors.values())
+        for job in jobs:
+            if executors <= 0:
+                return
+            if job not in self._jobs or bound[job] >= self._slots[job]:
+                continue  # it is not here yet; or its own are busy, and it may have no more
+            executors -= 1
+            bound[job] += 1
+            starting = next((e for e in coming if e.ending or e.job in ("", job)), None)
+            if starting is not None:
+                coming.remove(starting)  # one is coming, or will in this one's place
+            elif len(self._executors) < self._size:
+                self._fork()
+            elif idle:
+                self._end(idle.pop())
 
     def revoke(self, attempt: str) -> None:
         """Kill what runs this attempt; nothing more is said of it."""
@@ -253,19 +285,6 @@ class ExecutorPool:
         self._send(executor, self._jobs[executor.job])
         if executor.job in self._plans:
             self._send(executor, self._plans[executor.job])
-
-    def _make_room(self, job: str, live: list[Executor]) -> None:
-        """Have an executor for `job` soon: start one, or replace an idle one of a job that has more."""
-        if any(executor.link is None and executor.job in ("", job) for executor in live):
-            return  # one is coming
-        if len(self._executors) < self._size:
-            self._fork()
-            return
-        if any(executor.job == job for executor in live):
-            return  # its own are busy
-        idle = [executor for executor in live if executor.idle]
-        if idle and len(live) == len(self._executors):
-            self._end(idle[0])
 
     def _send(self, executor: Executor, message: Message) -> None:
         if executor.link is not None:

@@ -44,9 +44,10 @@ from cortex.limits import (
     MEMORY_SAMPLE_S,
     PART_READERS,
     PROGRESS_S,
+    SLOT_KEPT_S,
     TASK_SILENCE_S_MAX,
 )
-from cortex.memory_plan import MemoryPlan
+from cortex.memory_plan import MemoryPlan, job_executor_bytes, job_slots
 from cortex.node.combining import Combining, combines
 from cortex.node.executor_pool import ExecutorPool
 from cortex.node.held_inputs import HeldInputs
@@ -56,6 +57,7 @@ from cortex.node.memory_guard import MemoryGuard
 from cortex.node.node_metrics import NodeFigures
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
+from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
@@ -71,6 +73,7 @@ from cortex.wire.messages import (
     CombineResult,
     CombineTask,
     Drain,
+    DropMapOutputs,
     DropPart,
     EndJob,
     FetchAhead,
@@ -90,6 +93,7 @@ from cortex.wire.messages import (
     NodeLog,
     OpenJob,
     PartCredit,
+    Recall,
     ReduceResult,
     ReduceTask,
     ReportsKept,
@@ -187,6 +191,8 @@ class Node:
         self._keep_reports = keep_reports
         self._reports: dict[str, tuple[AttemptFinished | AttemptFailed, int]] = {}
         """Ends that were not acknowledged, in order, each with what was in `_versions_read`."""
+        self._slots_kept = 0
+        """Slots that jobs left, and that wait for the server's word who has them next."""
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
@@ -370,11 +376,15 @@ class Node:
             self._lease(message)
         elif isinstance(message, Revoke):
             self._revoke(message)
+        elif isinstance(message, Recall):
+            self._give_back(message)
         elif isinstance(message, ReportsKept):
             for attempt in message.attempts:
                 self._reports.pop(attempt, None)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, DropMapOutputs):
+            self._drop_map_outputs(message.job)
         elif isinstance(message, Drain):
             self._drain(message)
         elif isinstance(message, SendLogs):
@@ -489,6 +499,11 @@ class Node:
         if self._input is not None:
             self._input.open_job(name)
         start, names = job.start, job.start.bundle.names("file")
+        slots, executor_bytes = self._plan.slots, self._plan.executor_bytes
+        memory_bytes = start.spec.resources.memory_bytes
+        if memory_bytes and self._shuffle is not None:  # of one machine alone it is the cap of all
+            slots = job_slots(memory_bytes, slots)
+            executor_bytes = job_executor_bytes(self._plan, memory_bytes)
         self._pool.open_job(
             OpenJob(
                 start.job,
@@ -497,14 +512,15 @@ class Node:
                 start.sys_path,
                 job.work_dir,
                 job.staging_dir,
-                self._plan.executor_bytes,
+                executor_bytes,
                 job.bundle_dir if start.bundle.files else "",
                 (*names, *folders_of(names)),
                 "" if self._input is None else self._input.socket_path,
                 start.bundle.packages,
                 "" if self._meter is None else self._meter.account_path,
                 self.held is not None,
-            )
+            ),
+            slots,
         )
         self.room()
 
@@ -525,6 +541,7 @@ class Node:
             self._pool.planned(message)
 
     def _lease(self, message: Lease) -> None:
+        self._slots_kept = 0
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
             unfit = self._jobs[job].unfit
@@ -557,6 +574,17 @@ class Node:
             self._reports.pop(attempt, None)
             self._pool.revoke(attempt)
         self.room()
+
+    def _give_back(self, message: Recall) -> None:
+        """What has not begun, the last leased first: that whose inputs are still on their way, too."""
+        job = message.job
+        waiting = {run.attempt for of, run in (*self._queue, *self._bringing.values()) if of == job}
+        last_first = [attempt for attempt in reversed(self._job_of) if attempt in waiting]
+        given_back = tuple(last_first[: message.attempts])
+        for attempt in given_back:
+            self._forget(attempt)
+        self._queue = deque(item for item in self._queue if item[1].attempt in self._job_of)
+        self._send(GivenBack(self._name, self._incarnation, given_back))
 
     def _drain(self, message: Drain) -> None:
         """What has not begun goes back; what runs goes on."""
@@ -598,26 +626,50 @@ class Node:
             self._forget(attempt)
         for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
             del self._reports[attempt]
-        for attempt in [attempt for attempt, of in self._combines.items() if of == message.job]:
-            del self._combines[attempt]
+        self._drop_combines(message.job)
+
+        def folder_unused() -> None:
+            if self._jobs.pop(message.job, None) is not None:
+                self._folders.discard(job.work_dir)
+                if message.drop_output:
+                    self._folders.discard_shared(staging_of(job.start.staging_dir))
+            self.room()
+            self._check_ended()
+
+        self._close(message.job, folder_unused)
+
+    def _close(self, job: str, folder_unused: Callable[[], None]) -> None:
+        """Nothing of the job runs here any more; then nobody writes into its folder: an executor being killed
+        may do so until it is gone."""
+        assert self._pool is not None
 
         def executors_gone() -> None:
             if self._shuffle is None:
                 segments_gone()
             else:
-                self._shuffle.close_job(message.job, segments_gone)
+                self._shuffle.close_job(job, segments_gone)
 
         def segments_gone() -> None:
-            self._bundles.forget(message.job, folder_unused)
+            self._bundles.forget(job, folder_unused)
+
+        self._pool.close_job(job, executors_gone)
+
+    def _drop_map_outputs(self, name: str) -> None:
+        """Only the job's parts of the result are kept."""
+        job = self._jobs.get(name)
+        if job is None or job.ended:
+            return
+        if self._input is not None:
+            self._input.close_job(name)
+        self._stop_combining(name)
+        self._drop_combines(name)
 
         def folder_unused() -> None:
-            # only now: an executor being killed may still have been writing here
-            if self._jobs.pop(message.job, None) is not None:
-                self._folders.discard(job.work_dir)
+            if not job.ended:
+                self._folders.keep_output(job.work_dir)
             self.room()
-            self._check_ended()
 
-        self._pool.close_job(message.job, executors_gone)
+        self._close(name, folder_unused)
 
     def _tell(self, message: FromNode) -> None:
         """From a thread's end: unless there is nobody to tell any more."""
@@ -694,26 +746,38 @@ class Node:
         combining.stop()
         self._shuffle.combining(name, False)
         for _, run in [item for item in self._queue if self._combines.get(item[1].attempt) == name]:
-            combining.dropped()
-            del self._combines[run.attempt]
-            self._queue.remove((name, run))
+            self._drop_combine(run.attempt)
 
-    def _drop_combine(self) -> bool:
-        """Kill one that runs, for a reduce that waits for a slot."""
+    def _drop_combines(self, name: str) -> None:
+        for attempt in [attempt for attempt, of in self._combines.items() if of == name]:
+            self._drop_combine(attempt)
+
+    def _give_way(self, full: bool) -> None:
+        """For each reduce that waits kill one that runs, of its job, or of any if the slots are `full`."""
         assert self._pool is not None
+        waiting = [job for job, run in self._queue if isinstance(run.task, ReduceTask)]
         for executor in self._pool.running():
-            if executor.run is not None and executor.run.attempt in self._combines:
-                combining = self._jobs[self._combines.pop(executor.run.attempt)].combining
-                assert combining is not None
-                combining.dropped()
-                self._pool.revoke(executor.run.attempt)
-                return True
-        return False
+            attempt = "" if executor.run is None else executor.run.attempt
+            name = self._combines.get(attempt, "")
+            if name and waiting and (full or name in waiting):
+                waiting.remove(name if name in waiting else waiting[0])
+                self._drop_combine(attempt)
+
+    def _drop_combine(self, attempt: str) -> None:
+        """Whether it waits or runs."""
+        assert self._pool is not None
+        name = self._combines.pop(attempt)
+        combining = self._jobs[name].combining
+        assert combining is not None
+        combining.dropped()
+        self._queue = deque(item for item in self._queue if item[1].attempt != attempt)
+        self._pool.revoke(attempt)
 
     # --- what the pool says ---
 
     def room(self) -> None:
-        """Give out waiting attempts while executors take them."""
+        """Give out waiting attempts while executors take them. First to idle executors of their jobs: a slot
+        stays with its job while something waits for it. Then the pool is to have executors of other jobs."""
         if self._pool is None or self._dispatching or self._stopping:
             return
         self._dispatching = True
@@ -721,23 +785,25 @@ class Node:
             if self._combines:
                 self._queue = deque(sorted(self._queue, key=_turn))
             waiting: deque[tuple[str, RunTask]] = deque()
-            refused: set[str] = set()
             running = len(self._pool.running())
-            while self._queue and running < self._plan.slots and not (self.memory.paused and running):
-                job, run = self._queue.popleft()
-                if job not in refused and self._pool.run(job, run):
-                    running += 1
-                    if run.attempt not in self._combines:
-                        self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
-                else:
-                    refused.add(job)
-                    waiting.append((job, run))
-            waiting.extend(self._queue)
-            self._queue = waiting
-            if self._combines and running >= self._plan.slots:
-                for _, run in waiting:
-                    if not isinstance(run.task, ReduceTask) or not self._drop_combine():
-                        break
+            for bound in (True, False):
+                refused: set[str] = set()
+                waiting.clear()
+                slots = self._plan.slots - (0 if bound else self._slots_kept)
+                while self._queue and running < slots and not (self.memory.paused and running):
+                    job, run = self._queue.popleft()
+                    if job not in refused and self._pool.run(job, run, bound):
+                        running += 1
+                        if run.attempt not in self._combines:
+                            self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
+                    else:
+                        refused.add(job)
+                        waiting.append((job, run))
+                self._queue.extendleft(reversed(waiting))
+            if self._queue and not (self.memory.paused and running):
+                self._pool.make_room([job for job, _ in self._queue], slots - running)
+            if self._combines:
+                self._give_way(running >= self._plan.slots)
         finally:
             self._dispatching = False
 
@@ -752,6 +818,7 @@ class Node:
             return
         version = self._versions_read.get(ended.attempt, 0)
         self._forget(ended.attempt)
+        self._keep_slot(job)
         if self._shuffle is not None and isinstance(ended, TaskFinished):
             self._shuffle.used(job, ended.result)
         if self.memory.peak_bytes != self._reported_peak:
@@ -840,8 +907,24 @@ class Node:
             self._folders.free_bytes(),
             -1 if self._meter is None else self._meter.used_bytes,
             -1 if self._meter is None else self._meter.limit_bytes,
+            self._idle_slots(),
         )
         self._send(beat)
+
+    def _keep_slot(self, job: str) -> None:
+        """A task of this job has ended. If only others wait here, its slot is not theirs yet."""
+        if self._queue and all(each != job for each, _ in self._queue):
+            self._slots_kept += 1
+            self._reactor.callLater(SLOT_KEPT_S, self._keep_no_slot)
+
+    def _keep_no_slot(self) -> None:
+        self._slots_kept = 0
+        self.room()
+
+    def _idle_slots(self) -> int:
+        if self._pool is None or not self._bringing:
+            return 0
+        return max(0, self._plan.slots - len(self._pool.running()) - len(self._queue))
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)

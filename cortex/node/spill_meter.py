@@ -21,6 +21,7 @@ from twisted.python.threadpool import ThreadPool
 from cortex.limits import SPILL_MEASURE_S, SPILL_RESERVE_BYTES
 from cortex.node.spill_folders import free_bytes
 from cortex.storage.spill_account import SpillAccount
+from cortex.storage.spill_quota import spill_full
 
 _log = Logger()
 _ACCOUNT = "spill.account"
@@ -29,7 +30,8 @@ _RESTS_PER_WALK = 20
 
 class SpillMeter:
     """`folders` are the node's own; `quota_bytes` 0: no more than the disks take. `free_bytes(folders)` is
-    what those have free together, -1 unknown. Made, started and stopped on the reactor's thread."""
+    what those have free together, -1 unknown. Made, started and stopped on the reactor's thread. Raises
+    SpillFull."""
 
     def __init__(
         self,
@@ -49,7 +51,10 @@ class SpillMeter:
         self.used_bytes = 0
         self.limit_bytes = self._limit(0)
         """All that may lie there."""
-        self._account = SpillAccount.create(self.account_path, self.limit_bytes)
+        try:
+            self._account = SpillAccount.create(self.account_path, self.limit_bytes)
+        except OSError as error:
+            raise spill_full(self._folders[0], 0, None, str(error)) from error
 
     def start(self) -> None:
         self._pool.start()

@@ -30,8 +30,11 @@ CANCELLED = "the job was cancelled"
 
 @dataclass(frozen=True, slots=True)
 class JobSubmitted:
+    """`user`: whose share of the slots it is part of."""
+
     job: str
     request: SubmitJob
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class JobKept:
     lives: int
     """Of the server, that have worked at it before this one."""
     records: Iterable[JobRecord]
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,13 @@ class PartUnreadable:
 
 
 @dataclass(frozen=True, slots=True)
+class MapsNotKept:
+    """Of a job that is done only the result is kept from now on."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
     reason: str = CANCELLED
@@ -120,6 +131,7 @@ Event = (
     | AttemptFailed
     | Heartbeat
     | CannotServe
+    | MapsNotKept
     | DataListed
     | InputFound
     | GivenBack

@@ -1,4 +1,4 @@
-"""One job on its way: plan -> (scan) -> map -> reduce, and what to do when something fails.
+"""One job on its way: plan -> (scan) -> map -> reduce (-> commit), and what to do when something fails.
 
 `JobRun` decides which task is next and what a result means. It never speaks to a node: the Scheduler
 asks `next_task` when a node has room, hands over what nodes report, and looks at `state` and
@@ -24,33 +24,40 @@ from cortex.errors import (
     InputLost,
     InternalError,
     MapChanged,
+    OutputFailed,
+    OutputUnseen,
     ProtocolError,
+    ResultsLost,
     RowsLost,
 )
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
 from cortex.job.output_types import OutputTypes
-from cortex.job.plan import UNKNOWN, InputPlan, Split, SplitGroups
+from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups
 from cortex.limits import (
     ATTEMPTS_PER_LIFE,
+    COMMIT_TASKS_MAX,
     HOLDER_RETURN_S,
     LEASE_S,
     LOST_REDOS_MAX,
     SCAN_AHEAD_PER_SLOT,
     SCAN_SPLITS_PER_TASK,
 )
+from cortex.memory_plan import job_slots, too_large
 from cortex.scheduling.input_homes import InputHomes
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
-from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
+from cortex.scheduling.leases import COMMIT, MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.placement import ANY, Placement
 from cortex.scheduling.prefetch import Prefetch
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, Progress, stats_tuple
-from cortex.scheduling.records import JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.survey import Survey
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
+    CommitResult,
+    CommitTask,
     Counters,
     DataListed,
     FetchAhead,
@@ -96,8 +103,15 @@ def _counted(sums: Locality, origin: InputOrigin) -> Locality:
 
 
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
-_LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
-_RESULTS = {PLAN: PlanResult, SCAN: ScanResult, MAP: MapResult, REDUCE: ReduceResult}
+_LOST_SHOWN = 10  # parts that an error names
+_LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r", COMMIT: "commit"}
+_RESULTS = {
+    PLAN: PlanResult,
+    SCAN: ScanResult,
+    MAP: MapResult,
+    REDUCE: ReduceResult,
+    COMMIT: CommitResult,
+}
 _STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
 
@@ -115,6 +129,8 @@ class JobRun:
         self.error: ErrorReport | None = None
         self.progress = Progress()
         self.memory_peak_bytes = 0
+        self.maps_dropped = False
+        """It is done, and only its result is kept: what is lost of that is lost for good."""
         self.was_done = False
         """Its client was told so once."""
         self.plan: InputPlan | None = None
@@ -122,6 +138,8 @@ class JobRun:
         """One object for all nodes, as `start_message` is: it may be large, and need be encoded only once."""
         self._start_message: StartJob | None = None
         self.map_only = request.spec.reduce_form == "none"
+        self.commits = request.spec.output.at == "nodes" and bool(request.staging_dir)
+        """A node commits the output, which lies where all nodes see it."""
         self.held_back = False
         """Nothing is leased: what nodes hold of it is not known yet."""
         self.running: dict[AttemptId, Running] = {}
@@ -159,25 +177,35 @@ class JobRun:
         self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._tables[PLAN].needs_met(0, 1)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Its output is where no node's loss reaches it: nothing is needed any more once it is done."""
+        return bool(self.request.staging_dir)
+
     # --- who has its input ---
 
     def ask(self, node: str) -> ListData | FindInput | None:
         """What a node with data roots is to be asked now."""
         return None if self.ended else self.survey.question(node)
 
-    def listed(self, answer: DataListed, here: Iterable[str]) -> bool:
-        """A node has said what its data names stand for; True when all have, and there is more to ask."""
+    def listed(self, answer: DataListed) -> None:
+        """A node has said what its data names stand for."""
         try:
             self.survey.listed(answer)
         except CortexError as error:
             self.fail(error.report())
-        return self.look_for_data(here)
 
-    def look_for_data(self, here: Iterable[str]) -> bool:
-        """True when it has become known which files there are. `here`: the nodes that could have some."""
-        if self.ended or self.held_back:
+    def look_for_data(self, here: Iterable[str], absent: Sequence[Node]) -> bool:
+        """True when it has become known which files there are, and there is more to ask. `here`: the nodes
+        that were asked; `absent`: others that may have some."""
+        if self.ended or self.held_back or self.survey.data_files is not None:
+            return False
+        silent = [node.name for node in absent if node.silent]
+        if absent and not silent:
             return False
         try:
+            if silent:
+                raise self.survey.not_listed(silent[0])
             if not self.survey.settle(here):
                 return False
         except CortexError as error:
@@ -190,10 +218,25 @@ class JobRun:
         if self.survey.found(answer) and (under_way or self.survey.settled):  # else there are more to come
             self.place()
 
+    def look_for_answers(self, now: float) -> bool:
+        """Nodes that are asked what they have, and do not say, are not waited for for ever. True when that
+        changed something."""
+        waited = not self.survey.settled
+        try:
+            self.survey.overdue(now)
+        except CortexError as error:
+            self.fail(error.report())
+            return False
+        if waited and self.survey.settled:
+            self.place()
+            return True
+        return False
+
     def holder_lost(self, node: str) -> None:
         """The node cannot be read from any more."""
         try:
-            if self.survey.lost(node):
+            had_some = self.survey.lost(node)
+            if had_some or (self.plan is None and self.survey.settled):  # it was the last that was waited for
                 self.place()
         except CortexError as error:
             if not self.ended:
@@ -216,7 +259,7 @@ class JobRun:
         if self._scans.chains:
             starts, set_of = homes.scans(self._scans)
             self._placements[SCAN] = Placement(self._tables[SCAN], homes.sets, starts, set_of)
-            if not self._lane_of:
+            if not self._scan_lanes:  # files keep the lanes that they were given first
                 self._lane_of = dict(zip(self._scans.chains, set_of))
 
     def input_holders(self, version: int, nodes: Mapping[str, Node]) -> InputHolders | None:
@@ -232,7 +275,8 @@ class JobRun:
         place = {each.node: number for number, each in enumerate(holders)}
         sets = tuple(tuple(place[name] for name in each if name in place) for each in members)
         packed = struct.pack(f"<{len(set_of)}I", *set_of)
-        message = InputHolders(self.job, holders, sets, packed, survey.client_files)
+        no_client = self.request.detached and self.plan is not None
+        message = InputHolders(self.job, holders, sets, packed, 0 if no_client else survey.client_files)
         self._input_holders = survey.version, message
         return message
 
@@ -247,23 +291,30 @@ class JobRun:
 
     def may_read_from_afar(self, running: Running) -> bool:
         """Also one that is at home: a plan looks at every file, and a map may have several."""
-        return running.stage in self._placements
+        return running.stage != REDUCE and self.survey.matters
 
     def look_for_holders(self, now: float) -> None:
-        """Fail if a map has waited too long for the only node with its input."""
-        placement = self._placements.get(MAP)
-        lost = None if placement is None or self.state is not JobState.MAPPING else placement.lost
-        if lost is None:
+        """Fail if a map, or a scan before it, has waited too long for the only node with its input."""
+        files = self._files_lost() if self.state is JobState.MAPPING else []
+        if not files:
             self._holder_lost_at = None
             return
         if self._holder_lost_at is None:
             self._holder_lost_at = now
         if now - self._holder_lost_at >= HOLDER_RETURN_S:
-            self.fail(self._input_lost(lost).report())
+            self.fail(self._input_lost(files).report())
 
-    def _input_lost(self, index: int) -> InputLost:
+    def _files_lost(self) -> list[InputFile]:
+        """Those of a task that waits for a node that is lost, the node's among them; none if no task does."""
         assert self.plan is not None
-        files = [self.plan.files[split.file] for split in self._splits_of(index)]
+        maps, scans = self._placements.get(MAP), self._placements.get(SCAN)
+        if maps is not None and maps.lost is not None:
+            return [self.plan.files[split.file] for split in self._splits_of(maps.lost)]
+        if scans is not None and scans.lost is not None:
+            return [self.plan.files[self.plan.splits.file_of(scans.lost)]]
+        return []
+
+    def _input_lost(self, files: list[InputFile]) -> InputLost:
         members, set_of = self.survey.sets()
         gone = next((f for f in files if f.client_file >= 0 and not members[set_of[f.client_file]]), files[0])
         node = self.survey.lost_with(gone.client_file)
@@ -303,13 +354,15 @@ class JobRun:
         if stage is None:
             return None
         chosen = self._choose(stage, node.name, now)
-        if chosen is None and stage == SCAN and self._tables[MAP].first_ready() is not None:
+        if chosen is None and stage == SCAN and self._has_ready(MAP):
             stage = MAP
             chosen = self._choose(stage, node.name, now)
         if chosen is None:
             return None
         index, number = self._tables[stage].lease(chosen)
-        attempt = attempt_id(task_id(self.job, _LETTERS[stage], None if stage == PLAN else index), number)
+        attempt = attempt_id(
+            task_id(self.job, _LETTERS[stage], None if stage in (PLAN, COMMIT) else index), number
+        )
         task = self._task(stage, index)
         return self._leased(Running(attempt, self.job, stage, index, number, node.output_node, task), now)
 
@@ -371,6 +424,9 @@ class JobRun:
         if isinstance(record, PartGone):
             self.part_lost(record.staged_as)
             return
+        if isinstance(record, MapsDropped):
+            self.drop_maps()
+            return
         end, now = record.end, self.began_at + record.at_s
         running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan, ended=True)
         if running is None:
@@ -400,10 +456,28 @@ class JobRun:
             return self._tables[PLAN].ready
         if self.state is JobState.REDUCING:
             return self._tables[REDUCE].ready
+        if self.state is JobState.COMMITTING:
+            return self._tables[COMMIT].ready
         if self.state is not JobState.MAPPING:
             return 0
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
-        return self._tables[MAP].ready + min(scans_ahead, self._tables[SCAN].waiting)
+        placement = self._placements.get(MAP)
+        lost = 0 if placement is None else placement.lost_count
+        return self._tables[MAP].ready - lost + min(scans_ahead, self._tables[SCAN].waiting)
+
+    def _has_ready(self, stage: str) -> bool:
+        """But for tasks that wait for a node that is lost."""
+        placement = self._placements.get(stage)
+        return self._tables[stage].ready > (0 if placement is None else placement.lost_count)
+
+    def has_ready(self, slots: int) -> bool:
+        """Is there a task that some node could be given now?"""
+        return not self.held_back and self._next_stage(slots) is not None
+
+    @property
+    def tasks_waiting(self) -> int:
+        """Of the stages known so far, neither leased nor done."""
+        return sum(table.waiting for table in self._tables.values())
 
     def locations(self, version: int, nodes: int) -> MapLocations | None:
         """What a node that is sent a reduce must be told of map outputs, knowing this much."""
@@ -437,10 +511,12 @@ class JobRun:
             return PLAN if self.survey.settled and tables[PLAN].first_ready() is not None else None
         if self.state is JobState.REDUCING:
             return REDUCE if tables[REDUCE].first_ready() is not None else None
+        if self.state is JobState.COMMITTING:
+            return COMMIT if tables[COMMIT].first_ready() is not None else None
         if self.state is not JobState.MAPPING:
             return None
-        scan = tables[SCAN].first_ready()
-        maps_wait = tables[MAP].first_ready() is not None
+        scan = tables[SCAN].first_ready() if self._has_ready(SCAN) else None
+        maps_wait = self._has_ready(MAP)
         if scan is not None and (
             self._scan_ahead < SCAN_AHEAD_PER_SLOT * slots
             or not self._scans.chunks[scan].fresh
@@ -452,11 +528,13 @@ class JobRun:
 
     def _task(self, stage: str, index: int) -> Task:
         if stage == PLAN:
-            return PlanTask(self.request.client_files, self.survey.data_files or ())
+            return PlanTask(self.request.client_files, self.survey.data_files or (), self.request.detached)
         if stage == SCAN:
             if self._scans.chunks[index].fresh:
                 self._begin_scan(index)
             return self._scans.issue(index)
+        if stage == COMMIT:
+            return CommitTask(self.parts())
         if stage == MAP:
             self._begin_map(index)
             return MapTask(index, tuple(self._scans.fill(s) for s in self._splits_of(index)))
@@ -585,6 +663,10 @@ class JobRun:
             self._tables[MAP].needs_met(0, count)
         if not self.map_only:
             self._open_stage(REDUCE, TaskTable(plan.reducers, None, first))
+        if self.commits:
+            self._open_stage(COMMIT, TaskTable(1, None, first))
+        if self.request.detached:  # from now on files that the client has as well are had of nodes alone
+            self.survey.version += 1
         self._step(JobEvent.OUTPUT_DONE if self.request.plan_only else JobEvent.PLANNED)
 
     def _scanned(self, running: Running, result: ScanResult) -> None:
@@ -701,6 +783,11 @@ class JobRun:
         error = self._with_file(running, failed.error)
         table = self._tables[running.stage]
         table.apply(running.index, TaskEvent.RETRY)
+        if (
+            running.stage == COMMIT and error.code == OutputUnseen.code
+        ):  # it has run nothing of the job before
+            self.cannot_run_on(running.node, error)
+            return
         if error.fault == Fault.FATAL.value:
             self.fail(error)
             return
@@ -712,8 +799,9 @@ class JobRun:
         if error.code == InputLost.code:  # its holder is lost, as we may not know yet, or cut off from there
             key = running.stage, running.index
             self._inputs_lost[key] = self._inputs_lost.get(key, 0) + 1
-            if self._inputs_lost[key] <= LOST_REDOS_MAX:
-                return
+            if self._inputs_lost[key] > LOST_REDOS_MAX:
+                self.fail(error)
+            return
         final = table.record_failure(running.index, error)
         if final is not None:
             self.fail(final)
@@ -763,7 +851,7 @@ class JobRun:
         self._prefetch.forget(node)
         made = sorted(set(self._parts_at.pop(node, ())))
         self._lose_parts([i for i in made if any(part.node == node for part in self._parts.get(i, ()))])
-        if self.map_only:
+        if self.map_only or self.maps_dropped:
             return
         lost = self._outputs.lost_with(node)
         if lost:
@@ -792,7 +880,7 @@ class JobRun:
         """A part cannot be read at its node. One that is not of the output (any more) changes nothing."""
         found = [i for i, parts in self._parts.items() if any(part.staged_as == staged_as for part in parts)]
         self._lose_parts(found)
-        if found and not self.map_only and not self._tables[MAP].finished:
+        if found and not (self.map_only or self.maps_dropped or self._tables[MAP].finished):
             self._step(JobEvent.MAP_LOST)
 
     def _lose_parts(self, indices: list[int]) -> None:
@@ -800,11 +888,31 @@ class JobRun:
         if not indices:
             return
         stage = MAP if self.map_only else REDUCE
+        if self.maps_dropped:
+            if self.state is JobState.DONE:
+                self.fail(self._results_lost(indices))
+            return
         for index in indices:
             del self._parts[index]
         self._tables[stage].lose(indices)
         self.progress.stages[stage].ended_at = None
         self._step(JobEvent.MAP_LOST if self.map_only else JobEvent.PART_LOST)
+
+    def drop_maps(self) -> None:
+        """The job is done: its map outputs are not kept any longer. A map-only job has none, and makes its
+        parts anew from its input."""
+        self.maps_dropped = not self.map_only
+
+    def _results_lost(self, indices: list[int]) -> ErrorReport:
+        lost = [part for index in indices for part in self._parts[index]]
+        names = ", ".join(part.name for part in lost[:_LOST_SHOWN])
+        return ResultsLost(
+            f"{format_count(len(lost))} of {format_count(len(self.parts()))} parts of the result were lost"
+            " with the node that kept them, and the map outputs to make them from are not kept any more",
+            cure="run the job again; fetch a result soon, or write it to a path that all nodes share:"
+            " --output-on nodes",
+            details={"node": lost[0].node, "parts": names + (", ..." if len(lost) > _LOST_SHOWN else "")},
+        ).report()
 
     def heard(self, running: Running, progress: TaskProgress) -> None:
         self.progress.stages[running.stage].change_live(running, progress.stats)
@@ -832,12 +940,18 @@ class JobRun:
             shown["and"] = f"{len(others) - _UNFIT_SHOWN} more nodes"
         self.fail(msgspec.structs.replace(last, details={**last.details, **shown}, fault=Fault.FATAL.value))
 
-    def waits_for_others(self, node: Node, slots: int) -> bool:
-        """It has a task to lease that this node cannot run, or not yet, and others may."""
-        if self._next_stage(slots) is None:
-            return False
-        able = node.name not in self.unfit and node.works_for(self.job)
-        return not able or (bool(self._placements) and self.state is not JobState.REDUCING)
+    def meet(self, node: Node) -> None:
+        """A node is there that has less memory than the job says: it does not run there."""
+        wanted, has = self.request.spec.resources.memory_bytes, node.hello.memory_bytes
+        if node.hello.data_address and wanted > has:
+            self.cannot_run_on(node.name, too_large(wanted, has, node.name).report())
+
+    def slots_at(self, node: Node) -> int:
+        """Slots that it may have there at once: its tasks share the memory that it says."""
+        memory_bytes = self.request.spec.resources.memory_bytes
+        if not memory_bytes or not node.hello.data_address:
+            return node.hello.slots
+        return job_slots(memory_bytes, node.hello.slots)
 
     def unfit_notes(self) -> tuple[str, ...]:
         notes = list(self._unfit_notes.values())
@@ -879,9 +993,31 @@ class JobRun:
             if final.state(0) is TaskState.BLOCKED:
                 final.needs_met(0, final.total)
             self._step(JobEvent.MAPPED)
-        if final.finished:
+        if self.state is JobState.COMMITTING:
+            if self._tables[COMMIT].finished:
+                self._step(JobEvent.OUTPUT_DONE)
+        elif final.finished:
             self._check_bytes()
-            self._step(JobEvent.OUTPUT_DONE)
+            if self.commits:
+                self._commit()
+            else:
+                self._step(JobEvent.OUTPUT_DONE)
+
+    def _commit(self) -> None:
+        """All parts are where they are to be committed. What runs still, no reduce needs."""
+        for running in list(self.running.values()):
+            self.abandoned(running)
+            self._revoked.append(running)
+        if len(self._parts) > COMMIT_TASKS_MAX:
+            self.fail(
+                OutputFailed(
+                    f"{format_count(len(self._parts))} files are more than a node commits at once",
+                    cure="take larger splits (--split-size), or let the client commit: leave --output-on out",
+                ).report()
+            )
+            return
+        self._tables[COMMIT].needs_met(0, 1)
+        self._step(JobEvent.OUTPUT_STAGED)
 
     def _check_bytes(self) -> None:
         """As many bytes as all maps wrote have reached reduces. Rows were compared partition by partition."""
@@ -915,6 +1051,8 @@ class JobRun:
         task = running.task
         if isinstance(task, PlanTask) or self.plan is None:
             return "the plan of the inputs"
+        if isinstance(task, CommitTask):
+            return "the commit of the output"
         if isinstance(task, ReduceTask):
             return f"partition {task.partition} of {self.plan.reducers}"
         if isinstance(task, ScanTask):

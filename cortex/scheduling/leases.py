@@ -1,5 +1,10 @@
 """Leases: which node has which attempts, how much room it has, and when it was last heard.
 
+A node has slots, and beside each a *successor*: an attempt that waits there and takes the slot when the
+attempt before it has ended, if both are of one job. So slots stay with jobs without being asked about, and
+change jobs by successors not being leased, or recalled. Which job has how many of a node's slots is counted
+here by the rule by which the node gives them out.
+
 A node's incarnation is checked here, so that nothing from an earlier life of a node, or about an
 attempt it no longer holds, gets any further. Sums over all nodes are kept, not made: no question but
 `expired` costs more with a thousand nodes than with one.
@@ -9,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -27,8 +33,9 @@ from cortex.limits import (
 from cortex.scheduling.node_state import UP, Duty, NodeEvent, Presence, next_node_state
 from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
 
-PLAN, SCAN, MAP, REDUCE = "plan", "scan", "map", "reduce"
+PLAN, SCAN, MAP, REDUCE, COMMIT = "plan", "scan", "map", "reduce", "commit"
 NO_STATS = TaskStats()
+CONDITIONS: Final = ("up", "full", "away", "silent", "draining", "leaving")
 
 
 class Running(msgspec.Struct, gc=False, eq=False):  # part of no cycle, and there are thousands
@@ -72,9 +79,10 @@ class Node:
     """A node as the scheduler sees it; for its `state` see `node_state`."""
 
     __slots__ = (
-        "away_at", "disk_free_bytes", "drain_until", "held", "hello", "memory_bytes", "memory_peak_bytes",
-        "offer", "output_node", "renewed_at", "rest_by", "rest_s", "rest_until", "serial", "spill_bytes",
-        "spill_limit_bytes", "state", "told", "wanted_by",
+        "away_at", "busy", "disk_free_bytes", "drain_until", "free_counted", "held", "held_of", "hello",
+        "limits", "memory_bytes", "memory_peak_bytes", "offer", "output_node", "recalling", "renewed_at",
+        "rest_by", "rest_s", "rest_until", "serial", "slots_of", "spare", "spill_bytes",
+        "spill_limit_bytes", "state", "told", "turn_at", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, hello: NodeHello, serial: int, now: float) -> None:
@@ -90,6 +98,22 @@ class Node:
         self.wanted_by: frozenset[str] = frozenset()
         """Jobs that no other node can run: it works for them though it is draining."""
         self.held: dict[AttemptId, Running] = {}
+        self.held_of: dict[str, int] = {}
+        """Job -> attempts of it among them."""
+        self.slots_of: dict[str, int] = {}
+        """Job -> slots that it has here."""
+        self.turn_at: dict[str, float] = {}
+        """Job -> since when it has any."""
+        self.limits: dict[str, int] = {}
+        """Job -> slots that it may have here, where it says less memory than the node has."""
+        self.busy = 0
+        """Slots that jobs have; more than there are when some jobs' reduces wait for their inputs."""
+        self.spare = 0
+        """Slots that the node says stand idle all the same."""
+        self.recalling = False
+        """It was asked for leases that have not begun, and has not answered yet."""
+        self.free_counted = 0
+        """Its free slots as `LeaseBook.free_slots` knows them."""
         self.offer = 0.0
         """The part of its slots that it has room for, as `LeaseBook.roomiest` knows it."""
         self.told: dict[str, Told] = {}
@@ -127,6 +151,11 @@ class Node:
         return self.state.duty is not Duty.WORKING
 
     @property
+    def condition(self) -> str:
+        """For people: one of CONDITIONS."""
+        return "full" if self.takes_work and self.rest_until is not None else self.state.word
+
+    @property
     def takes_work(self) -> bool:
         """Of any job."""
         return self.state.takes_work
@@ -143,9 +172,85 @@ class Node:
     @property
     def room(self) -> int:
         """Attempts it may still be given: its slots and a short queue, so that no slot waits for us."""
-        if not self.is_here or (self.draining and not self.wanted_by) or self.rest_until is not None:
+        if not self._takes_leases:
             return 0
-        return self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
+        ahead = self.hello.slots * (1 + LEASES_AHEAD_PER_SLOT) - len(self.held)
+        return max(ahead, self.hello.slots + self.spare if self.spare else 0)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no job has, or that stand idle."""
+        if not self._takes_leases:
+            return 0
+        return max(0, self.hello.slots - self.busy) + self.spare
+
+    @property
+    def _takes_leases(self) -> bool:
+        leaves = self.draining and not self.wanted_by
+        return self.is_here and not leaves and self.rest_until is None
+
+    def may_take_slot(self, job: str) -> bool:
+        return job not in self.limits or self.slots_of.get(job, 0) < self.limits[job]
+
+    def waiting(self, job: str) -> int:
+        """Attempts of the job that wait here for a slot."""
+        return self.held_of.get(job, 0) - self.slots_of.get(job, 0)
+
+    def successors_wanted(self, job: str) -> int:
+        """Attempts that may wait here for the slots that the job has."""
+        if self.busy > self.hello.slots:
+            return 0
+        return self.slots_of.get(job, 0) * (1 + LEASES_AHEAD_PER_SLOT) - self.held_of.get(job, 0)
+
+    @property
+    def has_successors(self) -> bool:
+        return len(self.held) > self.busy
+
+    def begin(self, running: Running, now: float) -> list[tuple[str, int]]:
+        """It is leased: it takes a slot that is free, or waits for one of its job's. Gives what changed, as
+        (job, how many slots more)."""
+        job = running.job
+        self.held[running.attempt] = running
+        self.held_of[job] = self.held_of.get(job, 0) + 1
+        if not self.may_take_slot(job):
+            return [(job, 0)]
+        if self.busy >= self.hello.slots:
+            if not self.spare:
+                return [(job, 0)]
+            self.spare -= 1
+        return [self._slot_to(job, now)]
+
+    def end(self, running: Running, now: float) -> list[tuple[str, int]]:
+        """It is over: its slot is its successor's, or free."""
+        job = running.job
+        left = self.held_of[job] - 1
+        self.held_of[job] = left
+        changed = [(job, 0)]
+        if self.slots_of.get(job, 0) > left:
+            self.busy -= 1
+            self.slots_of[job] = left
+            changed = [(job, -1)]
+        if not left:
+            for kept in (self.held_of, self.slots_of, self.turn_at, self.limits):
+                kept.pop(job, None)
+        return changed
+
+    def settle(self, now: float) -> list[tuple[str, int]]:
+        """Slots that nobody was leased anything for go to what waits here."""
+        changed = []
+        while self.busy < self.hello.slots and self.has_successors:
+            heirs = (each for each in self.held_of if self.waiting(each) and self.may_take_slot(each))
+            heir = next(heirs, None)
+            if heir is None:
+                break
+            changed.append(self._slot_to(heir, now))
+        return changed
+
+    def _slot_to(self, job: str, now: float) -> tuple[str, int]:
+        self.busy += 1
+        self.turn_at.setdefault(job, now)
+        self.slots_of[job] = self.slots_of.get(job, 0) + 1
+        return job, 1
 
     @property
     def wants(self) -> bool:
@@ -165,6 +270,18 @@ class LeaseBook:
         self.memory_peak_bytes = 0
         self.wanting = 0
         """Nodes that want a lease."""
+        self.free_slots = 0
+        """Of all nodes."""
+        self.now = 0.0
+        """Of the event that is handled."""
+        self.slots_of: dict[str, int] = {}
+        """Job -> slots that it has at all nodes."""
+        self.changed: dict[str, None] = {}
+        """Jobs whose leases changed, until somebody has looked."""
+        self._unsettled: dict[str, Node] = {}
+        """Nodes with free slots where attempts wait."""
+        self.with_successors: dict[str, Node] = {}
+        """Nodes where attempts wait for slots."""
         self._joined = 0
         self._by_room: list[tuple[float, int, str]] = []
         """A heap of (-offer, serial, name); an entry that is not the node's offer any more is void."""
@@ -186,7 +303,7 @@ class LeaseBook:
         self.slots -= hello.slots if node.takes_work else 0
         self.cap_bytes += hello.memory_bytes - node.hello.memory_bytes
         node.hello, node.output_node = hello, OutputNode(hello.node, hello.data_address)
-        node.renewed_at = now
+        node.renewed_at, node.recalling, node.spare = now, False, 0
         node.state = next_node_state(node.state, NodeEvent.RETURN)
         self.slots += hello.slots if node.takes_work else 0
         self._room_changed(node)
@@ -196,6 +313,9 @@ class LeaseBook:
         if node is not None:
             self.slots -= node.hello.slots if node.takes_work else 0
             self._offer(node, 0.0)
+            self.free_slots -= node.free_counted
+            self.with_successors.pop(name, None)
+            self._unsettled.pop(name, None)
             self.cap_bytes -= node.hello.memory_bytes
             self.measured(node, 0, 0)
         return node
@@ -302,21 +422,54 @@ class LeaseBook:
     # --- leases ---
 
     def hold(self, node: Node, leased: Iterable[Running]) -> None:
-        node.held.update((running.attempt, running) for running in leased)
+        for running in leased:
+            self.lease(node, running)
         self._room_changed(node)
+
+    def lease(self, node: Node, running: Running) -> None:
+        """One of several: `put_back` the node after the last."""
+        self._count(node.begin(running, self.now))
 
     def take(self, node: Node, attempt: str) -> Running | None:
         """The attempt, held by the node no more; None if it did not hold it."""
         running = node.held.pop(attempt, None)  # type: ignore[call-overload]
         if running is not None:
+            self._count(node.end(running, self.now))
             self._room_changed(node)
         return running  # type: ignore[no-any-return]
 
     def take_all(self, node: Node) -> list[Running]:
         held = list(node.held.values())
-        node.held.clear()
+        for running in held:
+            self._count([(running.job, -node.slots_of.pop(running.job, 0))])
+        for kept in (node.held, node.held_of, node.turn_at, node.limits):
+            kept.clear()
+        node.busy = node.spare = 0
+        node.recalling = False
         self._room_changed(node)
         return held
+
+    def _count(self, changes: Iterable[tuple[str, int]]) -> None:
+        for job, more in changes:
+            self.changed[job] = None
+            if more:
+                self.slots_of[job] = self.slots_of.get(job, 0) + more
+                if not self.slots_of[job]:
+                    del self.slots_of[job]
+
+    def settle(self) -> None:
+        """All that is to be leased now is: what nodes do by themselves with slots that are free."""
+        for node in list(self._unsettled.values()):
+            self._count(node.settle(self.now))
+            self._room_changed(node)
+        self._unsettled.clear()
+
+    def stands_idle(self, node: Node, slots: int) -> None:
+        """The node says that so many slots stand idle, though reduces wait for their inputs there."""
+        spare = max(0, slots - max(0, node.hello.slots - node.busy))
+        if spare != node.spare:
+            node.spare = spare
+            self._room_changed(node)
 
     def release(self, attempts: Iterable[Running]) -> None:
         for running in attempts:
@@ -343,7 +496,18 @@ class LeaseBook:
         self._room_changed(node)
 
     def _room_changed(self, node: Node) -> None:
+        if self.nodes.get(node.name) is not node:  # it has left: so have its slots
+            return
         self._offer(node, node.room / node.hello.slots if node.wants else 0.0)
+        free = node.free_slots
+        self.free_slots += free - node.free_counted
+        node.free_counted = free
+        if node.has_successors:
+            self.with_successors[node.name] = node
+            if node.busy < node.hello.slots:
+                self._unsettled[node.name] = node
+        else:
+            self.with_successors.pop(node.name, None)
 
     def _offer(self, node: Node, offer: float) -> None:
         if offer == node.offer:

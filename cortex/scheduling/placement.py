@@ -99,6 +99,11 @@ class Placement:
         return None if now - since < LOCALITY_DELAY_S else self._first(others)
 
     @property
+    def lost_count(self) -> int:
+        """Tasks that wait for a node that is lost."""
+        return self._count[LOST]
+
+    @property
     def lost(self) -> int | None:
         """The first task that waits for a node that is lost."""
         return self._first(LOST)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from operator import attrgetter
+from operator import add, attrgetter, sub
 
 import msgspec
 
 from cortex.scheduling.columns import zeros
-from cortex.scheduling.leases import MAP, PLAN, REDUCE, SCAN, Running
+from cortex.scheduling.leases import COMMIT, MAP, PLAN, REDUCE, SCAN, Running
 from cortex.scheduling.task_state import TaskTable
 from cortex.wire.messages import Counters, StageProgress, TaskStats, TaskSummary
 
@@ -44,7 +44,8 @@ class StageTotals:
         self.ended_at: float | None = None
 
     def add(self, stats: Iterable[int], sign: int = 1) -> None:
-        self.sums = [total + sign * value for total, value in zip(self.sums, stats)]
+        """`sign` -1: what was added is taken back."""
+        self.sums = list(map(add if sign == 1 else sub, self.sums, stats))
 
     def change_live(self, running: Running, stats: TaskStats) -> None:
         if stats == running.stats:
@@ -137,7 +138,7 @@ class Progress:
         return self.slowest is None or seconds > self.slowest.seconds
 
     def stage_messages(self, now: float) -> tuple[StageProgress, ...]:
-        order = (PLAN, SCAN, MAP, REDUCE)
+        order = (PLAN, SCAN, MAP, REDUCE, COMMIT)
         return tuple(self.stages[s].progress(now) for s in order if s in self.stages)
 
     def total(self, field: int, live: bool = False) -> int:

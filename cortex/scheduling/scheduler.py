@@ -1,10 +1,14 @@
 """The scheduler: all jobs and all nodes, and one function, `handle(event, now) -> instructions`.
 
 Pure: the same events at the same times give the same instructions. `now` is a monotonic time in
-seconds that never goes back. Jobs take turns, one task each; the node with the most room is served
-first, with as many tasks as are its share of those that wait, and then not before half of its queue is
-used up: leases are of neighbouring tasks, in few messages. What a decision may lease is bounded; the next
-one goes on.
+seconds that never goes back. A slot goes to the job whose turn it is (`cortex.scheduling.fair_share`), and
+which task of it a node gets, the job says. The node with the most room is served first, with as many tasks as
+are its share of those that wait, and then not before half of its queue is used up: leases are of
+neighbouring tasks, in few messages. What a decision may lease is bounded; the next one goes on.
+
+A job keeps the slots it has by successors (`cortex.scheduling.leases`). One that has more than its share
+while another waits for a slot gets none, and those that have not begun are recalled: so the next of its
+tasks to end gives a slot away, and nothing that runs is stopped for it.
 
 An attempt is leased to one node and ends in exactly one way: finished, failed, or abandoned (its node is
 lost, silent for too long, or its job is over). Whatever arrives about an attempt after that is stale and
@@ -14,13 +18,25 @@ dropped, so at most one attempt of a task is ever accepted.
 from __future__ import annotations
 
 import traceback
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
-from cortex.limits import GRANTS_PER_DECISION_MAX, LIVES_MAX, NODE_RETURN_S, PROGRESS_S, SERVER_STALL_S
+from cortex.limits import (
+    GRANTS_PER_DECISION_MAX,
+    JOBS_TOLD_MAX,
+    LIVES_MAX,
+    NODE_RETURN_S,
+    NODES_DECLINED_MAX,
+    PROGRESS_S,
+    RECALL_JOBS_MAX,
+    RECALL_NODES_MAX,
+    RECALLS_AT_ONCE,
+    SERVER_STALL_S,
+    SLOT_TURN_S,
+)
 from cortex.scheduling.events import (
     CancelRequested,
     DrainRequested,
@@ -29,6 +45,7 @@ from cortex.scheduling.events import (
     Instruction,
     JobKept,
     JobSubmitted,
+    MapsNotKept,
     NodeAway,
     NodeJoined,
     NodeLost,
@@ -39,19 +56,22 @@ from cortex.scheduling.events import (
     Tick,
     WriteDown,
 )
+from cortex.scheduling.fair_share import FairShares
 from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
-from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.tally import Tally
+from cortex.units import counted
 from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
     DataListed,
     Drain,
+    DropMapOutputs,
     EndJob,
     GivenBack,
     Heartbeat,
@@ -63,6 +83,7 @@ from cortex.wire.messages import (
     JobReport,
     Lease,
     NodeHello,
+    Recall,
     ReportsKept,
     Revoke,
     RunTask,
@@ -87,10 +108,11 @@ class _Claim:
 class Scheduler:
     """Feed it events in the order they happened; carry out its instructions in order.
 
-    `journalled`: say what is to be written down (`WriteDown`).
+    `journalled`: say what is to be written down (`WriteDown`). `user_weights`: of those that have another
+    than 1.
     """
 
-    def __init__(self, journalled: bool = False) -> None:
+    def __init__(self, journalled: bool = False, user_weights: Mapping[str, float] | None = None) -> None:
         self._journalled = journalled
         self.expected: dict[str, str] = {}
         """Nodes of an earlier life that are not back yet: name -> incarnation."""
@@ -108,11 +130,21 @@ class Scheduler:
         One whose result is lost before goes on."""
         self.stale_messages = 0
         self.tally = Tally()
-        self._turns: deque[str] = deque()
+        self.shares = FairShares(user_weights)
+        """Of the slots, among the jobs under way."""
+        self._users: dict[str, str] = {}
+        """Job under way, or kept -> its user."""
+        self._slots_seen = 0
+        self._choosy: set[str] = set()
+        """Jobs that have left a free slot to others: they do not wait for one."""
+        self._recall_due = False
+        self._told_from = 0
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
         tick."""
-        self._openings = 0
+        self._openings: dict[str, int] = {}
+        """Of the jobs under way: changes when there is something new to lease."""
+        self._is_news = False
         self._ticked_at: float | None = None
         self._out: list[Instruction] = []
         self._handlers: dict[type, Callable[[Any, float], None]] = {
@@ -125,6 +157,7 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
+            MapsNotKept: self._maps_not_kept,
             GivenBack: self._given_back,
             DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
@@ -138,6 +171,7 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """What to do about `event`, in order. Raises InternalError for what cannot be (a bug)."""
         self._out = []
+        self.leases.now = now
         self._handlers[type(event)](event, now)
         self._dispatch(now)
         return self._out
@@ -152,10 +186,27 @@ class Scheduler:
     def _job_submitted(self, event: JobSubmitted, now: float) -> None:
         if event.job in self.jobs:
             raise InternalError(f"job {event.job} was submitted twice")
-        self.jobs[event.job] = JobRun(JobId(event.job), event.request, now)
-        self._turns.append(event.job)
         self.tally.jobs_submitted += 1
-        self._look_for_data(self.jobs[event.job], now)
+        job = JobRun(JobId(event.job), event.request, now)
+        self._take_in(job, event.user)
+        self._look_for_data(job, now)
+
+    def _take_in(self, job: JobRun, user: str) -> None:
+        """It is under way from now on."""
+        self.jobs[job.job], self._users[job.job] = job, user
+        self.shares.add(job.job, user, job.request.spec.priority)
+        self.leases.changed[job.job] = None
+        for node in self.leases.nodes.values() if job.request.spec.resources.memory_bytes else ():
+            job.meet(node)
+
+    def _take_out(self, job: JobRun) -> None:
+        """It is not under way any more, and holds nothing."""
+        self.leases.release(job.running.values())
+        del self.jobs[job.job]
+        self.shares.remove(job.job)
+        self._choosy.discard(job.job)
+        self._openings.pop(job.job, None)
+        self._is_news = True  # others may have its turn now
 
     def _restored(self, event: Restored, now: float) -> None:
         self.expected = dict(event.nodes)
@@ -166,9 +217,9 @@ class Scheduler:
         self._settle(now)
 
     def _restore(self, kept: JobKept, now: float) -> None:
-        job = self.jobs[kept.job] = JobRun(JobId(kept.job), kept.request, now - kept.age_s, kept.lives)
-        self._turns.append(kept.job)
+        job = JobRun(JobId(kept.job), kept.request, now - kept.age_s, kept.lives)
         job.held_back = True
+        self._take_in(job, kept.user)
         nodes: set[str] = set()
         at = now
         try:
@@ -198,8 +249,10 @@ class Scheduler:
         else:
             self._drop_node(hello.node, now)  # its earlier life, if we still believed in it
             if expected not in (None, hello.incarnation):
-                self._lose_results(hello.node)
+                self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
+        for job in (*self.jobs.values(), *self.kept.values()):
+            job.meet(node)
         self._compare(node, hello, expected == hello.incarnation, now)
         if node.draining or hello.draining_s >= 0:  # either of the two may have changed while it was away
             left_s = max(0.0, node.drain_until - now) if node.draining else -1.0
@@ -215,6 +268,8 @@ class Scheduler:
         for job in hello.jobs:
             if self._is_known(job):
                 node.told[job] = Told()
+                if job in self.kept and self.kept[job].maps_dropped:
+                    self._out.append(SendToNode(node.name, DropMapOutputs(job)))
             else:
                 self._out.append(SendToNode(node.name, EndJob(job)))
         for running in [each for each in node.held.values() if each.attempt not in hello.attempts]:
@@ -259,6 +314,7 @@ class Scheduler:
         self._claims.clear()
         for job in (*self.jobs.values(), *self.kept.values()):
             job.held_back = False
+            self.leases.changed[job.job] = None
         for job in list(self.jobs.values()):
             job.place()
             self._look_for_data(job, now)
@@ -291,33 +347,36 @@ class Scheduler:
             self.jobs[running.job].abandoned(running)
             self.tally.abandoned[running.stage] += 1
         self.tally.nodes_lost += 1
-        self._lose_results(node.name)
+        self._lose_results(node.name, now)
 
-    def _lose_results(self, name: str) -> None:
+    def _lose_results(self, name: str, now: float) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
             job.holder_lost(name)  # a job that has failed by it ends on the next tick
-        self._reopen()
+        self._reopen(now)
 
     def _lose(self, job: JobRun, name: str) -> None:
         job.node_lost(name)
+        self.leases.changed[job.job] = None
         self._write_down(job, NodeGone(name))
 
     def _part_lost(self, event: PartUnreadable, now: float) -> None:
         job = self.jobs.get(event.job) or self.kept.get(event.job)
         if job is not None:
             job.part_lost(event.staged_as)
+            self.leases.changed[job.job] = None
             self._write_down(job, PartGone(event.staged_as))
-            self._reopen()
+            self._reopen(now)
 
-    def _reopen(self) -> None:
-        """Jobs that were done, and are not any more, go on."""
-        for job in [job for job in self.kept.values() if not job.ended]:
+    def _reopen(self, now: float) -> None:
+        """Jobs that were done, and are not any more, go on, or have failed."""
+        for job in [job for job in self.kept.values() if job.state is not JobState.DONE]:
             del self.kept[job.job]
-            self.jobs[job.job] = job
-            self._turns.append(job.job)
-            job.place()  # as it is now: nobody asked while it was done
-            self._ask_all(job)
+            self._take_in(job, self._users[job.job])
+            if not job.ended:
+                job.place()  # as it is now: nobody asked while it was done
+                self._ask_all(job)
+            self._after(job, now)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -395,6 +454,7 @@ class Scheduler:
         self.leases.measured(node, event.memory_bytes, peak_bytes)
         node.disk_free_bytes = event.disk_free_bytes
         node.spill_bytes, node.spill_limit_bytes = event.spill_bytes, event.spill_limit_bytes
+        self.leases.stands_idle(node, event.idle_slots)
         if self._returning:
             self._returning.discard(node.name)
             self._settle(now)
@@ -426,21 +486,24 @@ class Scheduler:
     def _data_listed(self, event: DataListed, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
-            if job.listed(event, self._nodes_here()):
-                self._ask_all(job)
-            self._after(job, now)
+            job.listed(event)
+            self.leases.changed[job.job] = None
+            self._look_for_data(job, now)
 
     def _input_found(self, event: InputFound, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
             job.found(event)
+            self.leases.changed[job.job] = None
 
     def _look_for_data(self, job: JobRun, now: float) -> None:
         """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
-        yet."""
+        yet. One that is away may be back with some of it, and is waited for."""
         self._ask_all(job)
-        if job.look_for_data(self._nodes_here()):
+        absent = [n for n in self.leases.nodes.values() if n.hello.data_roots and not n.is_here]
+        if job.look_for_data(self._nodes_here(), absent):
             self._ask_all(job)
+        self.leases.changed[job.job] = None
         if job.ended:
             self._after(job, now)
 
@@ -472,11 +535,12 @@ class Scheduler:
         self._out.append(SendToNode(node.name, Drain(-1.0 if event.undo else event.seconds)))
 
     def _given_back(self, event: GivenBack, now: float) -> None:
-        """A node that drains has not begun these: it costs no attempt."""
+        """Recalled, or of a node that drains, and not begun: it costs no attempt."""
         node = self._hear(event.node, event.incarnation, now)
         if node is None:
             self.stale_messages += 1
             return
+        node.recalling = False
         for attempt in event.attempts:
             self._claims.pop(attempt, None)
             running = self.leases.take(node, attempt)
@@ -485,7 +549,7 @@ class Scheduler:
 
     def _look_at_drains(self, now: float) -> None:
         """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
-        for node in [n for n in self.leases.nodes.values() if n.draining and n.is_here]:
+        for node in [n for n in self.leases.nodes.values() if n.draining and not n.away]:
             wanted = [job.job for job in self.jobs.values() if job.unfit and self._only_node_for(job, node)]
             self.leases.want(node, frozenset(wanted))
             if now >= node.drain_until and node.state.duty is Duty.DRAINING and not wanted:
@@ -511,7 +575,7 @@ class Scheduler:
 
     def waits_for(self, node: Node) -> tuple[str, ...]:
         """What a node that is drained is still needed for, in words; nothing: it may end."""
-        tasks = [f"{len(node.held)} tasks"] if node.held else []
+        tasks = [counted(len(node.held), "task")] if node.held else []
         sole = [f"it is the only node that can run {job}" for job in sorted(node.wanted_by)]
         needs = ((job.job, job.needs_of(node.name)) for job in (*self.jobs.values(), *self.kept.values()))
         return (*tasks, *sole, *(f"{what} of {job}" for job, what in needs if what))
@@ -523,6 +587,16 @@ class Scheduler:
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
 
+    def _maps_not_kept(self, event: MapsNotKept, now: float) -> None:
+        job = self.kept.get(event.job)
+        if job is None or job.map_only or job.maps_dropped:
+            return
+        job.drop_maps()
+        self._write_down(job, MapsDropped())
+        for node in self.leases.nodes.values():
+            if job.job in node.told and not node.silent:
+                self._out.append(SendToNode(node.name, DropMapOutputs(job.job)))
+
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
@@ -531,6 +605,7 @@ class Scheduler:
         elif event.job in self.kept:
             error = Cancelled(event.reason).report()
             report = self._report(self.kept.pop(event.job), now)
+            self._users.pop(event.job)
             self._end_at_nodes(event.job)
             self._out.append(SendToClient(event.job, JobFailed(event.job, error, report)))
 
@@ -540,10 +615,9 @@ class Scheduler:
             self._cancel_requested(CancelRequested(event.job, "the client gave the job up"), now)
             return
         if job is not None:  # it had all before some was lost
-            self.leases.release(job.running.values())
-            del self.jobs[event.job]
-            self._turns.remove(event.job)
+            self._take_out(job)
         if job is not None or self.kept.pop(event.job, None) is not None:
+            self._users.pop(event.job)
             self._end_at_nodes(event.job)
 
     def _tick(self, event: Tick, now: float) -> None:
@@ -557,28 +631,46 @@ class Scheduler:
         for node in self.leases.expired(now):
             self.leases.silence(node)
             self._lose_work(node, now)
+        self._recall_due = True
         if self._restoring:
             self._wait_for_nodes(now)
         else:
             self._look_at_drains(now)
         self._ask_passed_over()
+        fetching = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
+            if not job.ended and job.look_for_answers(now):
+                self.leases.changed[job.job] = None
+            if not job.ended and job.survey.data_files is None:
+                self._look_for_data(job, now)
+                if job.ended:
+                    continue
             if not job.ended:
                 job.look_for_holders(now)
             if job.ended:
                 self._after(job, now)
             else:
-                self._out.append(SendToClient(job.job, self._progress(job, now)))
-                self._prefetch(job)
+                self._prefetch(job, fetching)
+        for job in self._whose_progress():
+            self._out.append(SendToClient(job.job, self._progress(job, now)))
+
+    def _whose_progress(self) -> list[JobRun]:
+        """All jobs, or where there are many some of them, in turns."""
+        jobs = list(self.jobs.values())
+        if len(jobs) <= JOBS_TOLD_MAX:
+            return jobs
+        first = self._told_from % len(jobs)
+        self._told_from = first + JOBS_TOLD_MAX
+        return (jobs[first:] + jobs[:first])[:JOBS_TOLD_MAX]
 
     def _wait_for_nodes(self, now: float) -> None:
         if now >= self.expected_until:
             lost, self.expected = sorted(self.expected), {}
             self._returning.clear()
             for name in lost:
-                self._lose_results(name)
+                self._lose_results(name, now)
                 self._out.append(GiveUpNode(name))
         self._settle(now)  # also when one was lost again before it had told all
 
@@ -596,9 +688,7 @@ class Scheduler:
             self._out.append(SendToNode(running.node, Revoke((running.attempt,))))
         if not job.ended:
             return
-        self.leases.release(job.running.values())
-        del self.jobs[job.job]
-        self._turns.remove(job.job)
+        self._take_out(job)
         report = self._report(job, now)
         if not job.was_done:
             self.tally.jobs_ended[job.state.value] += 1
@@ -610,71 +700,194 @@ class Scheduler:
             self._out.append(SendToClient(job.job, JobDone(job.job, report, job.parts())))
         else:
             assert job.error is not None
-            self._end_at_nodes(job.job)
+            self._users.pop(job.job)
+            self._end_at_nodes(job.job, job.commits)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
     def _is_known(self, job: str) -> bool:
         return job in self.jobs or job in self.kept
 
-    def _end_at_nodes(self, job: str) -> None:
-        end = EndJob(job)
+    def _end_at_nodes(self, job: str, drop_output: bool = False) -> None:
+        end = EndJob(job, drop_output)
         for node in self.leases.nodes.values():
             if job in node.told and not node.silent:
                 del node.told[job]
                 self._out.append(SendToNode(node.name, end))
 
+    # --- who gets what ---
+
     def _ask_passed_over(self) -> None:
         for node in self._passed_over:
             self.leases.put_back(node)
         self._passed_over.clear()
+        self._is_news = False
 
     def _dispatch(self, now: float) -> None:
-        """Give nodes what they have room for, the roomiest first, each a share of what waits."""
+        """Give nodes what they have room for, the roomiest first, each a share of what waits; recall leases
+        for a job that waits for a slot."""
+        self._count_shares()
+        if self._is_news:
+            self._ask_passed_over()
         granted: dict[str, list[RunTask]] = {}
         left = GRANTS_PER_DECISION_MAX
-        if self._passed_over:
-            openings = sum(job.openings for job in self.jobs.values())
-            if openings != self._openings:
-                self._openings = openings
-                self._ask_passed_over()
-        while left > 0 and (node := self.leases.roomiest()) is not None:
-            ready = sum(job.ready_tasks(self.leases.slots) for job in self.jobs.values())
-            share = max(1, ready // self.leases.wanting)
+        declined = 0
+        while left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX:
+            node = self.leases.roomiest()
+            if node is None:
+                break
+            share = max(1, self.shares.ready // self.leases.wanting)
             leased = self._lease(node, min(left, share, node.room), now)
-            if not leased:
-                if not any(job.waits_for_others(node, self.leases.slots) for job in self.jobs.values()):
-                    break
+            if leased:
+                left -= len(leased)
+                tasks = granted.setdefault(node.name, [])
+                tasks += [RunTask(running.attempt, running.task) for running in leased]
+            else:
                 self._passed_over.append(node)
                 self.leases.set_aside(node)
-                continue
-            left -= len(leased)
-            tasks = granted.setdefault(node.name, [])
-            tasks += [RunTask(running.attempt, running.task) for running in leased]
+                declined += not node.free_slots
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
+        self.leases.settle()
+        if self._recall_due and left > 0:
+            self._recall_due = False
+            self._recall(now)
+
+    def _count_shares(self) -> None:
+        """What jobs hold and want has changed where their leases have, or the number of slots."""
+        changed: Iterable[str] = self.leases.changed
+        if self.leases.slots != self._slots_seen:
+            self._slots_seen = self.leases.slots
+            changed = self.jobs
+        for name in changed:
+            self._count_share(name)
+        self.leases.changed.clear()
+
+    def _count_share(self, name: str) -> None:
+        job = self.jobs.get(name)
+        if job is None:
+            return
+        slots, openings = self.leases.slots, job.openings
+        if self._openings.get(name) != openings:
+            self._openings[name] = openings
+            self._is_news = True
+        ready = 0 if job.state is JobState.PLANNING else job.ready_tasks(slots)
+        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
+            self._recall_due = True
 
     def _lease(self, node: Node, count: int, now: float) -> list[Running]:
-        """Up to `count` tasks for one node: jobs in turn, one task each."""
+        """Up to `count` tasks for one node: its free slots to the jobs whose turn it is, then successors to
+        those that have slots there."""
         leased: list[Running] = []
-        slots = self.leases.slots
-        idle = 0
-        while len(leased) < count and idle < len(self._turns):
-            job = self.jobs[self._turns[0]]
-            self._turns.rotate(-1)
-            running = job.next_task(node, slots, now)
-            if running is None:
-                idle += 1
-                continue
-            idle = 0
-            leased.append(running)
-            self._introduce(node, job, running)
-        self.leases.hold(node, leased)
+        passed_over: set[str] = set()
+        while len(leased) < count and node.free_slots:
+            job = self._next_job(node, passed_over)
+            if job is None:
+                break
+            if self._lease_one(node, job, leased, now):
+                self._choosy.discard(job.job)
+            else:
+                passed_over.add(job.job)
+        if len(leased) < count and node.busy:
+            waiting = self._waits_for_slot(self.leases.free_slots - node.free_counted + node.free_slots)
+            for name in list(node.slots_of):
+                while (
+                    len(leased) < count
+                    and node.successors_wanted(name) > 0
+                    and self.shares.wants(name)
+                    and not (waiting is not None and self._gives_way(node, name, waiting, now))
+                    and self._lease_one(node, self.jobs[name], leased, now)
+                ):
+                    pass
+        if leased:
+            self.leases.put_back(node)
         return leased
 
-    def _prefetch(self, job: JobRun) -> None:
+    def _next_job(self, node: Node, passed_over: set[str]) -> JobRun | None:
+        """Whose turn it is to have a slot of this node."""
+        for name in self.shares.in_order():
+            if name in passed_over:
+                continue
+            job = self.jobs[name]
+            limit = job.slots_at(node)
+            if limit < node.hello.slots:
+                node.limits[name] = limit
+            if node.name not in job.unfit and node.may_take_slot(name):
+                return job
+            passed_over.add(name)
+            self._choosy.add(name)
+        return None
+
+    def _lease_one(self, node: Node, job: JobRun, leased: list[Running], now: float) -> bool:
+        """Lease the job's next task to the node, if it has one for it."""
+        name, slots = job.job, self.leases.slots
+        running = job.next_task(node, slots, now)
+        if running is None:
+            if job.has_ready(slots):
+                self._choosy.add(name)
+            else:
+                self.shares.change(name, self.leases.slots_of.get(name, 0), 0)
+            return False
+        self.shares.served(name)
+        self.leases.lease(node, running)
+        ready = self.shares.ready_of(name) - 1
+        if ready > 0:
+            self.shares.change(name, self.leases.slots_of.get(name, 0), ready)
+        else:
+            self._count_share(name)
+        leased.append(running)
+        self._introduce(node, job, running)
+        return True
+
+    def _waits_for_slot(self, free_slots: int) -> str | None:
+        """The job whose turn is first, of those that would take a slot; None while there are free ones."""
+        if free_slots:
+            return None
+        return next((name for name in self.shares.in_order() if name not in self._choosy), None)
+
+    def _gives_way(self, node: Node, name: str, waiting: str, now: float) -> bool:
+        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`, whose
+        turn it is, or to another job of its own user?"""
+        if now - node.turn_at[name] < SLOT_TURN_S:
+            return False
+        if self.shares.holds_too_much(name, waiting):
+            return True
+        rivals = (job for job in self.shares.in_order_of_user(name) if job not in self._choosy)
+        rival = next(rivals, None)
+        return rival is not None and self.shares.holds_too_much(name, rival)
+
+    def _recall(self, now: float) -> None:
+        """Ask for leases that have not begun, for a job that waits for a slot: from a few nodes, as any of
+        them may be the next where a task ends. Those not looked at are, at the next tick."""
+        waiting = self._waits_for_slot(self.leases.free_slots)
+        if waiting is None:
+            return
+        first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
+        wanted = sum(self.shares.lacks(name, self.leases.slots) for name in first)
+        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
+        in_turn = not self.shares.slots_of(waiting)  # it is due, however few slots others have
+        for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
+            node = self.leases.with_successors.pop(name)
+            self.leases.with_successors[name] = node  # the last of all, next time
+            if not node.is_here or node.recalling:
+                wanted -= node.recalling
+                continue
+            for job in list(node.slots_of):
+                more = min(wanted, node.waiting(job))
+                if (
+                    more > 0
+                    and job in self.jobs
+                    and (in_turn or self.shares.has_too_many(job, self.leases.slots))
+                    and self._gives_way(node, job, waiting, now)
+                ):
+                    node.recalling = True
+                    wanted -= more
+                    self._out.append(SendToNode(name, Recall(job, more)))
+            if wanted <= 0:
+                return
+
+    def _prefetch(self, job: JobRun, live: list[Node]) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
-        nodes = [n for n in live if n.name not in job.unfit]
+        nodes = [n for n in live if n.name not in job.unfit] if job.unfit else live
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)
             if not told.ahead:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cortex.limits import NODE_RETURN_S
+from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.scheduler import Scheduler
 from cortex.wire.messages import JobStatus, NodeStatus
 
@@ -21,7 +22,7 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
             node.disk_free_bytes,
             max(0.0, now - node.renewed_at),
             node.silent,
-            node.state.word,
+            node.condition,
             node.hello.host,
             node.hello.versions,
             spill_bytes=node.spill_bytes,
@@ -32,6 +33,12 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
         )
         for node in sorted(scheduler.leases.nodes.values(), key=lambda node: node.name)
     )
+
+
+def _wanted(scheduler: Scheduler, run: JobRun) -> int:
+    """Slots that a job has, or could fill with tasks that are leased or ready; no more than there are."""
+    leased = max(len(run.running), scheduler.shares.slots_of(run.job))
+    return min(scheduler.leases.slots, leased + scheduler.shares.ready_of(run.job))
 
 
 def expected_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
@@ -53,6 +60,9 @@ def job_statuses(scheduler: Scheduler, owners: Mapping[str, str], now: float) ->
             owners.get(run.job, ""),
             now - run.began_at,
             run.progress.stage_messages(now),
+            priority=run.request.spec.priority,
+            slots=scheduler.shares.slots_of(run.job),
+            slots_wanted=_wanted(scheduler, run),
             locality=run.locality,
         )
         for run in sorted(scheduler.jobs.values(), key=lambda run: run.began_at)

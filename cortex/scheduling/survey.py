@@ -16,6 +16,7 @@ from cortex.errors import DataConflict, InputError, InputLost, from_report
 from cortex.job.data_names import is_data_name
 from cortex.job.plan import ClientFile, ClientFiles, DataFiles, InputPlan
 from cortex.job.spec import InputSpec
+from cortex.limits import DATA_ANSWER_S_MAX
 from cortex.wire.messages import DataListed, FindInput, InputFound, ListData
 
 _NODES_SHOWN = 10  # that an error names one by one
@@ -36,8 +37,10 @@ class Survey:
         """One object for all nodes: it may be large, and need be encoded only once."""
         self._asked: set[str] = set()
         """Nodes whose answer is due."""
+        self._waits_since: float | None = None
         self._listed: dict[str, DataFiles] = {}
         self._held: dict[str, bytes] = {}
+        self._any_held = False
         self._had: dict[int, str] = {}
         """Data files -> the last node that was lost with them."""
         self.version = 0
@@ -58,6 +61,22 @@ class Survey:
         if self._question is None:
             self._question = FindInput(self._job, self._files, self._full)
         return self._question
+
+    def overdue(self, now: float) -> None:
+        """From time to time. Nodes that do not answer are not waited for any longer: what they have of the
+        client's files is read elsewhere. Raises InputLost where files might be missing without them."""
+        if not self._asked or self._full:
+            self._waits_since = None
+            return
+        if self._waits_since is None:
+            self._waits_since = now
+        if now - self._waits_since < DATA_ANSWER_S_MAX:
+            return
+        if self._files is None:
+            raise self.not_listed(min(self._asked))
+        self._held.update(dict.fromkeys(self._asked, b""))
+        self._asked.clear()
+        self.version += 1
 
     def is_back(self, node: str) -> None:
         """Its link is another one: an answer that was due may be lost, and is asked for again."""
@@ -80,6 +99,7 @@ class Survey:
             return False
         self._asked.discard(answer.node)
         self._held[answer.node] = answer.held
+        self._any_held = self._any_held or any(answer.held)
         self.version += 1
         return True
 
@@ -91,16 +111,20 @@ class Survey:
         had = self._held.pop(node, None)
         if self._files is None:
             if due or self._listed.pop(node, None) is not None:
-                raise InputLost(
-                    f"node {node} was lost while the job's input was looked for: {', '.join(self.names)}",
-                    cure="run the job again when the node is back",
-                )
+                raise self.not_listed(node)
             return False
         if had is None:
             return False
         self._had.update((file, node) for file in _bits(had) if file >= self.client_files)
         self.version += 1
         return any(had)
+
+    def not_listed(self, node: str) -> InputLost:
+        """Without it files might be missing, and nobody would know."""
+        return InputLost(
+            f"node {node} is lost or silent, and may have some of {', '.join(self.names)}",
+            cure="run the job again when the node is back, or has been taken out (cortex nodes)",
+        )
 
     def settle(self, nodes: Iterable[str]) -> bool:
         """When all have said what they list: True, and the files are known. `nodes` are here. Raises
@@ -139,8 +163,8 @@ class Survey:
 
     @property
     def matters(self) -> bool:
-        """Is it for some file of account which node reads it?"""
-        return bool(self.names) or any(any(held) for held in self._held.values())
+        """Is it, or was it, for some file of account which node reads it?"""
+        return bool(self.names) or self._any_held
 
     def _merged(self, place: int, name: str, here: list[str]) -> tuple[ClientFile, ...]:
         """The files of one data name, whichever node has them."""

@@ -28,7 +28,7 @@ class TaskState(enum.IntEnum):
     DONE = 3  # one attempt was accepted
 
 
-_READY, _LEASED, _DONE = int(TaskState.READY), int(TaskState.LEASED), int(TaskState.DONE)
+_READY, _LEASED = int(TaskState.READY), int(TaskState.LEASED)
 _STATES = tuple(TaskState)  # by number: the enum's own look-up is ten times slower
 
 
@@ -57,8 +57,15 @@ def next_task_state(state: TaskState, event: TaskEvent) -> TaskState:
         raise InternalError(f"a task cannot {event.value} when it is {state.name}") from None
 
 
-_AFTER = tuple(
-    {event: int(after) for (state, event), after in TASK_TRANSITIONS.items() if state is before}
+def _step(before: TaskState, after: TaskState) -> tuple[int, int, int, int]:
+    """The number of the state, and what the step adds to the counts of leased, done and ready ones."""
+    counted = (TaskState.LEASED, TaskState.DONE, TaskState.READY)
+    leased, done, ready = ((after is state) - (before is state) for state in counted)
+    return int(after), leased, done, ready
+
+
+_STEPS = tuple(
+    {event: _step(before, after) for (state, event), after in TASK_TRANSITIONS.items() if state is before}
     for before in _STATES
 )
 """The table by numbers, for a million tasks: a pair of enums takes ten times as long to look up."""
@@ -118,13 +125,14 @@ class TaskTable:
     def apply(self, index: int, event: TaskEvent) -> None:
         """Move one task by the table, and keep the counts and the heap true to it."""
         before = self.states[index]
-        after = _AFTER[before].get(event)
-        if after is None:
-            after = int(next_task_state(_STATES[before], event))  # raises
+        step = _STEPS[before].get(event)
+        if step is None:
+            step = _step(_STATES[before], next_task_state(_STATES[before], event))  # raises
+        after, leased, done, ready = step
         self.states[index] = after
-        self.leased += (after == _LEASED) - (before == _LEASED)
-        self.done += (after == _DONE) - (before == _DONE)
-        self.ready += (after == _READY) - (before == _READY)
+        self.leased += leased
+        self.done += done
+        self.ready += ready
         if event is TaskEvent.FINISH and self._attempts.get(index) == self.first_number + 1:
             del self._attempts[index]  # done at its first attempt: the common case is not worth an entry
         elif event is TaskEvent.LOSE:

@@ -42,6 +42,7 @@ from cortex.server.examinations import Examinations
 from cortex.server.journal_desk import JournalDesk
 from cortex.server.server import Server
 from cortex.server.server_metrics import server_ailing, server_families
+from cortex.sharing_policy import SharingPolicy
 from cortex.storage.audit_log import AuditLog
 from cortex.storage.filesystem import is_memory_backed
 from cortex.storage.journal import Journal
@@ -105,6 +106,7 @@ class ClusterServer:
         stopped: Callable[[], None],
         *,
         metrics: Endpoint | None = None,
+        sharing: SharingPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -137,8 +139,10 @@ class ClusterServer:
             self.cluster,
             self._journal,
             blob_folder=os.path.join(home, _BLOBS),
+            wall_clock=wall_clock,
             audit=self._audit.note,
             certificate_expiry=self._certificate_expiry,
+            sharing=sharing or SharingPolicy(),
         )
         self._from_node: dict[Link, Callable[[FromNode], None]] = {}
         desk = JoinDesk(made.authority, store, self._versions)

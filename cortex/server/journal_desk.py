@@ -83,6 +83,7 @@ class JournalDesk:
         self._waiting: list[_Change] = []
         self._writing = False
         self._urgent = False
+        self._tidying = False
         self._write_began = 0.0
         self._timer: Any = None
         self._failing = False
@@ -120,6 +121,7 @@ class JournalDesk:
                 max(0.0, now - job.accepted_at),
                 job.lives,
                 self._records(job.job),
+                job.owner,
             )
             for job in jobs
         )
@@ -262,6 +264,7 @@ class JournalDesk:
             if change.then is not None:
                 change.then()
         self._go_on(JOURNAL_S)
+        self._tidy()
 
     def _not_written(self, failure: Failure, batch: Sequence[_Change]) -> None:
         self._writing = False
@@ -289,6 +292,21 @@ class JournalDesk:
         for then in told:
             if then is not None:
                 then()
+
+    def _tidy(self) -> None:
+        """What large jobs have left is removed bit by bit: what is to be written waits for one at most."""
+        if self._journal.untidy and not self._tidying and not self._stopped:
+            self._tidying = True
+            self._run(self._journal.tidy).addCallbacks(self._tidied, self._not_tidied)
+
+    def _tidied(self, more: bool) -> None:
+        self._tidying = False
+        if more:
+            self._tidy()
+
+    def _not_tidied(self, failure: Failure) -> None:
+        self._tidying = False  # after the next write it is tried again
+        _log.warn("the journal could not be tidied: {error}", error=str(failure.value))
 
     def _go_on(self, seconds: float) -> None:
         if self._stopped or self._writing or not self._waiting:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from cortex.metric_text import Family, by_label, counter, gauge
 from cortex.process_metrics import process_families
+from cortex.scheduling.leases import CONDITIONS
 from cortex.scheduling.progress import FIELDS
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.tally import Tally
@@ -122,10 +123,10 @@ def _of_attempts(tally: Tally) -> Iterator[Family]:
 
 def _of_nodes(scheduler: Scheduler) -> Iterator[Family]:
     leases, tally = scheduler.leases, scheduler.tally
-    states = Counter("silent" if n.silent else "away" if n.away else "up" for n in leases.nodes.values())
-    values = [((state,), states[state]) for state in ("up", "away", "silent")]
-    yield by_label("cortex_nodes", "gauge", "Nodes, by what is heard of them.", ["state"], values)
-    used = sum(min(len(n.held), n.hello.slots) for n in leases.nodes.values() if n.is_here)
+    states = Counter(n.condition for n in leases.nodes.values())
+    values = [((state,), states[state]) for state in CONDITIONS]
+    yield by_label("cortex_nodes", "gauge", "Nodes, by their state.", ["state"], values)
+    used = sum(min(len(n.held), n.hello.slots) for n in leases.nodes.values() if n.takes_work)
     yield by_label(
         "cortex_slots",
         "gauge",
@@ -137,6 +138,10 @@ def _of_nodes(scheduler: Scheduler) -> Iterator[Family]:
     yield gauge("cortex_leases_queued", "Attempts leased beyond the slots, waiting at nodes.", queued)
     yield gauge("cortex_nodes_memory_bytes", "Memory that the nodes use together.", leases.memory_bytes)
     yield gauge("cortex_nodes_memory_limit_bytes", "The sum of the nodes' caps.", leases.cap_bytes)
+    spills = [n for n in leases.nodes.values() if n.spill_limit_bytes >= 0]
+    spilled, limit = sum(n.spill_bytes for n in spills), sum(n.spill_limit_bytes for n in spills)
+    yield gauge("cortex_nodes_spill_bytes", "Temporary data on the nodes.", spilled)
+    yield gauge("cortex_nodes_spill_limit_bytes", "The sum of what the nodes may spill.", limit)
     yield counter("cortex_heartbeats_total", "Heartbeats taken from nodes.", tally.heartbeats)
     yield counter("cortex_nodes_lost_total", "Times that a node's work was given up.", tally.nodes_lost)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cortex.errors import EXIT_DONE
 from cortex.server.cluster_server import ClusterServer
+from cortex.sharing_policy import SharingPolicy
 from cortex.wire.join import Endpoint
 from cortex.wire.transports import begin_log, use_monotonic_clock
 
@@ -16,6 +17,7 @@ def run_server(
     home: str,
     listen: Endpoint,
     advertised: Endpoint,
+    sharing: SharingPolicy,
     log_file: str = "",
     metrics: Endpoint | None = None,
 ) -> int:
@@ -34,7 +36,7 @@ def run_server(
         server.stop()
         reactor.stop()
 
-    server = ClusterServer(reactor, home, listen, advertised, stop, metrics=metrics)
+    server = ClusterServer(reactor, home, listen, advertised, stop, metrics=metrics, sharing=sharing)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     endpoint = Endpoint(advertised.host, server.port)

@@ -2,8 +2,8 @@
 
 It knows jobs, their records in order, how they ended, and nodes; what a record says is opaque bytes. A job's
 code lies beside it in a file named by its SHA-256. `write` is one transaction, on the disk when it returns
-(`cortex.storage.sqlite_file`). What an ended job's records took is given back, and of ended jobs only the
-last are kept, so the file stays small.
+(`cortex.storage.sqlite_file`). What an ended job's records took is given back (by `tidy`, bit by bit), and of
+ended jobs only the last are kept, so the file stays small.
 
 One thread at a time; every call blocks on the disk. Times are seconds since 1970 and are passed in. A disk
 that fails, or a file that is damaged, raises StateFailed, which names it and the cure.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cortex.errors import StateFailed
-from cortex.limits import JOBS_REMEMBERED, JOURNAL_FREE_BYTES, JOURNAL_WAL_BYTES
+from cortex.limits import JOBS_REMEMBERED, JOURNAL_DROPPED_AT_ONCE, JOURNAL_FREE_BYTES, JOURNAL_WAL_BYTES
 from cortex.private_files import check_private_file, make_private_folder, write_private
 from cortex.storage.sqlite_file import SqliteFile
 
@@ -38,6 +38,11 @@ CREATE TABLE records (place INTEGER PRIMARY KEY, job TEXT NOT NULL, record BLOB 
 CREATE INDEX records_of_job ON records (job, place);
 CREATE TABLE nodes (node TEXT PRIMARY KEY, incarnation TEXT NOT NULL) WITHOUT ROWID;
 """
+_DROP_RECORDS: Final = (
+    "DELETE FROM records WHERE place IN (SELECT place FROM records WHERE job = ? ORDER BY place LIMIT ?)"
+)
+_HAS_RECORDS: Final = "SELECT 1 FROM records WHERE job = ? LIMIT 1"
+_RECORDS_AT_ONCE: Final = JOURNAL_DROPPED_AT_ONCE
 _FREE_PAGES: Final = JOURNAL_FREE_BYTES // 4096  # SQLite's own page size
 
 
@@ -139,6 +144,10 @@ class Journal:
             "begin with an empty one, which loses the jobs that were under way and nothing else:"
             f" mv {folder} {folder}.damaged"
         )
+        self._leftover: set[str] = set()
+        """Jobs that have ended and of which there are records still."""
+        self.untidy = False
+        """`tidy` may have something to do."""
         self._file = SqliteFile(
             os.path.join(folder, FILE_NAME),
             "the server's journal",
@@ -163,6 +172,10 @@ class Journal:
         for name in os.listdir(self._code_folder):
             if name not in wanted:
                 self._remove_code(name)
+        left = "SELECT job FROM jobs WHERE ended_at IS NOT NULL AND EXISTS"
+        left += " (SELECT 1 FROM records WHERE records.job = jobs.job)"
+        self._leftover = {row[0] for row in self._file.rows(left)}
+        self.untidy = bool(self._leftover)
 
     def jobs(self) -> list[KeptJob]:
         """Those under way, the oldest first."""
@@ -200,9 +213,12 @@ class Journal:
     def write(self, changes: Iterable[Change]) -> None:
         """All of these, in order, or (StateFailed) none."""
         unused: set[str] = set()
+        ended: set[str] = set()
         with self._file.transaction() as db:
             for change in changes:
                 self._apply(db, change, unused)
+                if isinstance(change, JobEnded) and db.execute(_HAS_RECORDS, (change.job,)).fetchone():
+                    ended.add(change.job)
             wanted = {
                 row[0]
                 for row in db.execute("SELECT code FROM jobs WHERE ended_at IS NULL")
@@ -210,15 +226,26 @@ class Journal:
             } if unused else set()  # fmt: skip
         for name in unused - wanted:
             self._remove_code(name)
+        self._leftover |= ended
         if unused:
-            self._give_back()
+            self.untidy = True
 
-    def _give_back(self) -> None:
-        """A large job has ended: its pages are given back to the disk, some after each job that ends."""
-        with contextlib.suppress(StateFailed):  # what was to be written is; the next one tries again
+    def tidy(self) -> bool:
+        """Remove some of what large jobs have left that ended, and give some free pages back to the disk: a
+        tenth of a second. True: there is more."""
+        self.untidy = False
+        if self._leftover:
+            job = min(self._leftover)
+            with self._file.transaction() as db:
+                if db.execute(_DROP_RECORDS, (job, _RECORDS_AT_ONCE)).rowcount < _RECORDS_AT_ONCE:
+                    self._leftover.discard(job)
+        else:
             ((free,),) = self._file.rows("PRAGMA freelist_count")
-            if free > _FREE_PAGES:
-                self._file.give_back(_FREE_PAGES)
+            if free <= _FREE_PAGES:
+                return False
+            self._file.give_back(_FREE_PAGES)
+        self.untidy = True
+        return True
 
     def _apply(self, db: sqlite3.Connection, change: Change, unused: set[str]) -> None:
         execute = db.execute
@@ -233,7 +260,7 @@ class Journal:
         elif isinstance(change, JobAnswered):
             execute("UPDATE jobs SET answer = ? WHERE job = ?", (change.answer, change.job))
         elif isinstance(change, JobEnded):
-            _drop_work(db, change.job, unused)
+            _drop_work(db, change.job, unused, _RECORDS_AT_ONCE)
             execute(
                 "UPDATE jobs SET ended_at = ?, summary = ?, answer = ?, request = x'', code = ''"
                 " WHERE job = ?",
@@ -288,6 +315,7 @@ class Journal:
         return StateFailed(message, cure=self._begin_anew)
 
 
-def _drop_work(db: sqlite3.Connection, job: str, unused: set[str]) -> None:
+def _drop_work(db: sqlite3.Connection, job: str, unused: set[str], records: int = -1) -> None:
+    """With so many of its records; -1: all."""
     unused.update(row[0] for row in db.execute("SELECT code FROM jobs WHERE job = ?", (job,)))
-    db.execute("DELETE FROM records WHERE job = ?", (job,))
+    db.execute(_DROP_RECORDS, (job, records))

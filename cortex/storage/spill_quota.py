@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cortex.errors import SpillFull
+from cortex.errors import SpillFailed, SpillFull
 from cortex.limits import SPILL_CHECK_BYTES, SPILL_RESERVE_BYTES
 from cortex.storage.filesystem import Filesystem
 from cortex.storage.spill_account import SpillAccount
@@ -42,7 +42,8 @@ class SpillQuota:
         reserve_bytes: int = SPILL_RESERVE_BYTES,
         account: str = "",
     ) -> None:
-        self._account = SpillAccount(account) if account else None
+        self._account_path = account
+        self._account: SpillAccount | None = None
         self._fs = fs
         self._folder = os.path.abspath(folder)
         self._reserve_bytes = reserve_bytes
@@ -50,7 +51,7 @@ class SpillQuota:
 
     def take(self, wanted_bytes: int) -> None:
         """Before writing `wanted_bytes`. Raises SpillFull when they would reach into the reserve, or go
-        beyond the node's quota."""
+        beyond the node's quota; SpillFailed when the quota cannot be read."""
         if wanted_bytes <= self._granted_bytes:
             self._granted_bytes -= wanted_bytes
             return
@@ -61,18 +62,27 @@ class SpillQuota:
                 self._folder, wanted_bytes, free, f"{format_bytes(self._reserve_bytes)} are kept free"
             )
         grant = min(grant, free - self._reserve_bytes)
-        if self._account is not None:
-            grant = min(grant, self._of_account(self._account, wanted_bytes))
+        if self._account_path:
+            grant = min(grant, self._of_account(wanted_bytes))
         self._granted_bytes = grant - wanted_bytes
 
-    def _of_account(self, account: SpillAccount, wanted_bytes: int) -> int:
-        granted = account.take(wanted_bytes)
+    def _of_account(self, wanted_bytes: int) -> int:
+        try:
+            if self._account is None:
+                self._account = SpillAccount(self._account_path)
+            granted = self._account.take(wanted_bytes)
+            left = 0 if granted else max(0, self._account.left())
+        except OSError as error:
+            raise SpillFailed(
+                f"what the node may still spill cannot be read from {self._account_path}: {error.strerror}",
+                cure="check the disk of that folder, and start the node again",
+            ) from error
         if not granted:
-            said = f"the node's quota is used up: {format_bytes(max(0, account.left()))} are left of it"
-            error = spill_full(self._folder, wanted_bytes, None, said)
-            error.cure = (
-                "raise the node's --spill-quota, wait until other jobs have ended, or give more --memory so"
-                " that less is spilled"
+            said = f"the node's quota is used up: {format_bytes(left)} are left of it"
+            full = spill_full(self._folder, wanted_bytes, None, said)
+            full.cure = (
+                "raise the node's --spill-quota, wait until other jobs have ended, drop results that nobody"
+                " needs (cortex forget ID), or give more --memory so that less is spilled"
             )
-            raise error
+            raise full
         return granted

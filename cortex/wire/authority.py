@@ -45,6 +45,7 @@ LIFE_S: Final = {
     Role.NODE: NODE_CERTIFICATE_S,
     Role.CLIENT: CLIENT_CERTIFICATE_S,
     Role.ADMIN: CLIENT_CERTIFICATE_S,
+    Role.MONITOR: CLIENT_CERTIFICATE_S,
 }
 _ACCEPTS, _DIALS = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 _USES: Final = {
@@ -52,6 +53,7 @@ _USES: Final = {
     Role.NODE: [_ACCEPTS, _DIALS],  # nodes serve each other and dial the server
     Role.CLIENT: [_DIALS],
     Role.ADMIN: [_DIALS],
+    Role.MONITOR: [_DIALS],
 }
 _URI = re.compile(r"cortex://([^/]+)/([^/]+)/([^/]+)")
 _AUTHORITY_NAME = re.compile(r"ca\.(k[0-9a-f]{12})\.cortex")

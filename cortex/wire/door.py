@@ -28,7 +28,7 @@ from cortex.wire.permissions import union_from
 from cortex.wire.tls import exporter_of
 
 _log = Logger()
-_MEMBERS = (Role.NODE, Role.CLIENT, Role.ADMIN)
+_MEMBERS = (Role.NODE, Role.CLIENT, Role.ADMIN, Role.MONITOR)
 
 Link = AcceptedProtocol[Message]
 

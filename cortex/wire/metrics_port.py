@@ -1,8 +1,8 @@
 """A port for those who watch a process: GET /metrics (Prometheus text) and GET /healthz, over TLS.
 
-As every other port of a cluster it takes nobody without a certificate of the cluster's authority; clients
-and admins that were not put out are answered, others told why not. HTTP is Twisted's. What a request brings
-beside its first lines is not kept.
+As every other port of a cluster it takes nobody without a certificate of the cluster's authority; monitors,
+clients and admins that were not put out are answered, others told why not. HTTP is Twisted's. What a request
+brings beside its first lines is not kept.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from twisted.internet.interfaces import IHandshakeListener, IProtocolNegotiationFactory
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.web.http import HTTPChannel, HTTPFactory, Request
 from zope.interface.declarations import implementer
 
 from cortex.errors import NotAllowed, ProtocolError
 from cortex.ids import Role
-from cortex.limits import METRICS_IDLE_S
+from cortex.limits import HELLO_S_MAX, METRICS_CONNECTIONS_MAX, METRICS_IDLE_S
 from cortex.metric_text import CONTENT_TYPE, Family, text_of
 from cortex.wire.gate import Members, Strangers
 from cortex.wire.join import Endpoint
@@ -26,7 +27,7 @@ from cortex.wire.peers import listen_tls
 from cortex.wire.tls import Renewable, peer_of
 
 _log = Logger()
-_READERS: Final = (Role.CLIENT, Role.ADMIN)
+_READERS: Final = (Role.MONITOR, Role.CLIENT, Role.ADMIN)
 _PLAIN: Final = "text/plain; charset=utf-8"
 
 
@@ -45,10 +46,13 @@ class MetricsPort:
         ailing: Callable[[], list[str]],
         wall_clock: Callable[[], float],
     ) -> None:
+        self.reactor = reactor
         self.members = members
         self.families = families
         self.ailing = ailing
         self.wall_clock = wall_clock
+        self.open = 0
+        """Connections whose other end is known."""
         factory: Any = _Factory(timeout=METRICS_IDLE_S, reactor=reactor)
         factory.noisy = False
         factory.log = lambda request: None
@@ -126,7 +130,33 @@ class _Channel(HTTPChannel):
         super().__init__()  # type: ignore[no-untyped-call]
         self.owner = owner
 
+        self._late: Any = None
+        self._known = False
+
+    def connectionMade(self) -> None:
+        super().connectionMade()  # type: ignore[no-untyped-call]
+        self._late = self.owner.reactor.callLater(HELLO_S_MAX, self._cut)
+
     def handshakeCompleted(self) -> None:
         """The authority has signed the other end's certificate: it is no stranger."""
         transport: Any = self.transport
+        self._late.cancel()
+        if self.owner.open >= METRICS_CONNECTIONS_MAX:
+            _log.warn("metrics: too many connections, {address} is cut off", address=str(transport.getPeer()))
+            self._cut()
+            return
+        self._known = True
+        self.owner.open += 1
         transport.factory.known(transport)
+
+    def connectionLost(self, reason: Any = connectionDone) -> None:
+        if self._late is not None and self._late.active():
+            self._late.cancel()
+        if self._known:
+            self._known = False
+            self.owner.open -= 1
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    def _cut(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()

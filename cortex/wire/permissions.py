@@ -13,6 +13,8 @@ from cortex.errors import NotAllowed
 from cortex.ids import Role
 from cortex.wire.messages import (
     CertificateRenewed,
+    ClientHello,
+    ClusterStatus,
     Diagnosis,
     Examine,
     Examined,
@@ -21,10 +23,12 @@ from cortex.wire.messages import (
     FromServerAdmin,
     FromServerJoin,
     GetDiagnosis,
+    GetStatus,
     Message,
     PeersRevoked,
     Refused,
     RenewCertificate,
+    ServerHello,
     ToNode,
     ToServer,
     ToServerAdmin,
@@ -39,6 +43,7 @@ MAY_SEND: Final[Mapping[Role | None, tuple[type[Message], ...]]] = {
     Role.NODE: (*get_args(FromNode), Examined, RenewCertificate),
     Role.CLIENT: _CLIENT,
     Role.ADMIN: (*_CLIENT, *get_args(ToServerAdmin)),
+    Role.MONITOR: (ClientHello, GetStatus, GetDiagnosis, RenewCertificate),
 }
 """role -> the messages that the server takes from it. The server itself dials nobody."""
 
@@ -47,11 +52,13 @@ MAY_HEAR: Final[Mapping[Role | None, tuple[type[Message], ...]]] = {
     Role.NODE: (*get_args(ToNode), Examine, CertificateRenewed, PeersRevoked, Refused),
     Role.CLIENT: _TO_CLIENT,
     Role.ADMIN: (*_TO_CLIENT, *get_args(FromServerAdmin)),
+    Role.MONITOR: (ServerHello, ClusterStatus, Diagnosis, CertificateRenewed, Refused),
 }
 """role -> the messages that it takes from the server."""
 
 _CURES: Final = {
     None: "join first: cortex login (or cortex node --join) with a line from: cortex token create",
+    Role.MONITOR: "a monitor only looks; for more: cortex login, with a line of role client",
     Role.CLIENT: "only whoever started the server may: run the command there, or with a token of role admin",
 }
 

@@ -15,6 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.cases import check_stations, check_sums, check_words
 from benchmarks.cgroup import MemoryCgroup, unavailable
 from benchmarks.contest import Contender, environment, hold, peer
+from benchmarks.locality import missed as locality_missed
 from benchmarks.measure import run
 from benchmarks.scheduler_scale import missed
 from benchmarks.tree_memory import TreeMemory, descendants
@@ -120,6 +121,18 @@ def test_the_scheduler_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [row["contest"] for row in rows] == ["scheduler, text", "scheduler, CSV", "scheduler, wide"]
     assert [row["figures"]["cluster"]["maps"] for row in rows] == [500, 500, 200]
     assert "heartbeats/s" in capsys.readouterr().err
+
+
+def test_locality_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.json"
+    assert main(["locality", "--scale", "tiny", "--data", str(tmp_path / "data"), "--json", str(path)]) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    figures = row["figures"]
+    assert (figures["files"], figures["spread"]["maps"], figures["straggler"]["maps"]) == (12, 12, 12)
+    assert "node-local" in capsys.readouterr().err
+    assert "95%" in locality_missed({**figures, "spread": {"local": 0.9}})
+    slow = {"spread": {"local": 1.0}, "twice": {"seconds": 1.0}, "straggler": {"seconds": 17.0}}
+    assert "slow holder" in locality_missed(slow)
 
 
 def test_segments_are_measured_against_a_bare_pair(tmp_path: Path) -> None:

@@ -143,6 +143,13 @@ def test_a_port_where_nobody_listens(cluster: Cluster, tmp_path: Path) -> None:
     assert ("the server", "handshake") not in found
 
 
+def test_a_machine_that_is_a_node_and_no_client(cluster: Cluster, tmp_path: Path) -> None:
+    code, found = doctor(home=cluster.folder / "node1", cwd=tmp_path)
+    assert code == 0
+    assert found["the server", "port"]["said"] == f"{cluster.address} can be connected to"
+    assert any(check == "certificate" and "'s node n" in subject for subject, check in found)
+
+
 def test_another_clusters_member(cluster: Cluster, tmp_path: Path) -> None:
     save_identity(str(tmp_path / "home" / "client"), member_of_nobody(Role.CLIENT, cluster.address))
     code, found = doctor(home=tmp_path / "home", cwd=tmp_path)

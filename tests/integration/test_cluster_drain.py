@@ -77,7 +77,7 @@ WANTED = {f"key{key}": 6 * 6 for key in range(40)}
 
 
 class Running(threading.Thread):
-    def __init__(self, folder: Path, cluster: cortex.LocalCluster) -> None:
+    def __init__(self, folder: Path, cluster: cortex.LocalCluster | cortex.Client) -> None:
         super().__init__(daemon=True)
         self.marks = folder / "marks"
         self.marks.mkdir()
@@ -145,12 +145,83 @@ def test_what_a_node_runs_when_its_time_is_over_runs_elsewhere(
     node = id_of(cluster, "node1")
     drained = command(cluster, "drain", node, "--timeout", "0.5")
     assert drained.stdout == f"{node} has left\n", drained.stderr
-    assert "waits for: 1 tasks" in drained.stderr
+    assert " waits for: " in drained.stderr
+    assert " task" in drained.stderr
     assert cluster.nodes["node1"].wait(PATIENCE_S) == 0
     running.go("gate", "reduces")
     result = running.result()
     assert dict(result) == WANTED
     assert result.report.failed_attempts == 0
+
+
+class Steady(cortex.MapReduceJob):
+    """Takes a few seconds on two or three nodes."""
+
+    reducers = 6
+
+    def map(self, line: str) -> Iterator[tuple[str, int]]:
+        time.sleep(0.2)
+        for key in range(40):
+            yield f"key{key}", len(line)
+
+    def reduce(self, key: str, values: Any) -> Iterator[tuple[str, int]]:
+        time.sleep(0.02)
+        yield key, sum(values)
+
+
+def test_nodes_are_drained_and_started_again_one_after_the_other_while_jobs_run(tmp_path: Path) -> None:
+    """As an upgrade to a patch release does it."""
+    (tmp_path / "in.txt").write_text("".join(f"line{i:02}\n" for i in range(40)))
+    wanted = {f"key{key}": 6 * 40 for key in range(40)}
+    ends: list[Any] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                ends.append(dict(Steady(input=str(tmp_path / "in.txt"), split_size=7).run(cluster)))
+            except CortexError as error:
+                ends.append(error)
+
+    with cortex.LocalCluster(nodes=3) as cluster:
+        jobs = threading.Thread(target=run)
+        jobs.start()
+        try:
+            for name in list(cluster.nodes):
+                wait_for(lambda: any(job.state == "mapping" for job in cluster.client.status().jobs))
+                node = id_of(cluster, name)
+                drained = command(cluster, "drain", node, "--timeout", "1")
+                assert drained.returncode == 0, drained.stderr
+                assert cluster.nodes[name].wait(PATIENCE_S) == 0
+                cluster.start_node(name)
+                wait_for(lambda node=node: listed(cluster).get(node, {}).get("state") == "up")
+        finally:
+            stop.set()
+            jobs.join(PATIENCE_S)
+        assert ends
+        assert all(end == wanted for end in ends), ends
+
+
+def test_a_drain_outlives_the_servers_restart(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
+    running = Running(tmp_path, cluster)
+    wait_for(lambda: len(running.begun()) == 2)
+    node = id_of(cluster, "node1")
+    drain = [sys.executable, "-m", "cortex", "drain", node, "--home", str(cluster.folder / "server")]
+    waiting = subprocess.Popen(drain, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: listed(cluster)[node]["state"] == "draining")
+    assert cluster.server is not None
+    cluster.server.kill()
+    cluster.server.wait()
+    cluster.start_server()
+    wait_for(lambda: listed(cluster).get(node, {}).get("state") == "draining")
+    running.go("gate", "reduces")
+    assert cluster.nodes["node1"].wait(PATIENCE_S) == 0
+    out, err = waiting.communicate(timeout=PATIENCE_S)
+    assert (waiting.returncode, out) == (0, f"{node} has left\n"), err
+    result = running.result()
+    assert dict(result) == WANTED
+    assert result.report.failed_attempts == 0
+    assert len(running.begun()) == 6
 
 
 def test_a_drain_is_undone_and_a_node_that_is_not_there_is_said(cluster: cortex.LocalCluster) -> None:
@@ -215,6 +286,25 @@ def test_nodes_are_listed_with_their_versions_and_certificates_and_are_put_out(
     assert cluster.nodes["node1"].wait(PATIENCE_S) == 1
     assert f"node {node} was revoked" in cluster.output("node1")
     assert node not in listed(cluster)
+
+
+def test_a_client_that_is_put_out_is_cut_off_from_the_job_that_it_follows(
+    cluster: cortex.LocalCluster, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    line = command(cluster, "token", "create", "--role", "client").stdout.split()[-1]
+    login = [sys.executable, "-m", "cortex", "login", line, "--home", str(home)]
+    assert subprocess.run(login, capture_output=True, timeout=PATIENCE_S).returncode == 0
+    client = cortex.Client(cluster.address, home=home)
+    running = Running(tmp_path, client)
+    wait_for(lambda: len(running.begun()) == 2)
+    found = load_identity(str(home / "client"))
+    assert found is not None
+    assert command(cluster, "token", "revoke", found.id).returncode == 0
+    error = running.result()
+    assert isinstance(error, CortexError)
+    assert f"client {found.id} was" in error.message, error
+    running.go("gate", "reduces")
 
 
 def test_nodes_are_expected_back_after_the_servers_restart(cluster: cortex.LocalCluster) -> None:

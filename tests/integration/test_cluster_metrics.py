@@ -98,7 +98,7 @@ def scraped(text: str) -> dict[str, Any]:
 
 
 def test_a_scraper_reads_what_the_cluster_does(cluster: Watched, tmp_path: Path) -> None:
-    member(cluster, Role.CLIENT, tmp_path / "c")
+    member(cluster, Role.MONITOR, tmp_path / "c")
     port = cluster.watched("server")
     (tmp_path / "text.txt").write_text("one two three four five\n" * 400)
     before = scraped(ask(port, tmp_path / "c")[1])
@@ -140,7 +140,7 @@ def test_a_scraper_reads_what_the_cluster_does(cluster: Watched, tmp_path: Path)
 
 
 def test_a_node_tells_its_own(cluster: Watched, tmp_path: Path) -> None:
-    member(cluster, Role.CLIENT, tmp_path / "c")
+    member(cluster, Role.MONITOR, tmp_path / "c")
     (tmp_path / "text.txt").write_text("one two three four five\n" * 400)
     Words(input=str(tmp_path / "text.txt")).run(cluster)
     found = [scraped(ask(cluster.watched(name), tmp_path / "c")[1]) for name in cluster.nodes]
@@ -158,12 +158,12 @@ def test_a_node_tells_its_own(cluster: Watched, tmp_path: Path) -> None:
 
 
 def test_who_may_not_read_is_told_or_cut_off(cluster: Watched, tmp_path: Path) -> None:
-    client = member(cluster, Role.CLIENT, tmp_path / "c")
+    client = member(cluster, Role.MONITOR, tmp_path / "c")
     member(cluster, Role.NODE, tmp_path / "n")
     ports = [cluster.watched(name) for name in ("server", *cluster.nodes)]
     for port in ports:
         status, text = ask(port, tmp_path / "n")
-        assert (status, "is for a client or admin" in text) == (403, True)
+        assert (status, "is for a monitor or client or admin" in text) == (403, True)
         assert ask(port, tmp_path / "c", "/healthz") == (200, "ok\n")
         assert ask(port, tmp_path / "c", "/metrics", "HEAD") == (200, "")
         assert ask(port, tmp_path / "c", "/metrics", "POST", b"x" * 200_000)[0] == 405
@@ -186,7 +186,7 @@ def test_who_may_not_read_is_told_or_cut_off(cluster: Watched, tmp_path: Path) -
 
 
 def test_curl_reads_them_by_the_name_that_the_manual_says(cluster: Watched, tmp_path: Path) -> None:
-    client = member(cluster, Role.CLIENT, tmp_path / "c")
+    client = member(cluster, Role.MONITOR, tmp_path / "c")
     identity, port = str(tmp_path / "c" / "identity.pem"), cluster.watched("server")
     name = server_name(client.cluster)
     done = subprocess.run(
@@ -213,8 +213,24 @@ def test_listeners_are_those_that_were_asked_for(cluster: Watched) -> None:
         assert own in ({cluster.address} if name == "server" else data)
 
 
+def test_a_monitor_looks_and_does_nothing_else(cluster: Watched, tmp_path: Path) -> None:
+    identity = member(cluster, Role.MONITOR, tmp_path / "home" / "client")
+    client = cortex.Client(cluster.address, home=tmp_path / "home")
+    assert len(client.status().nodes) == 2
+    (tmp_path / "text.txt").write_text("a b\n")
+    with pytest.raises(cortex.CortexError, match=r"a monitor may not send (SubmitJob|OfferBlobs)") as caught:
+        Words(input=str(tmp_path / "text.txt")).run(client)
+    assert "role client" in caught.value.cure
+    for message in (m.CancelJob("j0123456789ab"), m.GetLogs("j0123456789ab"), m.GetAudit(1), m.KillCluster()):
+        with ClusterConnection(str(tmp_path / "home"), cluster.address) as connection:
+            connection.send(message)
+            with pytest.raises(cortex.CortexError, match=f"a monitor may not send {type(message).__name__}"):
+                connection.receive(PATIENCE_S)
+    assert identity.id[0] == "m"
+
+
 def test_a_node_without_its_server_is_not_well(cluster: Watched, tmp_path: Path) -> None:
-    member(cluster, Role.CLIENT, tmp_path / "c")
+    member(cluster, Role.MONITOR, tmp_path / "c")
     port = cluster.watched("node1")
     assert cluster.server is not None
     cluster.server.kill()

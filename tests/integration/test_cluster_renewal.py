@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import cortex
+from cortex.client.cluster_client import ClusterConnection
+from cortex.errors import StateFailed
 from cortex.wire import blocking_tls
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.identity import load_identity
@@ -27,7 +29,7 @@ LIFE_S = 9.0
 _SHORT = f"""
 import sys
 from cortex.wire import authority
-authority.CERTIFICATE_BACKDATE_S = 0.0
+authority.CERTIFICATE_BACKDATE_S, authority.AUTHORITY_S = 0.0, 100 * 86400.0
 authority.LIFE_S.update(dict.fromkeys(authority.LIFE_S, {LIFE_S}))
 from cortex.cli.__main__ import main
 sys.exit(main())
@@ -81,7 +83,7 @@ def test_all_certificates_are_renewed_and_links_and_jobs_go_on(tmp_path: Path) -
         job = Long(input=str(tmp_path / "in.txt"), split_size=7, gate=str(tmp_path / "gate"))
         running = Running(job, cluster)
         links = cluster.output("server").count(" is here, with")
-        while time.time() - began < 2.5 * LIFE_S:
+        while time.time() - began < 1.6 * LIFE_S:
             assert command(home, "status").returncode == 0  # a command now and then keeps its certificate
             time.sleep(0.5)
         now = time.time()
@@ -95,6 +97,7 @@ def test_all_certificates_are_renewed_and_links_and_jobs_go_on(tmp_path: Path) -
         said = cluster.output("server")
         assert "is gone" not in said  # the nodes' links are those of the beginning
         assert said.count(" is here, with") == links == 2
+        assert "the cluster's authority ends on 2" in said  # in a hundred days, which is soon
         (tmp_path / "gate").touch()
         result = running.result()
         assert dict(result) == {f"key{i}": 8 for i in range(50)}
@@ -124,29 +127,76 @@ def test_a_link_whose_owner_does_not_renew_ends_with_its_certificate_and_the_cur
         assert "cortex login" in late.stderr
 
 
-@pytest.mark.parametrize("readonly", [False, True])
-def test_a_certificate_that_cannot_be_replaced_is_said_and_the_command_works(
-    tmp_path: Path, readonly: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from cortex.client import cluster_client
-    from cortex.errors import StateFailed
+_DUE = """
+import sys
+from cortex.wire import authority, join_desk
+authority.CERTIFICATE_BACKDATE_S = 4 * 3600.0
+authority.LIFE_S.update(dict.fromkeys(authority.LIFE_S, 3600.0))
+if %r:
+    def renew(self, *_):
+        raise OSError("no space left")
+    join_desk.JoinDesk.renew = renew
+from cortex.cli.__main__ import main
+sys.exit(main())
+"""
 
-    with ShortLived(nodes=1) as cluster:
+
+class Due(cortex.LocalCluster):
+    """More than two thirds of the life of its certificates are over when they are issued."""
+
+    broken = False
+
+    def _command(self, name: str) -> list[str]:
+        return (
+            [sys.executable, "-P", "-c", _DUE % self.broken] if name == "server" else super()._command(name)
+        )
+
+
+class Broken(Due):
+    """And it cannot renew any."""
+
+    broken = True
+
+
+def test_a_certificate_that_cannot_be_kept_is_said_and_the_command_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Due(nodes=1) as cluster:
         home = tmp_path / "home"
         token = command(cluster.folder / "server", "token", "create", "--role", "client").stdout
         assert command(home, "login", token.split()[-1]).returncode == 0
         before = expires_at(home / "client")
-        time.sleep(LIFE_S * 0.7)
-        if readonly:
+        time.sleep(1.1)  # what is issued now ends later
 
-            def fails(folder: str, identity: Any) -> None:
-                raise StateFailed(f"{folder} is read-only")
+        def fails(folder: str, identity: Any) -> None:
+            raise StateFailed(f"{folder} is read-only")
 
-            monkeypatch.setattr("cortex.wire.identity.save_identity", fails)
-        with cluster_client.ClusterConnection(str(home)) as connection:
-            assert connection.identity.expires_at > before
-        assert ("could not be kept" in capsys.readouterr().err) is readonly
-        assert (expires_at(home / "client") > before) is not readonly
+        with monkeypatch.context() as patched:
+            patched.setattr("cortex.wire.identity.save_identity", fails)
+            with ClusterConnection(str(home)) as connection:
+                assert connection.identity.expires_at > before
+        assert "could not be kept" in capsys.readouterr().err
+        assert expires_at(home / "client") == before
+        with ClusterConnection(str(home)) as connection:
+            assert connection.identity.expires_at == expires_at(home / "client") > before
+        assert capsys.readouterr().err == ""
+
+
+def test_a_server_that_cannot_renew_a_certificate_keeps_nobody_from_working(tmp_path: Path) -> None:
+    with Broken(nodes=1) as cluster:
+        home = tmp_path / "home"
+        token = command(cluster.folder / "server", "token", "create", "--role", "client").stdout
+        assert command(home, "login", token.split()[-1]).returncode == 0
+        shown = command(home, "status")
+        assert shown.returncode == 0, shown.stderr
+        assert "the certificate was not renewed: the server could not answer" in shown.stderr
+        (tmp_path / "in.txt").write_text("line00\n")
+        job = Long(input=str(tmp_path / "in.txt"))
+        assert dict(job.run(cortex.Client(cluster.address, home=home))) == {f"key{i}": 1 for i in range(50)}
+        wait_for(
+            lambda: "the server refused the node: the server could not answer" in cluster.output("node1")
+        )
+        assert cluster.nodes["node1"].poll() is None
 
 
 _TOLD = """

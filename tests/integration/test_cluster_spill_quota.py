@@ -104,6 +104,16 @@ def test_another_node_takes_what_a_full_one_cannot(tmp_path: Path) -> None:
         assert max(nodes) > 10 * min(nodes)
 
 
+def test_segments_that_no_node_may_fetch_end_the_job_by_name(tmp_path: Path) -> None:
+    with QuotaCluster(
+        ["1900KB", "1900KB"]
+    ) as cluster:  # a half of the map outputs, and no reduce's input more
+        with pytest.raises(SpillFull) as raised:
+            wide(tmp_path).run(cluster)
+        assert raised.value.details["node"].startswith("n")
+        assert all(node.poll() is None for node in cluster.nodes.values())
+
+
 def test_what_is_spilled_is_shown_beside_the_quota(tmp_path: Path) -> None:
     with QuotaCluster(["800MB"]) as cluster:
         marks = tmp_path / "marks"

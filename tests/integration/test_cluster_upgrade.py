@@ -183,3 +183,41 @@ def test_what_a_newer_or_older_peer_may_say_otherwise_is_taken_or_refused_by_nam
     assert isinstance(refused, m.Refused)
     assert "same version of cortex" in refused.error.cure
     assert works(cluster, tmp_path)
+
+
+_NEWER_SERVER = """
+import sys
+from cortex.server.cluster_server import ClusterServer
+from cortex.wire.messages import Message
+class Praise(Message, frozen=True):
+    text: str
+welcome = ClusterServer._node_hello
+def hello(self, link, message):
+    welcome(self, link, message)
+    self._reactor.callLater(0.2, link.send, Praise("well done"))
+ClusterServer._node_hello = hello
+from cortex.cli.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_node_that_hears_what_it_does_not_know_says_so_and_lives(tmp_path: Path) -> None:
+    with MixedCluster(nodes=1) as cluster:
+        assert cluster.server is not None
+        cluster.server.terminate()
+        assert cluster.server.wait(60) == 0
+        cluster.commands["server"] = [sys.executable, "-P", "-c", _NEWER_SERVER]
+        cluster.start_server()
+        deadline = time.monotonic() + 60
+        while "is no message" not in cluster.output("node1"):
+            assert time.monotonic() < deadline, cluster.output("node1")
+            time.sleep(0.05)
+        assert cluster.nodes["node1"].poll() is None
+        cluster.server.terminate()
+        assert cluster.server.wait(60) == 0
+        del cluster.commands["server"]
+        cluster.start_server()
+        while command(patched(), cluster).returncode:
+            assert time.monotonic() < deadline + 60
+        assert works(cluster, tmp_path)
+        assert "Traceback" not in cluster.output("node1")

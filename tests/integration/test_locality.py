@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cortex
 from cortex.cli.__main__ import main
 from cortex.cli.progress import summary
+from cortex.clusters import LocalCluster
 from cortex.errors import DataConflict, InputError, UsageError
+from tests.integration.hidden_cluster import can_hide
 
 
 class Totals(cortex.MapReduceJob):
@@ -153,3 +157,52 @@ def test_shares_are_shown(
     assert "node-local" in capsys.readouterr().out
     assert main(["jobs", "--server", cluster.address, "--json"]) == 0
     assert sum(job["locality"]["local_maps"] for job in json.loads(capsys.readouterr().out)) > 0
+
+
+class Covered(LocalCluster):
+    """For `node2` another folder lies over `covered`: the same paths are other files there."""
+
+    def __init__(self, covered: Path, by: Path, **rest: Any) -> None:
+        self._covered, self._by = covered, by
+        super().__init__(**rest)
+
+    def _command(self, name: str) -> list[str]:
+        if name != "node2":
+            return super()._command(name)
+        script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+        cover = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(self._by)]
+        return [*cover, str(self._covered), *super()._command(name)]
+
+
+@pytest.mark.skipif(not can_hide(), reason="no mount namespaces here (unshare)")
+@pytest.mark.parametrize("roots", [True, False], ids=["data roots", "no data roots"])
+def test_a_file_that_differs_is_never_read_instead_of_the_clients(tmp_path: Path, roots: bool) -> None:
+    mine, theirs, empty = tmp_path / "mine", tmp_path / "theirs", tmp_path / "empty"
+    for folder in (mine, theirs, empty):
+        folder.mkdir()
+    (mine / "in.csv").write_text(rows(1, 20_000))
+    (theirs / "in.csv").write_bytes((mine / "in.csv").read_bytes().replace(b"a,1", b"b,7"))
+    for folder in (mine, theirs):  # path, size and time are the same
+        os.utime(folder / "in.csv", ns=(10**18, 10**18))
+    here = sorted(Totals(input=mine / "in.csv").run())
+    data = [mine, mine] if roots else []
+    with Covered(mine, theirs, nodes=2, data=data) as cluster:
+        done = Totals(input=mine / "in.csv", split_size=20_000).run(cluster)
+        assert sorted(done) == here
+        found = done.report.locality
+        if roots:
+            assert found.client_bytes == 0  # the other node has the file, and is asked
+        else:
+            assert found.client_bytes + found.local_bytes >= done.report.bytes_in
+            assert found.streamed_bytes == 0
+
+
+def test_a_bare_path_is_read_at_nodes_that_have_the_same_file(
+    roots: list[Path], cluster: cortex.LocalCluster
+) -> None:
+    here = sorted(Totals(input=roots[0] / "logs" / "day3.csv").run())
+    for kind in ("sampled", "full"):
+        done = Totals(input=roots[0] / "logs" / "day3.csv", fingerprint=kind).run(cluster)
+        assert sorted(done) == here
+        assert done.report.locality.client_bytes == 0
+        assert done.report.locality.local_maps > 0

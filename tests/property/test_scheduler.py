@@ -10,6 +10,7 @@ are invented first, so that the right answer is known without the scheduler.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 
 from cortex.errors import ErrorReport
 from cortex.ids import JobId, is_attempt_id, new_job_id
-from cortex.job.plan import OUT, UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
-from cortex.job.spec import InputSpec, JobSpec
+from cortex.job.plan import OUT, UNKNOWN, ClientFile, InputFile, InputPlan, Split, SplitGroups, Splits
+from cortex.job.spec import InputSpec, JobSpec, OutputSpec
 from cortex.limits import (
     LEASE_S,
     LEASES_AHEAD_PER_SLOT,
@@ -54,6 +55,11 @@ class World:
                 splits.append(Split(len(splits), file, offset, length, start_state=unknown))
                 offset += length
                 state = rng.choice([0, 1, 2]) if scan else OUT
+        # who has the files: nobody is nearer than others, or the client and some nodes, or nodes alone
+        self.where = rng.choice(["nowhere", "client", "data"]) if files else "nowhere"
+        if self.where != "nowhere":
+            files = [msgspec.structs.replace(file, client_file=file.index) for file in files]
+        self.salt = rng.random()
         tasks, i = [], 0
         while i < len(splits):
             n = rng.choice([1, 1, 1, 2, 30])
@@ -67,6 +73,14 @@ class World:
         self.rows = [[rng.choice([0, 0, 3, 5]) for _ in range(self.reducers)] for _ in range(self.maps)]
         self.moody = rng.random() < 0.1  # its maps give other rows each time
         self.fickle_scans = rng.random() < 0.7
+
+    def held_by(self, node: str) -> list[int]:
+        """The files below this node's data roots. Each has a node."""
+        chance = random.Random(f"{self.salt} {node}")
+        return [file.index for file in self.plan.files if chance.random() < 0.5 or node == "n0"]
+
+    def listed(self, files: Iterable[int]) -> tuple[ClientFile, ...]:
+        return tuple(ClientFile(f"data:f{file}", 1, 0, b"same") for file in files)
 
     def scan(self, task: m.ScanTask) -> m.ScanResult:
         first = next(
@@ -113,10 +127,15 @@ class FakeNode:
         self.unfit: dict[str, bool] = {}
         """Jobs it cannot run; True: it has yet to say so."""
         self.silent_until = -1.0
+        self.questions: list[m.ListData | m.FindInput] = []
+        self.idle_said = 0
+        """Slots that it said stand idle: so many attempts more it may be leased."""
 
     def hello(self) -> events.NodeJoined:
         address = f"{self.incarnation}:8787"
-        return events.NodeJoined(m.NodeHello(self.name, self.incarnation, self.slots, 1 << 30, {}, address))
+        return events.NodeJoined(
+            m.NodeHello(self.name, self.incarnation, self.slots, 1 << 30, {}, address, data_roots=1)
+        )
 
 
 def address_of(node: FakeNode) -> str:
@@ -137,7 +156,12 @@ class Simulation:
         self.made_by: dict[str, m.OutputNode] = {}
         self.accepted: dict[str, list[str]] = {}
         self.unfit_said: set[str] = set()
+        self.not_kept: set[str] = set()
+        """Jobs whose map outputs were not kept any more when they were done."""
         self.old: list[events.Event] = []
+        self.given_back: list[tuple[FakeNode, m.GivenBack]] = []
+        """Answers to recalls that are on their way."""
+        self.recalled = 0
         self.lives = 0
         self.slots_max = 0
         self.nodes: dict[str, FakeNode] = {}
@@ -147,9 +171,13 @@ class Simulation:
             job = new_job_id(rng.randbytes(6))
             world = self.worlds[job] = World(rng)
             form: Any = "none" if world.map_only else "aggregate"
-            spec = JobSpec("sim", InputSpec(("/data/*.csv",)), reduce_form=form)
+            path = "data:*" if world.where == "data" else "/data/*.csv"
             staging = rng.choice(["/staging", ""])
-            self.submit(job, m.SubmitJob(spec, b"", (), staging))
+            output = OutputSpec("/out", at="nodes" if staging and rng.random() < 0.5 else "client")
+            spec = JobSpec("sim", InputSpec((path,)), output, reduce_form=form)
+            listed = world.listed(file.index for file in world.plan.files)
+            theirs = {"client": (listed,), "data": (None,), "nowhere": ()}[world.where]
+            self.submit(job, m.SubmitJob(spec, b"", (), staging, client_files=theirs))
 
     def make_scheduler(self) -> Scheduler:
         return Scheduler()
@@ -220,8 +248,17 @@ class Simulation:
         elif isinstance(message, m.FetchAhead):
             assert message.job in node.planned
             assert 0 < len(message.partitions) <= node.slots
+        elif isinstance(message, m.InputHolders):
+            assert message.job in node.jobs
+        elif isinstance(message, m.ListData | m.FindInput):
+            assert message.job in node.jobs
+            node.questions.append(message)
+        elif isinstance(message, m.Recall):
+            self.recall(node, message)
         elif isinstance(message, m.Revoke):
             node.queue = [r for r in node.queue if r.attempt not in message.attempts]
+        elif isinstance(message, m.DropMapOutputs):
+            assert message.job in node.jobs
         elif isinstance(message, m.EndJob):
             assert message.job in node.jobs
             node.jobs.discard(message.job)
@@ -249,7 +286,21 @@ class Simulation:
                 else:
                     node.queue.append(run)
             held = [r for r in node.queue if r.attempt in self.believed(node)]
-            assert len(held) <= node.slots * (1 + LEASES_AHEAD_PER_SLOT)
+            assert len(held) <= node.slots * (1 + LEASES_AHEAD_PER_SLOT) + node.idle_said
+
+    def recall(self, node: FakeNode, message: m.Recall) -> None:
+        """Those that are not among the first, as many as there are slots, have not begun."""
+        assert message.job in node.jobs
+        waiting = [r.attempt for r in node.queue[node.slots :] if r.attempt.startswith(message.job)]
+        given_back = tuple(reversed(waiting[-message.attempts :]))
+        node.queue = [r for r in node.queue if r.attempt not in given_back]
+        self.recalled += len(given_back)
+        answer = m.GivenBack(node.name, node.incarnation, given_back)
+        self.given_back.append((node, answer))
+
+    def answers(self, node: FakeNode) -> bool:
+        """Does what it says arrive?"""
+        return self.nodes.get(node.name) is node
 
     def check_inputs(self, world: World, job: str, table: LocationTable, task: m.ReduceTask) -> None:
         """In map order, at the node that made it, and every map with rows for the partition is there."""
@@ -264,6 +315,16 @@ class Simulation:
         return self.scheduler.leases.nodes[node.name].held
 
     # --- what nodes do ---
+
+    def answer(self, node: FakeNode) -> None:
+        question = node.questions.pop(0)
+        held = self.worlds[question.job].held_by(node.name)
+        if isinstance(question, m.ListData):
+            found = self.worlds[question.job].listed(held)
+            self.tell(m.DataListed(node.name, question.job, (found,)))
+        else:
+            bits = sum(1 << file for file in held).to_bytes((len(question.files) + 7) // 8, "little")
+            self.tell(m.InputFound(node.name, question.job, bits))
 
     def run_one(self, node: FakeNode) -> None:
         run = node.queue.pop(self.rng.randrange(min(len(node.queue), node.slots)))
@@ -291,6 +352,15 @@ class Simulation:
                 task.map_index, stats, () if world.map_only else rows, hash(rows) % 2**64, parts,
                 {"c": {"maps": 1}},
             )  # fmt: skip
+        elif isinstance(task, m.CommitTask):
+            indices = range(world.maps) if world.map_only else range(world.reducers)
+            assert [(part.name, part.node) for part in task.parts] == [(f"part-{i}", "") for i in indices]
+            if self.fault(0.2):
+                error = ErrorReport("output-unseen", f"{node.name} does not see it", "mount it")
+                self.unfit_said.add(job)
+                self.failed(node, run, error)
+                return
+            result = m.CommitResult()
         else:
             total = 0
             for ref in map_outputs(task.inputs, JobId(job)):
@@ -332,7 +402,10 @@ class Simulation:
             m.TaskProgress(r.attempt, m.TaskStats(bytes_in=self.rng.randint(0, 20), rows_in=1))
             for r in node.queue[: node.slots]
         )
-        self.tell(m.Heartbeat(node.name, node.incarnation, running, 100, 200))
+        reduces = any(isinstance(r.task, m.ReduceTask) for r in node.queue)
+        idle = int(reduces and self.rng.random() < 0.2)
+        node.idle_said += idle
+        self.tell(m.Heartbeat(node.name, node.incarnation, running, 100, 200, idle_slots=idle))
 
     def step(self) -> None:
         rng = self.rng
@@ -342,6 +415,11 @@ class Simulation:
             self.tell(events.Tick())
         if self.old and self.fault(0.1):  # a message out of the past
             self.tell(rng.choice(self.old))
+        for item in [each for each in self.given_back if each[0].silent_until <= self.now]:
+            if rng.random() < 0.5:
+                self.given_back.remove(item)
+                if self.answers(item[0]):
+                    self.tell(item[1])
         awake = [n for n in self.nodes.values() if n.silent_until <= self.now]
         for node in list(awake):
             if rng.random() < 0.3:
@@ -352,6 +430,9 @@ class Simulation:
                 error = ErrorReport("package-missing", f"{node.name} lacks it", "install it")
                 self.unfit_said.add(job)
                 self.tell(m.CannotServe(node.name, node.incarnation, job, error))
+        for node in awake:
+            if node.questions and rng.random() < 0.5 and self.nodes.get(node.name) is node:
+                self.answer(node)
         if awake and self.fault(0.02):
             rng.choice(awake).silent_until = self.now + LEASE_S * rng.choice([0.5, 2.5])
         if self.nodes and self.fault(0.02):
@@ -360,6 +441,10 @@ class Simulation:
             if rng.random() < 0.7:
                 self.tell(events.NodeLost(name))
             self.join(name)
+        if self.done and self.fault(0.1):
+            job = rng.choice(sorted(self.done))
+            self.not_kept.add(job)
+            self.tell(events.MapsNotKept(job))
         if self.done and rng.random() < 0.3:
             self.fetch(rng.choice(sorted(self.done)))
         busy = [n for n in self.nodes.values() if n.silent_until <= self.now and n.queue]
@@ -380,7 +465,7 @@ class Simulation:
         else:
             raise AssertionError(f"a job hangs: {set(self.worlds) - set(self.ends)}")
         for job, end in self.ends.items():
-            self.check_end(self.worlds[job], end, job in self.unfit_said)
+            self.check_end(self.worlds[job], end, job in self.unfit_said, job in self.not_kept)
         assert not self.scheduler.jobs
         assert not self.scheduler.kept
         assert not any(n.held for n in self.scheduler.leases.nodes.values())
@@ -391,11 +476,14 @@ class Simulation:
             widest = max(map(len, self.worlds[job].plan.tasks), default=0)
             assert run._scan_ahead <= bound + widest
 
-    def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool) -> None:
+    def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool, dropped: bool) -> None:
         if isinstance(end, m.JobFailed):
             # Either a fault that was injected, or maps that are not deterministic, by name.
             codes = {"user-code", "corrupt-run"} | ({"map-changed"} if world.moody else set())
-            codes |= {"package-missing"} if unfit else set()
+            codes |= {"package-missing", "output-unseen"} if unfit else set()
+            codes |= {"results-lost"} if dropped and not world.map_only else set()
+            # a node that is not there when the job is submitted has not been asked for its files
+            codes |= {"input-lost", "input"} if world.where == "data" else set()
             assert end.error.code in codes, end.error
             return
         indices = range(world.maps) if world.map_only else range(world.reducers)

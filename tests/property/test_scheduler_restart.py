@@ -33,9 +33,10 @@ class LinkedNode(FakeNode):
         address = f"{self.incarnation}:8787"
         held = {attempt: self.versions[attempt] for attempt in self.reports}
         held |= {run.attempt: self.versions[run.attempt] for run in self.queue}
+        jobs = tuple(sorted(self.jobs))
         return events.NodeJoined(
             m.NodeHello(
-                self.name, self.incarnation, self.slots, 1 << 30, {}, address, tuple(sorted(self.jobs)), held
+                self.name, self.incarnation, self.slots, 1 << 30, {}, address, jobs, held, data_roots=1
             )
         )
 
@@ -174,6 +175,10 @@ class RestartSimulation(Simulation):
             self.ran[end.attempt.partition(".")[0]] += 1
         if not node.away:
             self.tell(event)
+
+    def answers(self, node: FakeNode) -> bool:
+        assert isinstance(node, LinkedNode)
+        return super().answers(node) and not node.away
 
     def heartbeat(self, node: FakeNode) -> None:
         assert isinstance(node, LinkedNode)

@@ -202,6 +202,18 @@ def test_a_file_that_is_here_as_well_is_read_in_place(tmp_path: Path) -> None:
         listed = ((ClientFile(path, os.path.getsize(path), 2),),)
         run_tasks(_spec(path), client_files=listed, input_socket=door.socket_path)
         assert door.reads
+    # and the same time, but other bytes
+    with client_door((path,), JOB) as door:
+        ((true,),) = FoundFiles.find((path,)).listed
+        listed = ((msgspec.structs.replace(true, fingerprint=b"of another file"),),)
+        run_tasks(_spec(path), client_files=listed, input_socket=door.socket_path)
+        assert door.reads
+    with client_door((path,), JOB) as door:  # what is compared as a whole is not compared by each executor
+        spec = msgspec.structs.replace(_spec(path), input=InputSpec((path,), fingerprint="full"))
+        run_tasks(
+            spec, client_files=FoundFiles.find((path,), full=True).listed, input_socket=door.socket_path
+        )
+        assert door.reads
 
 
 def test_a_bad_record_is_told_with_the_clients_name_and_offset(tmp_path: Path) -> None:

@@ -97,3 +97,4 @@ def test_the_example_lists_every_variable_and_is_right(tmp_path: Path) -> None:
     assert config.join_line == "HOST:PORT/TOKEN.CAHASH"
     assert parse_endpoint(config.listen) == Endpoint("10.0.0.5", 8786)
     assert parse_host(config.advertise, "it") == "head.example.org"
+    assert parse_endpoint(config.metrics) == Endpoint("10.0.0.5", 9786)

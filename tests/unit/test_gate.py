@@ -113,12 +113,13 @@ def test_the_table() -> None:
     assert not names[Role.NODE] & names[Role.CLIENT] - {"RenewCertificate"}
     assert names[Role.ADMIN] - names[Role.CLIENT] == admin_only
     assert not names[Role.CLIENT] & (admin_only | {"Join"})
+    assert names[Role.MONITOR] == {"ClientHello", "GetStatus", "GetDiagnosis", "RenewCertificate"}
     assert Role.SERVER not in MAY_SEND
     with pytest.raises(NotAllowed):
         union_from(Role.SERVER)
 
 
-@pytest.mark.parametrize("role", [None, Role.NODE, Role.CLIENT, Role.ADMIN])
+@pytest.mark.parametrize("role", [None, Role.NODE, Role.CLIENT, Role.ADMIN, Role.MONITOR])
 def test_every_role_hears_refusals(role: Role | None) -> None:
     assert m.Refused in MAY_HEAR[role]
     decoder: FrameDecoder[m.Message] = FrameDecoder(union_to(role))

@@ -125,20 +125,31 @@ def test_the_file_gives_back_what_ended_jobs_took(folder: Path) -> None:
     assert (folder / "journal.sqlite").stat().st_size < 200_000
 
 
-def test_the_file_gives_back_what_ended_jobs_took_also_while_the_server_lives(
+def test_a_large_job_leaves_bit_by_bit_while_the_server_lives(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cortex.storage.journal._FREE_PAGES", 100)
+    monkeypatch.setattr("cortex.storage.journal._RECORDS_AT_ONCE", 200)
     journal = Journal(str(folder))
-    journal.write([added(), *[j.RecordAdded(JOB, bytes(4000))] * 500])
-    journal._file.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    large = os.path.getsize(folder / "journal.sqlite")
-    assert large > 2_000_000
+    journal.write(
+        [added(), added(OTHER), j.RecordAdded(OTHER, b"kept"), *[j.RecordAdded(JOB, bytes(4000))] * 700]
+    )
+    assert not journal.untidy
     journal.write([ended()])
-    for number in range(5):
-        other = f"j{number:012x}"
-        journal.write([added(other)])
-        journal.write([ended(other)])
+    assert journal.untidy
+    assert [job.job for job in journal.jobs()] == [OTHER]
+    assert len(list(journal.records(JOB))) == 500
+    assert journal.tidy()
+    assert len(list(journal.records(JOB))) == 300
+    journal.close()
+    journal = Journal(str(folder))  # a later life goes on with it
+    journal.begin_life()
+    assert journal.untidy
+    while journal.tidy():
+        assert journal.untidy
+    assert not journal.untidy
+    assert list(journal.records(JOB)) == []
+    assert list(journal.records(OTHER)) == [b"kept"]
     journal._file.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert os.path.getsize(folder / "journal.sqlite") < 110 * 4096 + 100_000
     journal.close()

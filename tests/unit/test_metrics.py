@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 
 from benchmarks.server_life import Life
-from cortex.errors import ErrorReport, UserCodeError
+from cortex.errors import ErrorReport, StateFailed, UserCodeError
+from cortex.limits import HELLO_S_MAX, JOURNAL_RETRY_S, METRICS_CONNECTIONS_MAX
 from cortex.metric_text import Family, Histogram, by_label, counter, gauge, text_of
 from cortex.process_metrics import process_families
 from cortex.scheduling.tally import Tally
 from cortex.server.server_metrics import server_ailing, server_families
+from cortex.wire.metrics_port import _Channel
 
 LABELS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -64,6 +73,73 @@ def test_names_are_as_prometheus_wants_them(tmp_path: Path) -> None:
     assert read["cortex_relayed_bytes"].samples[0].value == 12 * len(b"a part")
     assert server_ailing(life.server, life.desk) == []
     life.end()
+
+
+def test_a_journal_that_lags_or_fails_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = Life(tmp_path)
+
+    def lag() -> tuple[float, int]:
+        families = server_families(life.server, life.desk, life.audit, {}, {})
+        found = {family.name: family.samples[0][2] for family in families if family.samples}
+        return found["cortex_journal_lag_seconds"], int(found["cortex_journal_failing"])
+
+    def full(changes: object) -> None:
+        raise StateFailed("the disk is full")
+
+    def settle() -> None:
+        while life._blocked:
+            life.turn()
+
+    settle()
+    assert lag() == (0, 0)
+    life.desk.node_known("n1", "2")  # the journal's thread has not begun
+    life.clock.advance(3)
+    assert lag() == (3, 0)
+    settle()
+    assert lag() == (0, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(life.journal, "write", full)
+        life.desk.node_known("n1", "3")
+        settle()
+        life.clock.advance(5)
+        assert lag()[1] == 1
+        assert lag()[0] >= 5
+        (line,) = server_ailing(life.server, life.desk)
+        assert line.startswith("the journal cannot be written, for ")
+    for _ in range(3):  # it is tried again
+        life.clock.advance(JOURNAL_RETRY_S)
+        settle()
+    assert lag() == (0, 0)
+    assert server_ailing(life.server, life.desk) == []
+    life.end()
+
+
+def test_connections_that_never_shake_hands_or_are_too_many_are_cut_off() -> None:
+    clock = Clock()
+    known: list[object] = []
+    factory = SimpleNamespace(known=known.append, wrappedFactory=None)
+    owner: Any = SimpleNamespace(reactor=clock, open=0)
+
+    def connected() -> tuple[Any, Any]:
+        channel, transport = _Channel(owner), StringTransport()
+        channel.factory = SimpleNamespace(log=None)  # type: ignore[assignment]
+        channel.callLater = clock.callLater  # type: ignore[method-assign]
+        transport.factory = factory  # type: ignore[attr-defined]
+        channel.makeConnection(transport)
+        return channel, transport
+
+    _, silent = connected()
+    clock.advance(HELLO_S_MAX + 1)
+    assert silent.disconnected
+    assert known == []
+    channels = [connected() for _ in range(METRICS_CONNECTIONS_MAX + 1)]
+    for channel, _ in channels:
+        channel.handshakeCompleted()
+    assert len(known) == owner.open == METRICS_CONNECTIONS_MAX
+    assert [transport.disconnected for _, transport in channels] == [False] * METRICS_CONNECTIONS_MAX + [True]
+    for channel, _ in channels:
+        channel.connectionLost(Failure(ConnectionDone()))
+    assert owner.open == 0
 
 
 def test_a_cause_that_a_node_made_up_makes_no_label() -> None:

@@ -13,8 +13,9 @@ from cortex.errors import ErrorReport, Fault, InternalError
 from cortex.ids import AttemptId, job_of
 from cortex.job.output_types import OutputTypes
 from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups, Splits
-from cortex.job.spec import InputSpec, JobSpec
-from cortex.limits import LEASE_S, LOST_REDOS_MAX, PROGRESS_S, TASK_ATTEMPTS_MAX
+from cortex.job.spec import InputSpec, JobSpec, Resources
+from cortex.limits import LEASE_S, LOST_REDOS_MAX, PROGRESS_S, SLOT_TURN_S, TASK_ATTEMPTS_MAX
+from cortex.memory_plan import smallest_job_bytes
 from cortex.scheduling import events
 from cortex.scheduling.job_state import ENDED, JOB_TRANSITIONS, JobEvent, JobState, next_job_state
 from cortex.scheduling.scheduler import Scheduler
@@ -103,13 +104,24 @@ class Driver:
             events.NodeJoined(m.NodeHello(name, life, self.slots, 1000, {}, f"{name}-{life}:8787"))
         )
 
-    def submit(self, job: str = JOB, staging: str = "/staging") -> list[str]:
-        spec = JobSpec("a job", InputSpec(("/in/a.csv",)), reduce_form=self.form)  # type: ignore[arg-type]
+    def submit(
+        self, job: str = JOB, staging: str = "/staging", priority: int = 0, memory_bytes: int = 0
+    ) -> list[str]:
+        spec = JobSpec(
+            "a job",
+            InputSpec(("/in/a.csv",)),
+            resources=Resources(memory_bytes),
+            reduce_form=self.form,  # type: ignore[arg-type]
+            priority=priority,
+        )
         return self.tell(events.JobSubmitted(job, m.SubmitJob(spec, b"code", (), staging)))
 
     def done(self, attempt: str, result: m.Result, seconds: float = 1.0, node: str = "n") -> list[str]:
         finished = m.TaskFinished(attempt, result, seconds, 7)
         return self.tell(m.AttemptFinished(node, "1", finished))
+
+    def gave_back(self, *tasks: str) -> list[str]:
+        return self.tell(m.GivenBack("n", "1", tuple(f"{JOB}-{task}" for task in tasks)))
 
     def mapped(self, index: int, number: int = 0, rows: tuple[int, ...] = (4,), **options: Any) -> list[str]:
         wrote = m.TaskStats(rows_in=5, bytes_in=10, rows_out=4, bytes_out=10 * sum(rows))
@@ -791,17 +803,113 @@ def test_a_message_from_an_earlier_life_of_a_node_is_dropped() -> None:
 # --- several jobs, and what the client is told ---
 
 
-def test_jobs_take_turns() -> None:
+# --- several jobs ---
+
+
+def test_a_new_job_has_the_next_slot_that_a_task_leaves_and_then_half_of_all() -> None:
     d = Driver(slots=2)
     d.start(make_plan(20))
-    d.start(None, OTHER)
-    assert "n <- Lease 2-plan.0" in d.mapped(0) + d.mapped(1)
+    d.now = SLOT_TURN_S
+    assert d.start(None, OTHER) == ["n <- Recall 1"]  # what has not begun is not to delay it
+    assert [each.message.attempts for each in d.last] == [2]  # type: ignore[union-attr]
+    assert d.gave_back("m000003.0", "m000002.0") == []
+    assert d.mapped(0) == ["n <- StartJob 2", "n <- Lease 2-plan.0; 1-m000002.1 map 20+10:0>0"]
     lines = d.done(f"{OTHER}-plan.0", m.PlanResult(make_plan(20)))
-    for index in range(2, 9):
-        lines += d.mapped(index) if f"{JOB}-m{index:06d}.0" in d.scheduler.leases.nodes["n"].held else []
-    leases = [line.split()[3][0] for line in lines if "Lease" in line]
-    assert abs(leases.count("1") - leases.count("2")) <= 1
-    assert len(leases) >= 4
+    assert lines == ["n <- JobPlanned 2", "n <- Lease 2-m000000.0 map 0+10:0>0; 2-m000001.0 map 10+10:0>0"]
+    assert d.mapped(1) == ["n <- Lease 1-m000003.1 map 30+10:0>0"]
+    shares = d.scheduler.shares
+    for index in range(2, 7):
+        d.now += SLOT_TURN_S
+        d.mapped(index, number=int(index < 4))
+        assert (shares.slots_of(JOB), shares.slots_of(OTHER)) == (1, 1)  # each has successors of its own
+
+
+def test_a_job_keeps_a_slot_for_a_turn() -> None:
+    d = Driver(slots=1)
+    d.start(make_plan(20))
+    assert d.start(None, OTHER) == []
+    d.now = SLOT_TURN_S / 2
+    assert d.mapped(0) == ["n <- Lease 1-m000002.0 map 20+10:0>0"]
+    d.now = SLOT_TURN_S
+    assert "n <- Recall 1" in d.tell(events.Tick())
+    assert "n <- Recall 1" not in d.tell(events.Tick())  # it has not answered yet
+    d.gave_back("m000002.0")
+    assert "n <- Lease 2-plan.0" in d.mapped(1)
+
+
+def test_what_was_recalled_and_had_begun_runs_on() -> None:
+    d = Driver(slots=1)
+    d.start(make_plan(3))
+    d.now = SLOT_TURN_S
+    assert d.start(None, OTHER) == ["n <- Recall 1"]
+    assert d.mapped(0) == []
+    assert d.gave_back() == []  # it had begun meanwhile
+    assert "n <- Lease 2-plan.0" in d.mapped(1)
+    assert d.done(f"{OTHER}-plan.0", m.PlanResult(make_plan(0)))[-1].startswith("n <- Lease")
+
+
+def test_a_job_of_a_higher_priority_overtakes_the_others_of_its_user() -> None:
+    d = Driver(slots=4)
+    d.start(make_plan(40))
+    d.submit(OTHER, priority=1)
+    node, begun = d.scheduler.leases.nodes["n"], ["m000000.0", "m000001.0", "m000002.0", "m000003.0"]
+
+    def give_back() -> None:
+        if node.recalling:
+            ours = [attempt.partition("-")[2] for attempt in node.held if attempt.startswith(JOB)]
+            d.gave_back(*(each for each in ours if each not in begun))
+
+    for index in range(3):
+        d.now += SLOT_TURN_S
+        d.tell(events.Tick())
+        give_back()
+        begun.pop(0)
+        lines = d.mapped(index)
+        if index == 0:
+            assert any("Lease 2-plan.0" in line for line in lines)
+            d.done(f"{OTHER}-plan.0", m.PlanResult(make_plan(40)))
+        give_back()
+    assert node.slots_of == {JOB: 1, OTHER: 3}
+    d.now += SLOT_TURN_S
+    d.mapped(3)
+    assert node.slots_of == {JOB: 1, OTHER: 3}  # the other one does not starve
+
+
+def test_slots_that_stand_idle_while_reduces_wait_for_inputs_are_given_to_others() -> None:
+    d = Driver(slots=2)
+    d.start(make_plan(1, 4))
+    assert len(d.mapped(0, rows=(1, 1, 1, 1))[0].split(";")) == 4  # all room is taken
+    d.submit(OTHER)
+    beat = m.Heartbeat("n", "1", (), 1, 1)
+    assert "n <- Lease 2-plan.0" not in d.tell(beat)
+    assert "n <- Lease 2-plan.0" in d.tell(msgspec.structs.replace(beat, idle_slots=2))
+
+
+def test_a_job_with_more_memory_than_a_node_has_runs_on_larger_ones() -> None:
+    d = Driver(slots=1)
+    d.join()
+    d.submit(memory_bytes=2000)
+    assert d.last == []
+    hello = m.NodeHello("large", "1", 3, 2000, {}, "large:8787")
+    assert "large <- Lease 1-plan.0" in d.tell(events.NodeJoined(hello))
+    job = d.scheduler.jobs[JOB]
+    assert set(job.unfit) == {"n"}
+    assert job.unfit["n"].code == "memory-too-small"
+    assert job.slots_at(d.scheduler.leases.nodes["large"]) == 1  # its memory is that of one task
+
+
+def test_a_job_has_as_many_slots_of_a_node_as_its_memory_is_for() -> None:
+    d = Driver(slots=4)
+    d.tell(events.NodeJoined(m.NodeHello("n", "1", 4, 1 << 40, {}, "n:8787")))
+    d.submit(memory_bytes=2 * smallest_job_bytes())
+    d.done(f"{JOB}-plan.0", m.PlanResult(make_plan(20)))
+    node = d.scheduler.leases.nodes["n"]
+    assert (node.slots_of[JOB], node.held_of[JOB], node.free_slots) == (2, 4, 2)
+    d.submit(OTHER)
+    assert node.slots_of == {JOB: 2, OTHER: 1}
+    for index in range(4):
+        d.mapped(index)
+        assert node.slots_of[JOB] == 2
 
 
 def test_a_job_is_cancelled_and_forgotten() -> None:
@@ -928,6 +1036,7 @@ def test_a_job_moves_by_its_table_and_its_end_is_final() -> None:
                 assert state not in ENDED or (state, event) in {
                     (JobState.DONE, JobEvent.PART_LOST),  # before the client had it
                     (JobState.DONE, JobEvent.MAP_LOST),
+                    (JobState.DONE, JobEvent.FAIL),  # and there is nothing to make it anew from
                 }
             else:
                 with pytest.raises(InternalError, match=f"a job cannot .* when it is {state.value}"):

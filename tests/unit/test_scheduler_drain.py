@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cortex.errors import InternalError
+from cortex.limits import LEASE_S
 from cortex.scheduling import events
 from cortex.scheduling.node_state import (
     DUTY_TRANSITIONS,
@@ -81,7 +82,7 @@ def test_it_finishes_what_runs_gives_back_the_rest_and_is_served_from_until_the_
     assert d.drain("n") == ["n <- Drain 100"]
     back = d.tell(m.GivenBack("n", "1", (f"{JOB}-m000002.0",)))
     assert back == ["o <- Lease 1-m000002.1 map 20+10:0>0"]
-    assert d.waits("n") == ("1 tasks",)
+    assert d.waits("n") == ("1 task",)
     assert d.mapped(0) == []
     assert d.tick() == []
     assert d.waits("n") == (f"map outputs of {JOB}",)
@@ -123,6 +124,17 @@ def test_a_finished_result_keeps_its_node_beyond_its_time() -> None:
     assert d.tick() == ["n <- ShutDown", "n is given up"]
 
 
+def test_a_node_that_is_silent_has_nothing_left_and_is_drained_at_once() -> None:
+    d = two_nodes(2)
+    d.now += LEASE_S + 1
+    d.tell(m.Heartbeat("o", "1", (), 1, 1))
+    d.tell(events.Tick())
+    assert d.states()["n"] == "silent"
+    assert d.drain("n") == ["n <- Drain 100"]
+    lines = [line for line in d.tell(events.Tick()) if "JobProgress" not in line]
+    assert lines == ["n <- ShutDown", "n is given up"]
+
+
 def test_undo_lets_it_work_again_also_when_its_time_is_over() -> None:
     d = two_nodes(8)
     d.drain("n", 0.0)
@@ -145,7 +157,7 @@ def test_the_only_node_that_can_run_a_job_works_on_for_it() -> None:
     d.tell(m.GivenBack("o", "1", tuple(sorted(d.scheduler.leases.nodes["o"].held))))
     assert d.tick() == ["o <- Lease 1-plan.2"]
     assert d.tick(100.0) == []
-    assert d.waits("o") == ("1 tasks", f"it is the only node that can run {JOB}")
+    assert d.waits("o") == ("1 task", f"it is the only node that can run {JOB}")
     d.done(f"{JOB}-plan.2", m.PlanResult(make_plan(1, 1)), node="o")
     d.mapped(0, node="o")
     d.done(f"{JOB}-r000000.0", reduce_result(0, 4), node="o")

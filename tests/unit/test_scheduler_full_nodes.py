@@ -42,6 +42,7 @@ def test_what_found_no_room_runs_elsewhere_and_the_full_node_rests_while_another
     assert d.full("m000001.0") == ["o <- Lease 1-m000001.1 map 10+10:0>0"]
     assert d.pass_time(10 * SPILL_REST_S) == []
     assert d.scheduler.leases.nodes["n"].room == 0
+    assert d.states() == {"n": "full", "o": "up"}
     d.beat("n", 10)
     d.pass_time(2 * SPILL_REST_S)
     assert d.scheduler.leases.nodes["n"].room > 0

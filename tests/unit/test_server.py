@@ -199,13 +199,14 @@ def test_a_job_runs_and_its_progress_and_end_reach_its_client_alone(machine: Mac
 
 
 def test_a_client_that_goes_takes_its_jobs_with_it(machine: Machine) -> None:
+    machine.say(m.NodeHello("n", "2", 2, 1000, {}))  # a slot for each
     client = machine.connect()
     client.hello()
     jobs = [submit(client), submit(client)]
     client.leave()
     assert [message.job for message in machine.sent if isinstance(message, m.EndJob)] == sorted(jobs)
     late = m.TaskFinished(machine.leases()[0].attempt, m.PlanResult(PLAN), 1.0, 1)
-    machine.say(m.AttemptFinished("n", "1", late))  # was on its way: it changes nothing
+    machine.say(m.AttemptFinished("n", "2", late))  # was on its way: it changes nothing
     machine.turn()
     assert len(machine.leases()) == 2
 

@@ -46,6 +46,12 @@ PLAN = InputPlan(
 class Time(Clock):
     """Threads come back in a turn of the reactor that no test waits for."""
 
+    ahead_s = 0.0
+    """The world's clock is ahead by this."""
+
+    def wall_clock(self) -> float:
+        return float(self.seconds() + self.ahead_s)
+
     def callFromThread(self, function: Callable[..., Any], *arguments: Any) -> None: ...
 
 
@@ -86,13 +92,20 @@ class Link:
 class Life:
     """One life of a server, with a node of one slot that does as it is told."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Time) -> None:
         self.clock = clock
         self.journal = Disk(str(folder))
         self.blocked: list[Callable[[], None]] = []
         self.holds_back = False
         desk = JournalDesk(clock, self.journal, self.run, clock.seconds)
-        self.server = Server(clock, clock.seconds, "k" + "0" * 12, desk, blob_folder=str(folder / "blobs"))
+        self.server = Server(
+            clock,
+            clock.seconds,
+            "k" + "0" * 12,
+            desk,
+            blob_folder=str(folder / "blobs"),
+            wall_clock=clock.wall_clock,
+        )
         self.node = Link()
         self.say: Any = None
 
@@ -440,3 +453,20 @@ def test_a_job_that_is_cancelled_by_one_who_is_gone_when_it_is_accepted(lives: C
     life.server.client_lost(link, None)  # type: ignore[arg-type]
     life.go_on()
     assert [each.state for each in life.server._status().jobs] == ["cancelled"]
+
+
+def test_a_large_job_that_ended_is_forgotten_bit_by_bit(
+    lives: Callable[[], Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortex.storage.journal._RECORDS_AT_ONCE", 1)
+    life = lives()
+    life.join()
+    _, say = life.client()
+    job = submit(say)
+    run_to_the_end(life, job)
+    life.clock.advance(JOURNAL_S)
+    assert len(list(life.journal.records(job))) == 4
+    say(m.JobReceived(job))
+    life.clock.advance(JOURNAL_S)
+    assert list(life.journal.records(job)) == []
+    assert not life.journal.untidy

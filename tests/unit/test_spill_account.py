@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cortex.errors import SpillFull
+from cortex.errors import Fault, SpillFailed, SpillFull
 from cortex.limits import SPILL_CHECK_BYTES, SPILL_MEASURE_S, SPILL_RESERVE_BYTES
 from cortex.node.spill_meter import SpillMeter, spilled_bytes
 from cortex.storage.filesystem import LocalFilesystem
@@ -65,6 +65,16 @@ def test_a_spill_beyond_the_quota_is_refused_before_it_is_written(tmp_path: Path
     assert "--spill-quota" in raised.value.cure
     account.set_left(10)
     quota.take(10)
+
+
+def test_an_account_that_is_gone_is_a_typed_error_of_the_attempt(tmp_path: Path) -> None:
+    quota = SpillQuota(LocalFilesystem(), str(tmp_path), reserve_bytes=0, account=str(tmp_path / "gone"))
+    with pytest.raises(SpillFailed) as raised:
+        quota.take(1)
+    assert raised.value.fault is Fault.TASK
+    assert str(tmp_path / "gone") in raised.value.message
+    with pytest.raises(SpillFull):
+        SpillMeter(Reactor(), [str(tmp_path / "gone")])
 
 
 def test_what_lies_in_spill_folders_is_counted_with_all_folders_below(tmp_path: Path) -> None:

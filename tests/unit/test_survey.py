@@ -72,7 +72,7 @@ def test_a_node_that_is_lost_before_all_is_known() -> None:
     """Without it files might be missing from the answer, and nobody would know."""
     found = survey()
     found.question("n1")
-    with pytest.raises(InputLost, match="node n1 was lost"):
+    with pytest.raises(InputLost, match="node n1 is lost"):
         found.lost("n1")
     found = asked(survey(), ("n1", (file("a.csv"),)))
     with pytest.raises(InputLost):

@@ -100,6 +100,14 @@ class Revoke(Message, frozen=True):
     attempts: tuple[str, ...]
 
 
+class Recall(Message, frozen=True):
+    """Give back so many attempts of this job that have not begun, the last leased first: another job is to
+    have the slots. Answered with `GivenBack`."""
+
+    job: str
+    attempts: int
+
+
 class ReportsKept(Message, frozen=True):
     """The ends of these attempts are in the server's journal, or not wanted: they need not be told again."""
 
@@ -108,6 +116,14 @@ class ReportsKept(Message, frozen=True):
 
 class EndJob(Message, frozen=True):
     """The job failed, or its client has the result: drop its executors and its run files."""
+
+    job: str
+    drop_output: bool = False
+    """It was to write to a path that all nodes share, and has not committed: remove what it left there."""
+
+
+class DropMapOutputs(Message, frozen=True):
+    """Of a job that is done and whose result is kept: drop all but its parts of the result."""
 
     job: str
 
@@ -138,6 +154,8 @@ class Heartbeat(Message, frozen=True):
     """What lies in them, as of a few seconds ago; -1 unknown, as the next is."""
     spill_limit_bytes: int = -1
     """All that may lie there: the node's quota, or less where the disks take less."""
+    idle_slots: int = 0
+    """That stand idle while reduces wait for their inputs here."""
 
 
 class Drain(Message, frozen=True):
@@ -148,7 +166,8 @@ class Drain(Message, frozen=True):
 
 
 class GivenBack(Message, frozen=True):
-    """These attempts were leased to the node and have not begun: they run elsewhere."""
+    """These attempts were leased to the node and have not begun: they run elsewhere. The answer to Recall has
+    fewer than were asked for, or none, when the others have begun."""
 
     node: str
     incarnation: str
@@ -353,8 +372,10 @@ ToNode = Union[  # noqa: UP007
     FetchAhead,
     Lease,
     Revoke,
+    Recall,
     ReportsKept,
     EndJob,
+    DropMapOutputs,
     SendPart,
     PartCredit,
     DropPart,
