@@ -226,6 +226,7 @@ def node(
             spill_quota_bytes=config.spill_quota_bytes,
             log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
+            combine=config.combine,
             metrics=_watched(config),
         )
 
