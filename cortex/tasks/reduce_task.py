@@ -68,8 +68,8 @@ class ReduceAttempt:
         """Raises CorruptRun (details: the map attempt) when a segment cannot be read."""
         spec = self._program.spec
         try:
-            sources = self._sources()
             with self._program.task_scope():
+                sources = self._sources()  # where they are too many, the user's combine is called
                 if spec.reduce_form == "aggregate":
                     parts = self._aggregate(sources)
                 elif spec.reduce_form == "fold":

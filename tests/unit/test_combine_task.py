@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from cortex.errors import CorruptRun, CortexError
 from cortex.ids import is_attempt_id, parse_attempt
 from cortex.job.spec import InputSpec, JobSpec, OutputSpec, Resources
+from cortex.tasks.budget import Budget
 from cortex.tasks.combine_task import neighbours
 from cortex.tasks.runner import JobContext
 from cortex.tasks.words import describe_task
@@ -28,7 +30,7 @@ from cortex.wire.messages import (
     ReduceResult,
     ReduceTask,
 )
-from tests.one_process import JOB, fetch_all
+from tests.one_process import JOB, fetch_all, run_tasks
 from tests.property.test_jobs import Code
 
 GROUP = f"{JOB}-c000000.0"
@@ -154,3 +156,39 @@ def test_its_attempt_names_a_file_and_is_no_attempt_of_the_servers() -> None:
     assert is_attempt_id(GROUP)
     assert parse_attempt(GROUP) is None
     assert "combining 2 map outputs" in describe_task(CombineTask((output(0), output(1)), 0.2))
+
+
+class SetUp(Code):
+    """Its combiner needs what its setup made."""
+
+    def setup(self) -> None:
+        self.step = 1
+
+    def cleanup(self) -> None:
+        del self.step
+
+    def __init__(self) -> None:
+        super().__init__(lambda line: [("word", 1)])
+
+    def combine(self, key: str, values: Iterator[int]) -> Iterator[tuple[str, int]]:
+        yield key, sum(value * self.step for value in values)
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_combiner_is_called_after_setup_wherever_it_is_called(tmp_path: Path, combined: bool) -> None:
+    """In maps, at the node, and in reduces that merge their runs early, as there are too many."""
+    (tmp_path / "in.txt").write_text("line\n" * 60)
+    spec = JobSpec(
+        "test",
+        InputSpec((str(tmp_path / "in.txt"),)),
+        OutputSpec(str(tmp_path / "out"), "csv"),
+        Resources(split_bytes=5, reducers=1),
+        map_form="rows",
+        reduce_form="fold",
+        combine="method",
+    )
+    outcome = run_tasks(
+        spec, SetUp(), budget=Budget(500, 300, 400, 1 << 20), combined=random.Random(1) if combined else None
+    )
+    assert len(outcome.maps) == 60
+    assert outcome.data == b"key,value\nword,60\n"
