@@ -321,6 +321,24 @@ class BundleFailed(CortexError):
     code = "bundle"
 
 
+class PutFailed(CortexError):
+    """A part of a file that is put on nodes could not be kept: details name node, disk and cause."""
+
+    code = "put"
+
+
+class PartDamaged(PutFailed):
+    """A part arrived with other bytes than it was sent with."""
+
+    code = "part-damaged"
+
+
+class DataIncomplete(CortexError):
+    """A data name stands for a file that was put on nodes, and some of its parts are not there."""
+
+    code = "data-incomplete"
+
+
 class PackageMissing(CortexError):
     """A node lacks a package that the job's code imports; details name node and package."""
 

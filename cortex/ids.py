@@ -50,6 +50,15 @@ def is_job_id(text: str) -> bool:
     return _JOB.fullmatch(text) is not None
 
 
+PUT_ID = r"\Ap[0-9a-f]{12}\Z"
+"""A pattern for messages: of what `cortex put` does once."""
+
+
+def new_put_id() -> str:
+    """``p`` and 12 hex digits."""
+    return "p" + os.urandom(6).hex()
+
+
 def task_id(job: JobId, kind: str, index: int | None = None) -> TaskId:
     """`kind` is ``plan`` or ``commit`` (no index) or one of ``s``, ``m``, ``r``."""
     return TaskId(f"{job}-{kind}" if index is None else f"{job}-{kind}{index:06d}")

@@ -25,6 +25,18 @@ FINGERPRINT_BLOCK_BYTES: Final = 16 * KIB  # of each: a file up to 256 KB is has
 DATA_PACK_BYTES: Final = 256 * KIB  # of small files below data roots in one map: neighbours by name may be on
 # several nodes, and so much from another one costs less than one more map
 
+# Files put on nodes
+PUT_PARTS_AT_ONCE: Final = (
+    4  # that a client offers: nodes write in turn, and 4 temporary files of SPLIT_BYTES
+)
+PUT_PARTS_MAX: Final = 1_000_000  # of one put: 64 TB in splits
+PUT_COPIES_MAX: Final = 16  # of a part: each is read of the client by itself
+PUT_BLOCK_BYTES_MIN: Final = 4 * KIB  # parts end where a block does, a 16th of a part: smaller ones are slow
+PUT_AHEAD_BYTES: Final = 4 * MIB  # of a part, asked for by its node and not yet written: 40 ms at 100 MB/s
+PUT_PART_TRIES_MAX: Final = 4  # of a part that arrives damaged: then it is the way, or the client's memory
+PUT_STALL_S: Final = 60.0  # a disk that takes nothing of a part for so long is given no more: it may stall
+PUT_OPEN_S_MAX: Final = 15.0  # nodes have this long to say whether they take parts: less than ANSWER_S_MAX
+
 # The job's own text
 JOB_FILE_BYTES_MAX: Final = 1 * MIB  # a job.yaml is written by hand: anything larger is the wrong file
 EXPRESSION_CHARS_MAX: Final = 100_000  # room for a list of thousands of values after `in`

@@ -12,6 +12,7 @@ from cortex.cli.audit import audit
 from cortex.cli.doctor import doctor
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
+from cortex.cli.put import put
 from cortex.cli.splits import ls_splits
 
 
@@ -65,6 +66,7 @@ def help_command(context: click.Context, command: str | None) -> None:
 
 cortex.add_command(mapreduce)
 cortex.add_command(ls_splits)
+cortex.add_command(put)
 for _command in (
     cluster.server,
     cluster.node,

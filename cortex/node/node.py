@@ -51,6 +51,7 @@ from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
 from cortex.node.node_metrics import NodeFigures
+from cortex.node.put_keeper import PutKeeper
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
 from cortex.storage.shared_output import staging_of
@@ -70,6 +71,7 @@ from cortex.wire.messages import (
     DropMapOutputs,
     DropPart,
     EndJob,
+    EndPut,
     FetchAhead,
     FindInput,
     FromNode,
@@ -79,13 +81,16 @@ from cortex.wire.messages import (
     InputHolders,
     InputUnread,
     JobPlanned,
+    KeepPart,
     Lease,
     ListData,
     MapLocations,
     MapResult,
+    NameParts,
     NodeHello,
     NodeLog,
     OpenJob,
+    OpenPut,
     PartCredit,
     Recall,
     ReduceResult,
@@ -196,6 +201,9 @@ class Node:
         if data_roots:
             in_thread, from_thread = self._finders.callInThread, reactor.callFromThread
             self.held = HeldInputs(name, data_roots, self._tell, in_thread, from_thread)
+        self._puts: PutKeeper | None = None
+        if data_roots:
+            self._puts = PutKeeper(name, data_roots, self._tell, WorkThread(reactor, "puts"))
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
@@ -236,6 +244,9 @@ class Node:
                 fetcher=self._input_fetcher,
                 learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
             )
+        if self._puts is not None:
+            self._puts.reader = self._input
+            self._puts.start()
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -309,6 +320,8 @@ class Node:
     def server_lost(self) -> None:
         """The link to the server has ended. What it asks for now is not known any more; all else goes on."""
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.server_lost()
         if self._shuffle is not None:
             self._shuffle.server_gone()
         if self._input is not None:
@@ -397,6 +410,9 @@ class Node:
         elif isinstance(message, FindInput):
             assert self.held is not None
             self.held.find(message)
+        elif isinstance(message, OpenPut | KeepPart | NameParts | EndPut):
+            assert self._puts is not None
+            self._puts.receive(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -413,6 +429,8 @@ class Node:
         self._queue.clear()
         self._bringing.clear()
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.stop()
         self._bundle_thread.stop()
 
         def executors_gone() -> None:

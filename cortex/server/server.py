@@ -65,6 +65,7 @@ from cortex.server.journal_desk import JournalDesk
 from cortex.server.kept_results import KeptResults
 from cortex.server.log_desk import LogDesk
 from cortex.server.part_relay import PartRelay, results_lost
+from cortex.server.put_desk import PutDesk
 from cortex.sharing_policy import SharingPolicy
 from cortex.storage.blob_store import BlobStore
 from cortex.storage.shared_output import attempts_folder
@@ -72,6 +73,7 @@ from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
 from cortex.wire.messages import (
     AttachJob,
+    BeginPut,
     BlobTaken,
     CancelJob,
     ClientHello,
@@ -79,6 +81,7 @@ from cortex.wire.messages import (
     EndJob,
     FetchBlob,
     FetchPart,
+    FinishPut,
     FollowJob,
     ForgetResult,
     FromNode,
@@ -100,11 +103,15 @@ from cortex.wire.messages import (
     NodeLog,
     NodeReads,
     OfferBlobs,
+    OfferPart,
     PartChunk,
     PartLost,
+    PartsNamed,
+    PartStored,
     PartTaken,
     PartUnread,
     PutBlob,
+    PutOpened,
     Refused,
     ReportsKept,
     ServerHello,
@@ -231,6 +238,14 @@ class Server:
             lambda client, message: client.link.send(message),
             lambda job: job in self._scheduler.jobs or job in self._scheduler.kept,
         )
+        self._puts = PutDesk(
+            clock,
+            self._input,
+            self._to_node,
+            lambda client, message: client.link.send(message),
+            lambda client, refused: client.link.close(refused),
+            self._note_put,
+        )
         self._client_of: dict[str, _Client] = {}
         self._accepting: dict[str, _Client] = {}
         """Jobs that are being written down -> the client to tell."""
@@ -305,6 +320,7 @@ class Server:
         if self._nodes.pop(node_name, None) is None:
             return
         self._blobs.node_lost(node_name)  # it asks again
+        self._puts.node_lost(node_name)
         self._input.node_lost(node_name)
         self._logs.node_lost(node_name)
         if self._journal is not None and not for_good:
@@ -343,9 +359,12 @@ class Server:
             elif message.asked.job in self._results:
                 link.send(InputUnread(message.asked.read, self._no_client(message).report()))
             else:
+                self._puts.node_reads(message.node, message.asked.job)
                 self._input.read(message)
         elif isinstance(message, NodeLog):
             self._logs.answered(message)
+        elif isinstance(message, PutOpened | PartStored | PartsNamed):
+            self._puts.node_said(message)
         elif isinstance(message, Goodbye):
             known = self._nodes.get(message.node)
             if known is not None and known[0].incarnation == message.incarnation:
@@ -401,6 +420,10 @@ class Server:
             self._cancel(client, message.job)
         elif isinstance(message, GetLogs):
             self._send_logs(client, message.job)
+        elif isinstance(message, BeginPut):
+            self._begin_put(client, message)
+        elif isinstance(message, OfferPart | FinishPut):
+            self._puts.said(client, message)
         elif message.job not in client.jobs and not (
             isinstance(message, FetchPart | PartTaken) and self._may_fetch(client, message.job)
         ):
@@ -564,12 +587,14 @@ class Server:
 
     def _follow(self, client: _Client, job: str) -> None:
         if not self._owns(client, job):
+            self._audit(actor_of(client.link), "fetch", job, REFUSED)
             return
         run = self._scheduler.jobs.get(job) or self._scheduler.kept.get(job)
         answer = None if job in self._scheduler.jobs else self._answers.get(job)
         if run is None and answer is None and job not in self._ending:
             client.link.send(Refused(self._nothing_kept(job).report()))
             return
+        self._audit(actor_of(client.link), "fetch", job)
         self._results.follow(job, client)
         spec = None if run is None else run.request.spec
         client.link.send(JobFollowed(job, job in self._results, spec))
@@ -662,6 +687,18 @@ class Server:
             number = self._logs.ask(client, job, self._nodes)
             self._reactor.callLater(LOGS_S_MAX, self._logs.give_up, number)
 
+    def _begin_put(self, client: _Client, request: BeginPut) -> None:
+        nodes = self._scheduler.leases.nodes.values()
+        able = [node.name for node in nodes if node.hello.data_roots and node.state.takes_work]
+        self._puts.begin(client, request, [name for name in able if name in self._nodes])
+
+    def _note_put(self, client: _Client, request: BeginPut, error: str) -> None:
+        details: dict[str, Any] = {"overwrite": request.overwrite, "copies": request.copies}
+        if error:
+            details |= {"error": error}
+        outcome = REFUSED if error else DONE
+        self._audit(actor_of(client.link), "put", f"data:{request.name}", outcome, details)
+
     def _status(self) -> ClusterStatus:
         now = self._clock()
         running = job_statuses(self._scheduler, self._ledger.owners, now)
@@ -687,6 +724,7 @@ class Server:
             return
         self._relay.client_lost(client)
         self._blobs.client_lost(client)
+        self._puts.client_lost(client)
         self._input.client_lost(client)
         self._logs.client_lost(client)
         self._results.client_lost(client)
@@ -735,6 +773,7 @@ class Server:
     def _tick(self) -> None:
         self._timer = self._reactor.callLater(PROGRESS_S, self._tick)
         self._handle(Tick())
+        self._puts.tick()
         if self._deserted:
             self._give_up_clients()
         self._look_at_results()

@@ -1,9 +1,9 @@
 """Every message between processes, as msgspec structs: decoding one is checking it.
 
-A module a link: `executor`, `inputs`, `node`, `client`, `admission`, `segments`, `embedded`, and what all of
-them say in `base` and `tasks`. A frame holds one message of the link's union (see `cortex.wire.framing`; for
-who may send what to the server, see `cortex.wire.permissions`). User code and results are opaque bytes on
-the way.
+A module a link: `executor`, `inputs`, `node`, `client`, `admission`, `segments`, `embedded`; `puts` for those
+of ``cortex put``, and what all of them say in `base` and `tasks`. A frame holds one message of the link's
+union (see `cortex.wire.framing`; for who may send what to the server, see `cortex.wire.permissions`). User
+code and results are opaque bytes on the way.
 """
 
 from cortex.wire.messages.admission import (
@@ -145,6 +145,22 @@ from cortex.wire.messages.node import (
     StartJob,
     ToNode,
 )
+from cortex.wire.messages.puts import (
+    BeginPut,
+    EndPut,
+    FinishPut,
+    KeepPart,
+    NameParts,
+    OfferPart,
+    OpenPut,
+    PartGone,
+    PartKept,
+    PartsNamed,
+    PartStored,
+    PutBegun,
+    PutDone,
+    PutOpened,
+)
 from cortex.wire.messages.segments import (
     FetchSegment,
     FromSegmentServer,
@@ -178,6 +194,7 @@ __all__ = [
     "AttemptFailed",
     "AttemptFinished",
     "AuditTail",
+    "BeginPut",
     "BlobChunk",
     "BlobLost",
     "BlobTaken",
@@ -201,6 +218,7 @@ __all__ = [
     "EmbeddedReady",
     "EmbeddedSetup",
     "EndJob",
+    "EndPut",
     "Examine",
     "Examined",
     "ExecutorExited",
@@ -211,6 +229,7 @@ __all__ = [
     "FetchPart",
     "FetchSegment",
     "FindInput",
+    "FinishPut",
     "FollowJob",
     "ForgetResult",
     "ForkExecutor",
@@ -251,6 +270,7 @@ __all__ = [
     "JobStatus",
     "Join",
     "Joined",
+    "KeepPart",
     "KillCluster",
     "Lease",
     "ListData",
@@ -262,28 +282,38 @@ __all__ = [
     "MapResult",
     "MapTask",
     "Message",
+    "NameParts",
     "NodeDiagnosis",
     "NodeHello",
     "NodeLog",
     "NodeReads",
     "NodeStatus",
     "OfferBlobs",
+    "OfferPart",
     "OpenJob",
+    "OpenPut",
     "OutputNode",
     "OutputPart",
     "PartBytes",
     "PartChunk",
     "PartCredit",
+    "PartGone",
+    "PartKept",
     "PartLost",
     "PartName",
+    "PartStored",
     "PartTaken",
     "PartUnread",
+    "PartsNamed",
     "PeersRevoked",
     "PlanMade",
     "PlanResult",
     "PlanTask",
     "PortClosed",
+    "PutBegun",
     "PutBlob",
+    "PutDone",
+    "PutOpened",
     "ReadInput",
     "Recall",
     "ReduceResult",

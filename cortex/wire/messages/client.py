@@ -16,6 +16,7 @@ from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Counters, Message, Refused
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
 from cortex.wire.messages.node import NodeLog, PortClosed
+from cortex.wire.messages.puts import BeginPut, FinishPut, OfferPart, PartGone, PartKept, PutBegun, PutDone
 from cortex.wire.messages.tasks import OutputPart
 
 
@@ -389,6 +390,9 @@ ToServer = Union[  # noqa: UP007
     GetStatus,
     InputBytes,
     InputUnread,
+    BeginPut,
+    OfferPart,
+    FinishPut,
 ]
 FromServer = Union[  # noqa: UP007
     ServerHello,
@@ -406,5 +410,9 @@ FromServer = Union[  # noqa: UP007
     PartLost,
     ClusterStatus,
     ReadInput,
+    PutBegun,
+    PartKept,
+    PartGone,
+    PutDone,
     Refused,
 ]

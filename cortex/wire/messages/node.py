@@ -15,6 +15,15 @@ from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Message
 from cortex.wire.messages.executor import JobPlanned, RunTask, TaskFailed, TaskFinished, TaskProgress
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
+from cortex.wire.messages.puts import (
+    EndPut,
+    KeepPart,
+    NameParts,
+    OpenPut,
+    PartsNamed,
+    PartStored,
+    PutOpened,
+)
 from cortex.wire.messages.tasks import MapBlock
 
 
@@ -388,6 +397,10 @@ ToNode = Union[  # noqa: UP007
     InputHolders,
     SendLogs,
     Drain,
+    OpenPut,
+    KeepPart,
+    NameParts,
+    EndPut,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -406,4 +419,7 @@ FromNode = Union[  # noqa: UP007
     DataListed,
     InputFound,
     NodeLog,
+    PutOpened,
+    PartStored,
+    PartsNamed,
 ]
