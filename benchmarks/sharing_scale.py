@@ -135,7 +135,9 @@ class SharingSimulation:
 
     def _obey(self, node: _Node, message: m.ToNode) -> None:
         if isinstance(message, m.Lease):
-            node.queue.extend(message.tasks)
+            with_slot = len(message.tasks) - message.successors
+            node.queue.extendleft(reversed(message.tasks[:with_slot]))
+            node.queue.extend(message.tasks[with_slot:])
             assert len(node.queue) + len(node.running) <= node.slots * (1 + LEASES_AHEAD_PER_SLOT)
             self._start(node)
         elif isinstance(message, m.Recall):

@@ -138,6 +138,8 @@ class Scheduler:
         self._choosy: set[str] = set()
         """Jobs that have left a free slot to others: they do not wait for one."""
         self._recall_due = False
+        self._no_successors_until: dict[str, float] = {}
+        """Jobs that gave some back: what is leased to be recalled again is of no use."""
         self._told_from = 0
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
@@ -205,6 +207,7 @@ class Scheduler:
         del self.jobs[job.job]
         self.shares.remove(job.job)
         self._choosy.discard(job.job)
+        self._no_successors_until.pop(job.job, None)
         self._openings.pop(job.job, None)
         self._is_news = True  # others may have its turn now
 
@@ -540,12 +543,14 @@ class Scheduler:
         if node is None:
             self.stale_messages += 1
             return
-        node.recalling = False
+        recalled, node.recalling = node.recalling, False
         for attempt in event.attempts:
             self._claims.pop(attempt, None)
             running = self.leases.take(node, attempt)
             if running is not None:
                 self.jobs[running.job].abandoned(running)
+                if recalled:
+                    self._no_successors_until[running.job] = now + SLOT_TURN_S
 
     def _look_at_drains(self, now: float) -> None:
         """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
@@ -730,7 +735,7 @@ class Scheduler:
         self._count_shares()
         if self._is_news:
             self._ask_passed_over()
-        granted: dict[str, list[RunTask]] = {}
+        granted: dict[str, tuple[list[RunTask], list[RunTask]]] = {}
         left = GRANTS_PER_DECISION_MAX
         declined = 0
         while left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX:
@@ -741,14 +746,15 @@ class Scheduler:
             leased = self._lease(node, min(left, share, node.room), now)
             if leased:
                 left -= len(leased)
-                tasks = granted.setdefault(node.name, [])
-                tasks += [RunTask(running.attempt, running.task) for running in leased]
+                lists = granted.setdefault(node.name, ([], []))
+                for running, has_slot in leased:
+                    lists[not has_slot].append(RunTask(running.attempt, running.task))
             else:
                 self._passed_over.append(node)
                 self.leases.set_aside(node)
                 declined += not node.free_slots
-        for name, tasks in granted.items():
-            self._out.append(SendToNode(name, Lease(tuple(tasks))))
+        for name, (begin, succeed) in granted.items():
+            self._out.append(SendToNode(name, Lease((*begin, *succeed), len(succeed))))
         self.leases.settle()
         if self._recall_due and left > 0:
             self._recall_due = False
@@ -776,10 +782,10 @@ class Scheduler:
         if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
             self._recall_due = True
 
-    def _lease(self, node: Node, count: int, now: float) -> list[Running]:
+    def _lease(self, node: Node, count: int, now: float) -> list[tuple[Running, bool]]:
         """Up to `count` tasks for one node: its free slots to the jobs whose turn it is, then successors to
-        those that have slots there."""
-        leased: list[Running] = []
+        those that have slots there. Each with whether it has a slot."""
+        leased: list[tuple[Running, bool]] = []
         passed_over: set[str] = set()
         while len(leased) < count and node.free_slots:
             job = self._next_job(node, passed_over)
@@ -796,6 +802,7 @@ class Scheduler:
                     len(leased) < count
                     and node.successors_wanted(name) > 0
                     and self.shares.wants(name)
+                    and now >= self._no_successors_until.get(name, 0.0)
                     and not (waiting is not None and self._gives_way(node, name, waiting, now))
                     and self._lease_one(node, self.jobs[name], leased, now)
                 ):
@@ -819,7 +826,7 @@ class Scheduler:
             self._choosy.add(name)
         return None
 
-    def _lease_one(self, node: Node, job: JobRun, leased: list[Running], now: float) -> bool:
+    def _lease_one(self, node: Node, job: JobRun, leased: list[tuple[Running, bool]], now: float) -> bool:
         """Lease the job's next task to the node, if it has one for it."""
         name, slots = job.job, self.leases.slots
         running = job.next_task(node, slots, now)
@@ -830,13 +837,13 @@ class Scheduler:
                 self.shares.change(name, self.leases.slots_of.get(name, 0), 0)
             return False
         self.shares.served(name)
-        self.leases.lease(node, running)
+        has_slot = self.leases.lease(node, running)
         ready = self.shares.ready_of(name) - 1
         if ready > 0:
             self.shares.change(name, self.leases.slots_of.get(name, 0), ready)
         else:
             self._count_share(name)
-        leased.append(running)
+        leased.append((running, has_slot))
         self._introduce(node, job, running)
         return True
 

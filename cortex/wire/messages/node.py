@@ -98,9 +98,11 @@ class FetchAhead(Message, frozen=True):
 
 
 class Lease(Message, frozen=True):
-    """Work granted to a node, kept by its heartbeats."""
+    """Work granted to a node, kept by its heartbeats. The last `successors` of the tasks begin when others of
+    their jobs end there; those before have slots that are free, and begin before what waits."""
 
     tasks: tuple[RunTask, ...]
+    successors: int = 0
 
 
 class Revoke(Message, frozen=True):
