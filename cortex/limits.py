@@ -200,6 +200,7 @@ SLOT_KEPT_S: Final = 0.1  # a slot that a job left waits so long for the server'
 RECALLS_AT_ONCE: Final = 16  # leases asked back for a job that waits for few slots: any may be the next
 RECALL_NODES_MAX: Final = 64  # nodes looked at for that by one decision: 0.2 ms
 NODES_DECLINED_MAX: Final = 64  # without a free slot, that one decision looks at in vain
+NODES_IN_VAIN_MAX: Final = 128  # of any kind: 8 ms while they wait for maps near them; the next event goes on
 PRIORITY_MIN: Final = -2
 PRIORITY_MAX: Final = 2
 PRIORITY_SHARE: Final = 4  # a job has so many times the slots of its user's job of the next lower priority

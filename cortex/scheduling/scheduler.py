@@ -29,6 +29,7 @@ from cortex.limits import (
     LIVES_MAX,
     NODE_RETURN_S,
     NODES_DECLINED_MAX,
+    NODES_IN_VAIN_MAX,
     PROGRESS_S,
     RECALL_NODES_MAX,
     RECALLS_AT_ONCE,
@@ -699,8 +700,10 @@ class Scheduler:
             self._ask_passed_over()
         granted: dict[str, list[RunTask]] = {}
         left = GRANTS_PER_DECISION_MAX
-        declined = 0
-        while left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX:
+        declined = in_vain = 0
+        while (
+            left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX and in_vain < NODES_IN_VAIN_MAX
+        ):
             node = self.leases.roomiest()
             if node is None:
                 break
@@ -714,6 +717,7 @@ class Scheduler:
                 self._passed_over.append(node)
                 self.leases.set_aside(node)
                 declined += not node.free_slots
+                in_vain += 1
         for name, tasks in granted.items():
             self._out.append(SendToNode(name, Lease(tuple(tasks))))
         self.leases.settle()
