@@ -1,9 +1,9 @@
 """cortex: MapReduce over files larger than memory, in plain Python.
 
 `MapReduceJob` is the job as a class, `Result` what its `run` returns, `Row` a tabular record; `Client` is a
-cluster to run it on, `LocalCluster` one of this machine's processes. `file` gives a task the path of one of
-the job's side files. Errors are `CortexError` subclasses (`cortex.errors`). Everything is imported on first
-use, so that the command line starts quickly.
+cluster to run it on, `LocalCluster` one of this machine's processes, `JobHandle` a job that is on one. `file`
+gives a task the path of one of the job's side files. Errors are `CortexError` subclasses (`cortex.errors`).
+Everything is imported on first use, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
     from cortex.clusters import Client, LocalCluster
     from cortex.errors import CortexError
     from cortex.job.row import Row
+    from cortex.job_handle import JobHandle
     from cortex.result import Result
     from cortex.side_files import path_of as file
 
 __version__ = VERSION
 __all__ = [
-    "Client", "CortexError", "Counter", "LocalCluster", "MapReduceJob", "Result", "Row", "__version__",
-    "file",
+    "Client", "CortexError", "Counter", "JobHandle", "LocalCluster", "MapReduceJob", "Result", "Row",
+    "__version__", "file",
 ]  # fmt: skip
 
 _HOMES = {
     "Client": "cortex.clusters",
     "Counter": "cortex.api",
     "CortexError": "cortex.errors",
+    "JobHandle": "cortex.job_handle",
     "LocalCluster": "cortex.clusters",
     "MapReduceJob": "cortex.api",
     "Result": "cortex.result",

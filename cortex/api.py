@@ -28,18 +28,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from cortex.errors import UsageError
+from cortex.limits import RESULTS_S
 from cortex.side_files import path_of
 
 if TYPE_CHECKING:
     from cortex.clusters import Client, LocalCluster
+    from cortex.job_handle import JobHandle
     from cortex.result import Result
     from cortex.wire.messages import JobProgress
 
 OPTIONS = (
-    "name", "input", "output", "overwrite", "input_format", "output_format", "encoding", "fingerprint",
+    "name", "input", "output", "output_on", "overwrite", "input_format", "output_format", "encoding",
+    "fingerprint",
     "columns", "delimiter", "quote", "escape", "header", "null_values", "key", "where", "select", "group_by",
     "aggregate", "reducers", "memory", "slots", "split_size", "priority", "files", "modules", "env",
 )  # fmt: skip
@@ -65,7 +68,8 @@ class MapReduceJob:
     """Base of a user's job. Class attributes are options; override the methods the job needs.
 
     Options: `name`; `input` (path, folder, glob or a list of them); `output` (folder; None shows the
-    result); `overwrite`; `input_format` (text, csv, tsv, parquet, arrow; "" goes by each file's ending);
+    result); `output_on` ("client", or "nodes" for a path that all nodes of a cluster see, and write to);
+    `overwrite`; `input_format` (text, csv, tsv, parquet, arrow; "" goes by each file's ending);
     `output_format` (csv, tsv, jsonl, parquet, arrow, text); `encoding` ("utf-8", or "bytes" for bytes
     records of text); `columns` ({name: type}, overrides what is inferred); `delimiter`, `quote`, `escape`,
     `header`, `null_values` (CSV dialect); `fingerprint` ("full": a node's file is compared with the client's
@@ -87,6 +91,7 @@ class MapReduceJob:
     name: str = ""
     input: Any = None
     output: Any = None
+    output_on: str = ""
     overwrite: bool = False
     input_format: str = ""
     output_format: str = ""
@@ -176,16 +181,44 @@ class MapReduceJob:
 
     # --- running ----------------------------------------------------------------------------------
 
+    @overload
     def run(
         self,
         client: Client | LocalCluster | None = None,
         on_progress: Callable[[JobProgress], None] | None = None,
-    ) -> Result:
+        *,
+        detach: Literal[False] = False,
+    ) -> Result: ...
+    @overload
+    def run(
+        self,
+        client: Client | LocalCluster | None = None,
+        on_progress: None = None,
+        *,
+        detach: Literal[True],
+        keep_results: str | float = RESULTS_S,
+    ) -> JobHandle: ...
+
+    def run(
+        self,
+        client: Client | LocalCluster | None = None,
+        on_progress: Callable[[JobProgress], None] | None = None,
+        *,
+        detach: bool = False,
+        keep_results: str | float = RESULTS_S,
+    ) -> Result | JobHandle:
         """Run the job and return its `Result`: on the client's cluster, else on CORTEX_SERVER's if that is
         set, else on this machine. Raises CortexError subclasses.
 
         `on_progress` is called in this thread, a few times a second.
+
+        With `detach` the job goes on by itself at the cluster, and its `JobHandle` is returned once its input
+        is planned. Its result is kept there for `keep_results` after its end (``"7d"``, or seconds).
         """
+        if detach:
+            from cortex.job_handle import detach_class_job
+
+            return detach_class_job(self, None if client is None else client.config, keep_results)
         from cortex.local_run import run_class_job
 
         return run_class_job(self, None if client is None else client.config, on_progress)

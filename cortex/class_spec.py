@@ -38,6 +38,7 @@ from cortex.job.spec import (
     InputSpec,
     JobSpec,
     MapForm,
+    OutputAt,
     OutputFormat,
     OutputSpec,
     ReduceForm,
@@ -334,7 +335,11 @@ class SpecBuilder:
         form = job.output_format or "csv"
         if form not in OUTPUT_FORMATS:
             self._unknown("output_format", form, OUTPUT_FORMATS)
+        on = job.output_on or "client"
+        if on not in ("client", "nodes"):
+            self._unknown("output_on", on, ("client", "nodes"))
         return OutputSpec(
+            at=cast(OutputAt, on),
             path=paths[0] if paths else "",
             format=cast(OutputFormat, form),
             overwrite=bool(job.overwrite),

@@ -28,6 +28,7 @@ from cortex.errors import CortexError, InternalError, UsageError
 from cortex.limits import CLUSTER_START_S_MAX, MIB, NODE_EXIT_S_MAX, STDERR_TAIL_BYTES
 
 if TYPE_CHECKING:
+    from cortex.job_handle import JobHandle
     from cortex.wire.messages import ClusterStatus
 
 _LOOK_S = 0.05
@@ -64,6 +65,12 @@ class Client:
 
         with ClusterConnection(self.config.home, self.config.server) as connection:
             connection.ask(CancelJob(job), ClusterStatus)
+
+    def job(self, job: str) -> JobHandle:
+        """The job of this id: to wait for, fetch, cancel or forget."""
+        from cortex.job_handle import JobHandle
+
+        return JobHandle(job, self.config)
 
     def __repr__(self) -> str:
         return f"cortex.Client({self.config.server!r})"

@@ -245,6 +245,12 @@ class OutputFailed(CortexError):
     code = "output"
 
 
+class OutputUnseen(CortexError):
+    """A node does not see the path that all nodes are to write the output to."""
+
+    code = "output-unseen"
+
+
 class ResultsLost(CortexError):
     """A finished part of the output is gone before the client had it: its node is lost, or its disk."""
 
@@ -313,6 +319,24 @@ class BundleFailed(CortexError):
     """A node (or the server) could not take in the files that travel with a job."""
 
     code = "bundle"
+
+
+class PutFailed(CortexError):
+    """A part of a file that is put on nodes could not be kept: details name node, disk and cause."""
+
+    code = "put"
+
+
+class PartDamaged(PutFailed):
+    """A part arrived with other bytes than it was sent with."""
+
+    code = "part-damaged"
+
+
+class DataIncomplete(CortexError):
+    """A data name stands for a file that was put on nodes, and some of its parts are not there."""
+
+    code = "data-incomplete"
 
 
 class PackageMissing(CortexError):

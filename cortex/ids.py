@@ -10,7 +10,9 @@ from typing import NewType
 JobId = NewType("JobId", str)
 """``j`` and 12 hex digits."""
 TaskId = NewType("TaskId", str)
-"""``<job>-plan``, ``<job>-s000012`` (scan), ``<job>-m000012`` (map), ``<job>-r000003`` (reduce)."""
+"""``<job>-plan``, ``<job>-s000012`` (scan), ``<job>-m000012`` (map), ``<job>-r000003`` (reduce).
+
+``<job>-c000004`` is a node's own: map outputs combined there (`parse_attempt` knows none)."""
 AttemptId = NewType("AttemptId", str)
 """``<task>.<number>``, counted from 0."""
 
@@ -33,8 +35,8 @@ def role_named(text: str) -> Role | None:
 _JOB = re.compile(r"j[0-9a-f]{12}")
 JOB_ID_OR_NONE = r"\A(j[0-9a-f]{12})?\Z"
 """A pattern for messages."""
-_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|[smr][0-9]{6,9})\.[0-9]{1,7}")
-_KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
+_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|commit|[smrc][0-9]{6,9})\.[0-9]{1,7}")
+_KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|commit|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
 _MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")
 _CLUSTER = re.compile(r"k[0-9a-f]{12}")
 _PEER = re.compile(r"[sncam][0-9a-f]{12}")
@@ -50,8 +52,17 @@ def is_job_id(text: str) -> bool:
     return _JOB.fullmatch(text) is not None
 
 
+PUT_ID = r"\Ap[0-9a-f]{12}\Z"
+"""A pattern for messages: of what `cortex put` does once."""
+
+
+def new_put_id() -> str:
+    """``p`` and 12 hex digits."""
+    return "p" + os.urandom(6).hex()
+
+
 def task_id(job: JobId, kind: str, index: int | None = None) -> TaskId:
-    """`kind` is ``plan`` (no index) or one of ``s``, ``m``, ``r``."""
+    """`kind` is ``plan`` or ``commit`` (no index) or one of ``s``, ``m``, ``r``, ``c``."""
     return TaskId(f"{job}-{kind}" if index is None else f"{job}-{kind}{index:06d}")
 
 
@@ -73,9 +84,9 @@ def job_of(attempt: AttemptId) -> JobId:
 
 
 def parse_attempt(text: str) -> tuple[JobId, str, int, int] | None:
-    """Job, kind (as in `task_id`), index (0 for a plan) and number of an attempt; None if it is none."""
+    """Job, kind (as in `task_id`), index (0 where it has none) and number of an attempt; None for others."""
     found = _KINDS.fullmatch(text)
-    if found is None or (found[2] == "plan") != (found[3] is None):
+    if found is None or (found[2] in ("plan", "commit")) != (found[3] is None):
         return None
     return JobId(found[1]), found[2], int(found[3] or 0), int(found[4])
 

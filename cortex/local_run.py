@@ -32,6 +32,7 @@ from cortex.wire.messages import JobDone, JobProgress
 if TYPE_CHECKING:
     from cortex.api import MapReduceJob
     from cortex.client.cluster_session import ClusterSession
+    from cortex.storage.output_committer import StagedOutput
 
 OnProgress = Callable[[JobProgress], None]
 
@@ -113,16 +114,35 @@ def run_job(
     result_home: str,
 ) -> Result:
     """Run, commit and acknowledge. Without an output path the result's parts lie under `result_home`."""
+    if spec.output.at == "nodes":
+        if not session.shares_files:
+            return _run_on_nodes(session, spec, packed, on_progress)
+        spec = msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, at="client"))
     if spec.output.path:
         return _run_to_output(session, spec, packed, on_progress)
     spec = msgspec.structs.replace(spec, output=msgspec.structs.replace(spec.output, format="arrow"))
+
+    def fetch(folder: str) -> JobDone:
+        return session.run(spec, packed.code, packed.sys_path, folder, on_progress, packed.bundle)
+
+    return temporary_result(spec, result_home, fetch, session.received)
+
+
+def temporary_result(
+    spec: JobSpec,
+    result_home: str,
+    fetch: Callable[[str], JobDone],
+    received: Callable[[str], None] = lambda job: None,
+) -> Result:
+    """`fetch` brings the parts into a new folder under `result_home`, which the result owns; then
+    `received(job)`."""
     folder = _temporary_folder(result_home)
     try:
-        done = session.run(spec, packed.code, packed.sys_path, folder.path, on_progress, packed.bundle)
+        done = fetch(folder.path)
         try:
             _keep_only(folder.path, done)
         finally:
-            session.received(done.job)
+            received(done.job)
     except BaseException:
         folder.remove()
         raise
@@ -135,21 +155,40 @@ def _run_to_output(
     packed: PackedJob,
     on_progress: OnProgress | None,
 ) -> Result:
-    from cortex.storage.output_committer import abort_output, commit_output, stage_output
+    from cortex.storage.output_committer import abort_output, stage_output
 
     fs = LocalFilesystem()
     staged = stage_output(fs, spec.output.path, new_job_id(), spec.output.overwrite)
     try:
         done = session.run(spec, packed.code, packed.sys_path, staged.path, on_progress, packed.bundle)
         try:
-            manifest = {"job": spec.name, "format": spec.output.format, "cortex": __version__}
-            commit_output(fs, staged, done.parts, manifest)
+            commit_parts(fs, staged, spec, done)
         finally:
             session.received(done.job)
     except BaseException:
         abort_output(fs, staged)
         raise
     return Result(spec, done.report, done.parts, spec.output.path)
+
+
+def _run_on_nodes(
+    session: LocalSession | ClusterSession,
+    spec: JobSpec,
+    packed: PackedJob,
+    on_progress: OnProgress | None,
+) -> Result:
+    """Nodes write and commit the output, at a path that this machine need not see."""
+    done = session.run(spec, packed.code, packed.sys_path, "", on_progress, packed.bundle)
+    session.received(done.job)
+    return Result(spec, done.report, done.parts, spec.output.path)
+
+
+def commit_parts(fs: LocalFilesystem, staged: StagedOutput, spec: JobSpec, done: JobDone) -> None:
+    """The parts are in the staging folder: they are the output, in one step."""
+    from cortex.storage.output_committer import commit_output
+
+    manifest = {"job": spec.name, "format": spec.output.format, "cortex": __version__}
+    commit_output(fs, staged, done.parts, manifest)
 
 
 # --- temporary results ------------------------------------------------------------------------------

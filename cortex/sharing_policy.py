@@ -27,7 +27,7 @@ def parse_weights(items: Iterable[str], what: str) -> dict[str, float]:
     """``c0123456789ab=2`` and so on -> weights by user. Raises UsageError."""
     weights: dict[str, float] = {}
     for item in items:
-        user, found, text = item.strip().partition("=")
+        user, found, text = (part.strip() for part in item.partition("="))
         try:
             weight = float(text)
         except ValueError:
@@ -38,7 +38,7 @@ def parse_weights(items: Iterable[str], what: str) -> dict[str, float]:
                 cure="write USER=WEIGHT, such as c0123456789ab=2, with a weight from"
                 f" {1 / USER_WEIGHT_MAX:g} to {USER_WEIGHT_MAX:g}; cortex jobs shows who is who",
             )
-        weights[user.strip()] = weight
+        weights[user] = weight
     return weights
 
 

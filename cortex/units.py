@@ -14,6 +14,9 @@ _ZEROS_MAX = 30  # written out in a decimal; beyond, an exponent is easier to re
 
 _BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SECONDS = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]+)?)\s*([dhms])\s*", re.IGNORECASE)
+_SECONDS_OF = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_SECONDS_MAX = 100 * 365 * 86_400.0
 _BYTES_MAX = 2**60  # messages carry sizes in 64 bits, and there is arithmetic with them
 
 
@@ -33,6 +36,17 @@ def parse_bytes(text: str | int, what: str = "size") -> int:
             f"{what}: {text!s:.40} is more than any machine has", cure="write a size of at most 1048576TB"
         )
     return int(value)
+
+
+def parse_seconds(text: str | float, what: str = "time") -> float:
+    """``7d`` -> 604800.0; a number with d, h, m or s. Raises UsageError for anything else, and for 0."""
+    match = None if isinstance(text, bool) else _SECONDS.fullmatch(str(text))
+    value = 0.0 if match is None else float(match[1]) * _SECONDS_OF[match[2].lower()]
+    if not 0 < value <= _SECONDS_MAX:
+        raise UsageError(
+            f"{what}: {text!r} is not a time", cure="write a number and d, h, m or s, such as 7d"
+        )
+    return value
 
 
 def format_bytes(count: float) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from cortex import __version__
-from cortex.cli import cluster, nodes
+from cortex.cli import cluster, detached, nodes
 from cortex.cli.audit import audit
 from cortex.cli.doctor import doctor
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
+from cortex.cli.put import put
 from cortex.cli.splits import ls_splits
 
 
@@ -65,6 +66,7 @@ def help_command(context: click.Context, command: str | None) -> None:
 
 cortex.add_command(mapreduce)
 cortex.add_command(ls_splits)
+cortex.add_command(put)
 for _command in (
     cluster.server,
     cluster.node,
@@ -72,6 +74,8 @@ for _command in (
     cluster.status,
     cluster.jobs,
     cluster.job,
+    detached.fetch,
+    detached.forget,
     cluster.cancel,
     cluster.logs,
     nodes.drain,

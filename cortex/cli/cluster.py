@@ -44,10 +44,10 @@ def of_cluster(function: _F) -> _F:
     return server(home(function))
 
 
-def settings(**flags: Any) -> Config:
+def settings(*, quiet: bool = False, **flags: Any) -> Config:
     """`load_config`; warnings go to standard error."""
     config = load_config(**flags)
-    for warning in config.warnings:
+    for warning in () if quiet else config.warnings:
         say(f"warning: {warning}")
     return config
 
@@ -226,6 +226,7 @@ def node(
             spill_quota_bytes=config.spill_quota_bytes,
             log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
+            combine=config.combine,
             metrics=_watched(config),
         )
 
@@ -398,7 +399,15 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
         for job in jobs
     ]
     head = ["job", "name", "state", "slots", "priority", "tasks", "maps", "time", "user"]
+    if any(job.kept_until for job in jobs):
+        head.append("result kept until")
+        rows = [[*row, when(job.kept_until) if job.kept_until else ""] for row, job in zip(rows, jobs)]
     return aligned(head, rows, {3, 4, 7})
+
+
+def when(seconds: float) -> str:
+    """A time by this machine's clock; `seconds` are since 1970."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -439,6 +448,9 @@ def jobs(home: str | None, server: str | None, as_json: bool) -> int:
 def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: bool) -> int:
     """Show one job.
 
+    With --wait its progress is shown until it has ended; the error of a job of yours that failed is told
+    whole.
+
     \b
     Examples:
       cortex job j0123456789ab
@@ -448,21 +460,30 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
     def command() -> int:
         from cortex.wire.messages import ClusterStatus, GetStatus
 
-        with connected(home, server) as connection:
-            while True:
+        waiting = wait
+        while True:
+            with connected(home, server) as connection:
                 known = connection.ask(GetStatus(), ClusterStatus).jobs
-                found = next((each for each in known if each.job == job_id), None)
-                if found is None:
-                    raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
-                if not wait or _ended(found):
-                    break
-                time.sleep(0.25)
+            found = next((each for each in known if each.job == job_id), None)
+            if found is None:
+                raise UsageError(f"there is no job {job_id!r}", cure="list them: cortex jobs")
+            if not wait or _ended(found):
+                break
+            if waiting:
+                from cortex.cli.detached import wait_for_end
+
+                waiting = wait_for_end(job_id, home, server, quiet=as_json)
+            else:  # another user's job: only its state is for everybody
+                time.sleep(1.0)
         if as_json:
             print_json(plain(found))
         else:
-            said = [f"input: {shares(found.locality)}"] if shares(found.locality) else []
-            said += [f"error: {found.error}"] if found.error else []
-            print("\n".join(job_lines([found]) + said))
+            lines = job_lines([found])
+            lines += [f"input: {shares(found.locality)}"] if shares(found.locality) else []
+            lines += [f"error: {found.error}"] if found.error else []
+            if found.kept_until:
+                lines.append(f"its result: cortex fetch {job_id} --output FOLDER")
+            print("\n".join(lines))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 
     return guarded(command, as_json)

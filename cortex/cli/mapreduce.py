@@ -37,6 +37,11 @@ def mapreduce(target: str, **options: Any) -> int:
     code prints is shown only when it fails: its last lines.
 
     \b
+    With --detach the job's id is printed as soon as its input is planned, and the job goes on by itself. Its
+    files must be where the nodes see them. The result is kept at the cluster for 7 days (--keep-results):
+    `cortex fetch ID`.
+
+    \b
     --json prints one object instead of the result:
       output    the output folder, or null
       columns   names of the output's columns
@@ -53,6 +58,7 @@ def mapreduce(target: str, **options: Any) -> int:
       cortex mapreduce job.yaml --input 2023.csv --input 2024.csv --memory 512MB --output out/
       cortex mapreduce wordcount.py:WordCount --input 'docs/*.txt' --output counts/ --reducers 4
       cortex mapreduce job.yaml --input /shared/big.csv --output out/ --server head:8786
+      cortex mapreduce job.yaml --input /shared/big.csv --server head:8786 --detach
     """
     wanted = collect(**options)
     return guarded(lambda: _run(lambda: load_target(target, wanted.job), wanted), wanted.as_json)
@@ -86,6 +92,10 @@ def _class_help(job_class: type[MapReduceJob], name: str) -> str:
 
 def _run(load: Callable[[], LoadedJob], options: RunOptions) -> int:
     loaded = load()
+    if options.detach:
+        from cortex.cli.detached import detach
+
+        return detach(loaded, options)
     from cortex.cli.progress import progress_display, summary
     from cortex.cli.terminal import say
     from cortex.config import load_config

@@ -14,7 +14,7 @@ from cortex.cli.terminal import replace_missing_streams, say, unprinted
 from cortex.errors import UsageError
 from cortex.job.overrides import Overrides, parse_priority, parse_reducers
 from cortex.job.spec import FINGERPRINTS, INPUT_FORMATS, OUTPUT_FORMATS
-from cortex.limits import PRIORITY_MAX, PRIORITY_MIN
+from cortex.limits import DAY_S, PRIORITY_MAX, PRIORITY_MIN, RESULTS_S
 from cortex.units import parse_bytes
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -32,6 +32,9 @@ class RunOptions:
     server: str | None = None
     """None: what the environment says; "" this machine."""
     home: str | None = None
+    detach: bool = False
+    keep_results: str = ""
+    """"": as long as results are kept unless asked otherwise."""
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # older clicks' is no generic
@@ -86,6 +89,11 @@ def run_options(function: _F) -> _F:
             "--output", "-o", metavar="FOLDER",
             help="Folder to write; without it the result is shown (on a terminal) or printed as CSV.",
         ),
+        click.option(
+            "--output-on", type=click.Choice(["client", "nodes"]),
+            help="Who writes --output: this machine (default), or a cluster's nodes, which then must all see"
+            " that path.",
+        ),
         click.option("--overwrite", is_flag=True, help="Replace the output folder of an earlier job."),
         click.option(
             "--memory", "memory_bytes", type=SIZE,
@@ -115,6 +123,15 @@ def run_options(function: _F) -> _F:
             "--server", metavar="HOST:PORT",
             help="Run on this server's cluster; 'local': on this machine (default: CORTEX_SERVER, if set).",
         ),
+        click.option(
+            "--detach", is_flag=True,
+            help="Submit to a cluster, print the job's id, and leave. Later: cortex fetch ID.",
+        ),
+        click.option(
+            "--keep-results", metavar="TIME",
+            help=f"With --detach: how long the result is kept after the job, such as 12h"
+            f" (default {RESULTS_S / DAY_S:g}d).",
+        ),
         click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME)."),
         as_json,
         click.option("--quiet", "-q", is_flag=True, help="No progress and no summary."),
@@ -132,12 +149,21 @@ def collect(
     quiet: bool,
     server: str | None,
     home: str | None,
+    detach: bool,
+    keep_results: str | None,
     **job_options: Any,
 ) -> RunOptions:
     """`RunOptions` of what click parsed; inputs given as arguments come after those of ``--input``."""
     inputs = (*input_options, *more_inputs)
+    if keep_results and not detach:
+        raise click.UsageError("--keep-results is for a job that is detached: add --detach")
+    if detach and server == "local":
+        raise click.UsageError(
+            "a job on this machine alone ends with its command: --detach needs a cluster, not --server local"
+        )
     job = Overrides(inputs=inputs, overwrite=overwrite or None, **job_options)
-    return RunOptions(job, as_json, quiet, "" if server == "local" else server, home)
+    on = "" if server == "local" else server
+    return RunOptions(job, as_json, quiet, on, home, detach, keep_results or "")
 
 
 def run_click(command: click.Command, arguments: list[str], name: str) -> int:

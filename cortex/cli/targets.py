@@ -82,6 +82,7 @@ def _class_of_file(file: JobFile, options: Overrides) -> LoadedJob:
         "input.fingerprint": spec.input.fingerprint,
         "output.path": spec.output.path,
         "output.format": spec.output.format,
+        "output.on": spec.output.at,
         "output.overwrite": spec.output.overwrite,
         "resources.memory": spec.resources.memory_bytes,
         "resources.slots": spec.resources.slots,
@@ -102,6 +103,7 @@ _ATTRIBUTES = {
     "input.path": "input",
     "input.format": "input_format",
     "output.path": "output",
+    "output.on": "output_on",
     "output.format": "output_format",
 }
 """Attributes of a job class whose name is not the job file's last word."""
@@ -148,6 +150,7 @@ def apply_options(job: MapReduceJob, options: Overrides) -> None:
     given: dict[str, Any] = {
         "input": list(options.inputs) or None,
         "output": options.output,
+        "output_on": options.output_on,
         "overwrite": options.overwrite,
         "memory": options.memory_bytes,
         "slots": options.slots,

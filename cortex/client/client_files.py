@@ -57,6 +57,9 @@ class FoundFiles:
         """A file's id is its place."""
         return [file for found in self.listed if found is not None for file in found]
 
+    def open(self) -> FileReads:
+        return FileReads(self)
+
 
 def _fingerprint(name: str, size_bytes: int, full: bool) -> bytes:
     try:

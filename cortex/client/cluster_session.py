@@ -24,7 +24,15 @@ from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.client.client_files import FoundFiles
 from cortex.client.cluster_client import ClusterConnection
 from cortex.client.input_sender import InputSender
-from cortex.errors import CortexError, OutputFailed, ProtocolError, Unreachable, from_report
+from cortex.errors import (
+    CortexError,
+    OutputFailed,
+    ProtocolError,
+    ResultsLost,
+    Unreachable,
+    UsageError,
+    from_report,
+)
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec
 from cortex.limits import (
@@ -36,6 +44,7 @@ from cortex.limits import (
     REDIAL_S_MAX,
     SERVER_RETURN_S,
 )
+from cortex.storage.shared_output import attempts_folder
 from cortex.units import format_seconds
 from cortex.wire.messages import (
     AttachJob,
@@ -77,7 +86,7 @@ class ClusterSession:
 
     def wait_ready(self) -> None:
         """Raise now what would keep a job from being taken."""
-        ClusterConnection(self._home, self._server).close()
+        self.connect().close()
 
     def run(
         self,
@@ -88,7 +97,8 @@ class ClusterSession:
         on_progress: Callable[[JobProgress], None] | None = None,
         packed: PackedBundle = NOTHING_PACKED,
     ) -> JobDone:
-        """Run one job to its end: every part of the result is then in `staging_dir`.
+        """Run one job to its end: every part of the result is then in `staging_dir`, or, where nodes write
+        it to a path that they share, committed there.
 
         `packed` is what travels with it; `sys_path` has folders of this machine, and stays here. Raises the
         job's error (its `job_report` attribute tells what was done until then), Unreachable when the server
@@ -96,14 +106,14 @@ class ClusterSession:
         """
         files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
         job = new_job_id()
-        request = SubmitJob(spec, code, (), "", packed.bundle, files.listed, job)
+        request = SubmitJob(spec, code, (), written_to(spec, job), packed.bundle, files.listed, job)
 
         def submit(connection: ClusterConnection) -> None:
             upload(packed, connection.send, connection.receive)
             connection.ask(request, JobAccepted)
 
-        connection = ClusterConnection(self._home, self._server)
-        follower = _Follower(staging_dir, on_progress)
+        connection = self.connect()
+        follower = Follower(staging_dir, on_progress)
         done: JobDone | None = None
         try:
             try:
@@ -111,7 +121,7 @@ class ClusterSession:
                     submit(connection)
                 except Unreachable as error:  # was it taken? It has its id: asking again takes it once
                     connection.close()
-                    connection = self._come_back(submit, error)
+                    connection = self.come_back(submit, error)
                 while done is None:
                     try:
                         with InputSender(job, files, connection.send) as sender:
@@ -120,9 +130,9 @@ class ClusterSession:
                         if hasattr(error, "job_report"):  # the job's own
                             raise
                         connection.close()
-                        connection = self._come_back(_attach_to(job), error)
+                        connection = self.come_back(_attach_to(job), error)
             except KeyboardInterrupt:
-                _cancel(connection, job)
+                cancel(connection, job)
                 raise
             self._open[job] = connection
             return done
@@ -131,13 +141,16 @@ class ClusterSession:
                 connection.close()
                 follower.close()
 
+    def connect(self) -> ClusterConnection:
+        return ClusterConnection(self._home, self._server)
+
     def plan(self, spec: JobSpec) -> PlanMade:
         """How the cluster would split the job's input, and which nodes have it. Raises what the plan fails
         with."""
         files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
         job = new_job_id()
         made: PlanMade | None = None
-        with ClusterConnection(self._home, self._server) as connection:
+        with self.connect() as connection:
             request = SubmitJob(spec, b"", (), "", client_files=files.listed, job=job, plan_only=True)
             connection.ask(request, JobAccepted)
             with InputSender(job, files, connection.send) as sender:
@@ -153,7 +166,7 @@ class ClusterSession:
             raise ProtocolError("the server said that the plan is made, and sent none", cure="ask again")
         return made
 
-    def _come_back(
+    def come_back(
         self,
         begin: Callable[[ClusterConnection], None],
         cause: CortexError,
@@ -168,7 +181,7 @@ class ClusterSession:
             time.sleep(rest_s * (0.5 + random.random()))
             connection: ClusterConnection | None = None
             try:
-                connection = ClusterConnection(self._home, self._server)
+                connection = self.connect()
                 begin(connection)
                 return connection
             except Unreachable:
@@ -193,7 +206,7 @@ class ClusterSession:
                 connection.ask(JobReceived(job), JobForgotten)
             except Unreachable as error:
                 connection.close()
-                connection = self._come_back(_attach_to(job), error, RECEIVED_S_MAX)
+                connection = self.come_back(_attach_to(job), error, RECEIVED_S_MAX)
                 connection.send(JobReceived(job))
         connection.close()
 
@@ -206,6 +219,18 @@ class ClusterSession:
     close = finish
 
 
+def written_to(spec: JobSpec, job: str) -> str:
+    """Where nodes write the output; "" for where each has its own parts. Raises UsageError for no path."""
+    if spec.output.at != "nodes":
+        return ""
+    if not spec.output.path:
+        raise UsageError(
+            "--output-on nodes needs a folder to write to",
+            cure="name one that all nodes see, with --output",
+        )
+    return attempts_folder(spec.output.path, job)
+
+
 def _attach_to(job: str) -> Callable[[ClusterConnection], None]:
     def attach(connection: ClusterConnection) -> None:
         connection.ask(AttachJob(job), JobAccepted)
@@ -213,7 +238,7 @@ def _attach_to(job: str) -> Callable[[ClusterConnection], None]:
     return attach
 
 
-def _cancel(connection: ClusterConnection, job: str) -> None:
+def cancel(connection: ClusterConnection, job: str) -> None:
     """Have the job stopped, and wait a moment for it; without us, it is cancelled later as well."""
     deadline = time.monotonic() + CANCEL_S_MAX
     with contextlib.suppress(CortexError, OSError):
@@ -223,14 +248,15 @@ def _cancel(connection: ClusterConnection, job: str) -> None:
                 return
 
 
-class _Follower:
+class Follower:
     """One job from its acceptance to its output in `staging_dir`: follows it, and brings its parts from their
     nodes, under their staged names. A part that is lost with its node is made anew: the job says so when
-    it is done again, and what is here already is kept. `close` it when it is not wanted any more."""
+    it is done again, and what is here already is kept. `staging_dir` "": nothing is brought, the job is only
+    followed to its end. `close` it when it is not wanted any more."""
 
     def __init__(self, staging_dir: str, on_progress: Callable[[JobProgress], None] | None) -> None:
         self._connection: ClusterConnection
-        self._sender: InputSender
+        self._sender: InputSender | None = None
         self._staging_dir = staging_dir
         self._on_progress = on_progress
         self._done: JobDone | None = None
@@ -240,9 +266,10 @@ class _Follower:
         self._lost = False
         """A part was, and no JobDone has come since."""
 
-    def run(self, connection: ClusterConnection, sender: InputSender) -> JobDone:
+    def run(self, connection: ClusterConnection, sender: InputSender | None = None) -> JobDone:
         """Over this connection; when it ends (Unreachable), again over another one that is attached to the
-        job. Raises the error that the job failed with, or OutputFailed."""
+        job. Raises the error that the job failed with, or OutputFailed. Without a `sender` nobody reads the
+        client's files."""
         self._connection, self._sender = connection, sender
         try:
             for part, file in self._coming.values():
@@ -265,7 +292,8 @@ class _Follower:
             if self._on_progress is not None:
                 self._on_progress(message)
         elif isinstance(message, ReadInput):
-            self._sender.ask(message)
+            if self._sender is not None:
+                self._sender.ask(message)
         elif isinstance(message, JobDone):
             self._is_done(message)
         elif isinstance(message, JobFailed):
@@ -276,6 +304,11 @@ class _Follower:
             self._bytes(message)
         elif isinstance(message, PartLost):
             self._part_lost(message)
+        elif isinstance(message, JobForgotten):
+            raise ResultsLost(
+                f"the result of {message.job} is not kept any longer: it was forgotten, or has expired",
+                cure="run the job again",
+            )
 
     def _is_done(self, done: JobDone) -> None:
         self._done = done
@@ -284,8 +317,9 @@ class _Follower:
         for name in self._coming.keys() - wanted:
             self._drop(name)
         known = self._here | self._coming.keys()
-        self._waiting = deque(part for part in done.parts if part.staged_as not in known)
-        self._ask()
+        if self._staging_dir:
+            self._waiting = deque(part for part in done.parts if part.node and part.staged_as not in known)
+            self._ask()
 
     def _ask(self) -> None:
         assert self._done is not None

@@ -10,22 +10,39 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
-from cortex.client.client_files import FileReads, FoundFiles
 from cortex.errors import CortexError, InternalError, NotAllowed
 from cortex.limits import CANCEL_S_MAX
 from cortex.wire.messages import InputBytes, InputUnread, Message, ReadInput
 
 
+class Reads(Protocol):
+    """By one thread; closed by it. Raises CortexError for what cannot be read."""
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """Of the file of this number; fewer bytes only where it ends."""
+
+    def without(self, number: int, offset: int, length: int, byte: bytes) -> int:
+        """How many of `length` bytes from `offset` on stand before the first `byte`."""
+
+    def close(self) -> None: ...
+
+
+class Files(Protocol):
+    def open(self) -> Reads:
+        """Called in the thread that reads."""
+
+
 class InputSender:
-    """For one job on one connection. `send` is called in the thread; it raises OSError or CortexError when
-    the connection has ended, and then the thread ends.
+    """For one job, or put, on one connection. `send` is called in the thread; it raises OSError or
+    CortexError when the connection has ended, and then the thread ends.
 
     A context manager. At its end nothing more is read; a send under way ends at the latest with the
     connection.
     """
 
-    def __init__(self, job: str, files: FoundFiles, send: Callable[[Message], None]) -> None:
+    def __init__(self, job: str, files: Files, send: Callable[[Message], None]) -> None:
         self._job = job
         self._files = files
         self._send = send
@@ -50,14 +67,14 @@ class InputSender:
         self._asked.put(read)
 
     def _answer(self) -> None:
-        with contextlib.closing(FileReads(self._files)) as files:
+        with contextlib.closing(self._files.open()) as files:
             while (read := self._asked.get()) is not None and not self._stopping:
                 try:
                     self._send(self._answer_to(files, read))
                 except (OSError, CortexError):
                     return  # the connection has ended, as its receiver finds and says
 
-    def _answer_to(self, files: FileReads, read: ReadInput) -> InputBytes | InputUnread:
+    def _answer_to(self, files: Reads, read: ReadInput) -> InputBytes | InputUnread:
         try:
             if read.job != self._job:
                 raise NotAllowed(f"a file of job {read.job} was asked for on the connection of {self._job}")

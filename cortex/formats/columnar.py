@@ -24,6 +24,18 @@ class Unit(NamedTuple):
     rows: int
 
 
+def packed(units: Sequence[Unit], size_bytes: int) -> Iterator[range]:
+    """Neighbours put together, in order: as many as fit in `size_bytes`, at least one."""
+    first = 0
+    while first < len(units):
+        last, size = first + 1, units[first].length
+        while last < len(units) and size + units[last].length <= size_bytes:
+            size += units[last].length
+            last += 1
+        yield range(first, last)
+        first = last
+
+
 @contextmanager
 def damage_reported(path: str, kind: str) -> Iterator[None]:
     """Arrow's and the system's errors while reading `path` as an InputError that names it."""

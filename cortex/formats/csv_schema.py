@@ -33,6 +33,8 @@ class Head(NamedTuple):
 
     names: tuple[str, ...]
     data_start: int
+    record: bytes = b""
+    """The header as it stands, with its line end; b"" where there is none."""
 
 
 def _first_record(source: Source, grammar: Grammar, position: int) -> bytes:
@@ -84,7 +86,7 @@ def read_head(source: Source, declared: Mapping[str, str]) -> Head:
             details={"file": file.path, "offset": start, "line": line_text(record)},
             cure="give every column its own name, or set header: false and name them under columns:",
         )
-    return Head(tuple(names), start + len(record))
+    return Head(tuple(names), start + len(record), record)
 
 
 def _fields(file: InputFile, dialect: CsvDialect, record: bytes, *, header: bool) -> list[str]:

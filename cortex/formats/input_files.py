@@ -17,9 +17,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from cortex.errors import InputError
-from cortex.job.data_names import is_data_name, refuse_data_names
+from cortex.errors import DataIncomplete, InputError
+from cortex.job.data_names import DATA_PREFIX, is_data_name, refuse_data_names
 from cortex.job.plan import ClientFile, ClientFiles, DataFiles, InputFile
+from cortex.job.put_names import lacking
 from cortex.job.spec import CsvDialect, InputSpec
 
 _FORMAT_OF_ENDING: Final = {
@@ -51,7 +52,8 @@ def find_files(
 ) -> Iterator[InputFile]:
     """The input files in order, described. Paths behind which the client has files mean those, whatever this
     machine has; data names mean `data_files`, what nodes have; the others are looked for here. InputError
-    for one behind which there is nothing, UsageError for a data name where there are no nodes."""
+    for one behind which there is nothing, UsageError for a data name where there are no nodes, DataIncomplete
+    for one of a file that was put and is not whole."""
     seen: set[str] = set()
     clients, nodes = itertools.count(), itertools.count(sum(len(found or ()) for found in client_files))
     data = iter(data_files)
@@ -61,6 +63,7 @@ def find_files(
             theirs = next(data, None)
             if theirs is None:
                 refuse_data_names([path])
+            _check_parts(path, theirs or ())
         for file in theirs or ():
             number = next(nodes if is_data else clients)
             if file.path not in seen:
@@ -71,6 +74,28 @@ def find_files(
             if real not in seen:
                 yield describe_file(len(seen), name, spec)
                 seen.add(real)
+
+
+def _check_parts(name: str, found: Sequence[ClientFile]) -> None:
+    """DataIncomplete where a data name stands for parts of a file that was put, and some of those that it
+    stands for are not there."""
+    folders: dict[str, list[str]] = {}
+    for file in found:
+        folder, _, base = file.path.rpartition("/")
+        folders.setdefault(folder, []).append(base)
+    pattern = os.path.basename(name.removeprefix(DATA_PREFIX))
+
+    def wanted(base: str) -> bool:
+        return not glob.has_magic(pattern) or pattern == "**" or fnmatch.fnmatchcase(base, pattern)
+
+    for folder, names in folders.items():
+        problem = "" if names == [pattern] else lacking(names, wanted)
+        if problem:
+            raise DataIncomplete(
+                f"{folder} is not whole: {problem}",
+                details={"input": name},
+                cure="cortex status shows which nodes are here; put the file again: cortex put --overwrite",
+            )
 
 
 def files_at(path: str) -> list[str]:

@@ -46,7 +46,7 @@ from cortex.limits import (
 )
 
 from . import arrow_file, parquet_file
-from .columnar import Unit, plain_type
+from .columnar import Unit, packed, plain_type
 from .csv_schema import Sample, check_types, read_head
 from .input_bytes import Opener, Soon, announced, at_hand, open_local
 from .input_files import GZIP_REASON, find_files
@@ -445,26 +445,19 @@ def _split_bytes(splits: SplitsMade, file: InputFile, split_bytes: int) -> Input
 
 
 def _split_units(splits: SplitsMade, file: InputFile, units: list[Unit], split_bytes: int) -> None:
-    """Row groups or record batches packed in order: as many in a split as fit, at least one."""
-    first = 0
-    while first < len(units):
-        last, size = first + 1, units[first].length
-        while last < len(units) and size + units[last].length <= split_bytes:
-            size += units[last].length
-            last += 1
-        part = units[first:last]
+    for group in packed(units, split_bytes):
+        part = units[group.start : group.stop]
         splits.add(
             Split(
                 index=len(splits),
                 file=file.index,
                 offset=part[0].offset,
-                length=size,
+                length=sum(unit.length for unit in part),
                 rows=sum(unit.rows for unit in part),
-                first_unit=first,
-                units=last - first,
+                first_unit=group.start,
+                units=len(group),
             )
         )
-        first = last
 
 
 def _tasks(splits: Splits, split_bytes: int, data: Container[int]) -> SplitGroups:

@@ -21,6 +21,7 @@ class Overrides:
     input_format: str | None = None
     output: str | None = None
     output_format: str | None = None
+    output_on: str | None = None
     overwrite: bool | None = None
     memory_bytes: int | None = None
     slots: int | None = None
@@ -56,6 +57,7 @@ def apply_overrides(spec: JobSpec, overrides: Overrides, cwd: str | None = None)
     output = {
         "path": None if given.output is None else absolute_path(given.output, folder),
         "format": given.output_format,
+        "at": given.output_on,
         "overwrite": given.overwrite,
     }
     return msgspec.structs.replace(

@@ -15,6 +15,7 @@ from cortex.limits import PRIORITY_MAX, PRIORITY_MIN
 InputFormat = Literal["text", "csv", "tsv", "parquet", "arrow"]
 OutputFormat = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "text"]
 INPUT_FORMATS: tuple[str, ...] = ("text", "csv", "tsv", "parquet", "arrow")
+OutputAt = Literal["client", "nodes", "kept"]
 OUTPUT_FORMATS: tuple[str, ...] = ("csv", "tsv", "jsonl", "parquet", "arrow", "text")
 
 Fingerprint = Literal["sampled", "full"]
@@ -61,6 +62,9 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Absolute folder; "" shows the result instead."""
     format: str = "csv"
     overwrite: bool = False
+    at: OutputAt = "client"
+    """Where it is put: ``client`` brings it to the machine that submits; ``nodes`` writes to a path that all
+    nodes share; ``kept`` (a detached job) leaves it with the nodes, as files for whoever fetches them."""
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -104,7 +104,7 @@ _SECTIONS: Final = {
     "input": ("path", "columns", "encoding", "fingerprint", *_DIALECT),
     "map": ("where", "select"),
     "reduce": ("group_by", "aggregate"),
-    "output": ("overwrite",),
+    "output": ("on", "overwrite"),
     "resources": ("memory", "slots", "reducers", "split_size"),
 }
 _HOMES: Final = {key: section for section, keys in _SECTIONS.items() for key in keys}
@@ -225,9 +225,10 @@ class _Reader:
         item = output.scalar("path")
         path = None if item is None else self._path(item)
         file_format = output.choice("format", OUTPUT_FORMATS) or "csv"
+        on = output.choice("on", ("client", "nodes"))
         overwrite = output.flag("overwrite", False)
         output.finish(_HOMES)
-        return OutputSpec(path or "", file_format, overwrite)
+        return OutputSpec(path or "", file_format, overwrite, "nodes" if on == "nodes" else "client")
 
     def _resources(self) -> Resources:
         found = self.top.mapping("resources", "{memory: 512MB}")

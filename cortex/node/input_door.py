@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.protocol import Factory
@@ -42,6 +42,14 @@ from cortex.wire.transports import MessageProtocol, listen_unix
 
 _Link = MessageProtocol[ToInputDoor]
 _OF_THE_FILE = (InputChanged.code, InputError.code)  # what another holder would not know better
+
+
+class Asker(Hashable, Protocol):
+    """Whoever reads the client's bytes: the link of an executor, or a part of a put."""
+
+    def send(self, message: Any) -> None: ...
+
+
 _LOOK_S = 1.0  # how often reads that wait for a holder are looked at
 
 
@@ -97,7 +105,7 @@ class InputDoor:
         self._links: dict[_Link, str] = {}
         """Link -> the job that its executor serves."""
         self._server_here = True
-        self._queue = ReadQueue[_Link](itertools.count(1), self._ask_server, INPUT_NODE_BYTES)
+        self._queue = ReadQueue[Asker](itertools.count(1), self._ask_server, INPUT_NODE_BYTES)
         factory = Factory()
         factory.noisy = False
         factory.buildProtocol = self._build  # type: ignore[method-assign,assignment]
@@ -126,8 +134,20 @@ class InputDoor:
         """From the server."""
         found = self._queue.answered(message.read)
         if found is not None:
-            link, read = found
-            link.send(msgspec.structs.replace(message, read=read.read))
+            asker, read = found
+            asker.send(msgspec.structs.replace(message, read=read.read))
+
+    def read(self, asker: Asker, read: ReadInput) -> None:
+        """A read of this node's own: the client is asked."""
+        self._queue.ask(asker, read)
+
+    def drop(self, asker: Asker) -> None:
+        """It wants nothing more; what it has asked for comes all the same."""
+        self._queue.drop(asker)
+
+    def drop_job(self, job: str) -> None:
+        """Nobody answers what was read under this id."""
+        self._queue.close_job(job)
 
     def server_gone(self) -> None:
         """Reads of the client wait."""

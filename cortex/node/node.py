@@ -13,6 +13,9 @@ when its inputs from other nodes are here. And it sends parts of the output, whe
 them (`cortex.transfer.part_streams`). When its link to the server ends it works on: the next hello says
 what it holds, and ends of attempts that the server has not acknowledged are told again.
 
+Of its own accord it combines map outputs before others fetch them (`cortex.node.combining`): a task that the
+server does not know of, which waits behind reduces and before maps, and gives way to a reduce.
+
 Everything runs on the reactor's thread; reading parts and removing files do not (pools of their own).
 """
 
@@ -45,18 +48,21 @@ from cortex.limits import (
     TASK_SILENCE_S_MAX,
 )
 from cortex.memory_plan import MemoryPlan, job_executor_bytes, job_slots
+from cortex.node.combining import Combining, combines
 from cortex.node.executor_pool import ExecutorPool
 from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
 from cortex.node.kept_logs import KeptLogs, headed, joined
 from cortex.node.memory_guard import MemoryGuard
 from cortex.node.node_metrics import NodeFigures
+from cortex.node.put_keeper import PutKeeper
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
+from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
-from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
+from cortex.transfer.shuffle_agent import ShuffleAgent
 from cortex.transfer.work_thread import WorkThread
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
@@ -65,9 +71,13 @@ from cortex.wire.messages import (
     BlobChunk,
     BlobLost,
     CannotServe,
+    CombineResult,
+    CombineTask,
     Drain,
+    DropMapOutputs,
     DropPart,
     EndJob,
+    EndPut,
     FetchAhead,
     FindInput,
     FromNode,
@@ -77,13 +87,16 @@ from cortex.wire.messages import (
     InputHolders,
     InputUnread,
     JobPlanned,
+    KeepPart,
     Lease,
     ListData,
     MapLocations,
     MapResult,
+    NameParts,
     NodeHello,
     NodeLog,
     OpenJob,
+    OpenPut,
     PartCredit,
     Recall,
     ReduceResult,
@@ -113,6 +126,8 @@ class _Job:
     outputs: LocationTable = field(default_factory=LocationTable)
     ahead: tuple[int, ...] = ()
     """Partitions whose segments are fetched while maps run."""
+    combining: Combining | None = None
+    """None: its map outputs are not combined here."""
     unfit: CortexError | None = None
     """Why it cannot run here."""
     planned: bool = False
@@ -131,7 +146,7 @@ class Node:
     removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
     the agent of a node that others fetch from; None: this node is the only one. `keep_reports`: until the
     server says ReportsKept, which one with a journal does. `meter` measures what is spilled, where a node has
-    a quota of its own.
+    a quota of its own. `combine`: whether map outputs may be combined here, for other nodes.
     """
 
     def __init__(
@@ -151,9 +166,9 @@ class Node:
         shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
         | None = None,
         keep_reports: bool = False,
+        combine: bool = True,
         data_roots: DataRoots | None = None,
         input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
-        addresses: Addresses | None = None,
         host: str = "",
         meter: SpillMeter | None = None,
     ) -> None:
@@ -181,19 +196,23 @@ class Node:
         self._keep_reports = keep_reports
         self._reports: dict[str, tuple[AttemptFinished | AttemptFailed, int]] = {}
         """Ends that were not acknowledged, in order, each with what was in `_versions_read`."""
+        self._with_slot: set[str] = set()
+        """Attempts that were leased for free slots: they go before what waits."""
         self._slots_kept = 0
         """Slots that jobs left, and that wait for the server's word who has them next."""
         self._progress: dict[str, TaskProgress] = {}
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
         self._input_fetcher = input_fetcher
-        self._addresses = addresses
         self._finders = ThreadPool(0, DATA_READERS, name="find-input")
         self.held: HeldInputs | None = None
         """The input below its data roots; None: there are none."""
         if data_roots:
             in_thread, from_thread = self._finders.callInThread, reactor.callFromThread
             self.held = HeldInputs(name, data_roots, self._tell, in_thread, from_thread)
+        self._puts: PutKeeper | None = None
+        if data_roots:
+            self._puts = PutKeeper(name, data_roots, self._tell, WorkThread(reactor, "puts"))
         self._stopping = False
         self._dispatching = False
         self._heartbeat_due = 0.0
@@ -206,6 +225,10 @@ class Node:
         self._parts = PartStreams(name, send, self._readers.callInThread, reactor.callFromThread)
         self._shuffle = None if shuffle is None else shuffle(self._inputs_here, self._inputs_lost)
         self._logs = KeptLogs()
+        self._combine = combine
+        self._combined_bytes = self._combined_into_bytes = 0
+        self._combines: dict[str, str] = {}
+        """Attempts of the node's own, queued or running -> their jobs: map outputs being combined."""
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
@@ -232,8 +255,11 @@ class Node:
                 clock=self._clock,
                 held=self.held,
                 fetcher=self._input_fetcher,
-                learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
+                learn=(lambda nodes: None) if self._shuffle is None else self._shuffle.learn,
             )
+        if self._puts is not None:
+            self._puts.reader = self._input
+            self._puts.start()
         self._pool = ExecutorPool(
             self._reactor,
             self._clock,
@@ -254,12 +280,13 @@ class Node:
     def figures(self) -> NodeFigures:
         """What it is doing, for its metrics."""
         shuffle = self._shuffle
-        running = len(self._job_of) - len(self._queue) - len(self._bringing)
+        queued = sum(run.attempt not in self._combines for _, run in self._queue) + len(self._bringing)
+        running = len(self._job_of) - queued
         return NodeFigures(
             node=self._name,
             slots=self._plan.slots,
             running=max(0, running),
-            queued=len(self._queue) + len(self._bringing),
+            queued=queued,
             jobs=len(self._jobs),
             memory_bytes=self.memory.now_bytes,
             memory_peak_bytes=self.memory.peak_bytes,
@@ -271,6 +298,8 @@ class Node:
             spilled_bytes=self._spilled_bytes,
             fetched_bytes=0 if shuffle is None else shuffle.fetched_bytes,
             fetched_segments=0 if shuffle is None else shuffle.fetched_segments,
+            combined_bytes=self._combined_bytes,
+            combined_into_bytes=self._combined_into_bytes,
         )
 
     def hello(self) -> None:
@@ -307,6 +336,8 @@ class Node:
     def server_lost(self) -> None:
         """The link to the server has ended. What it asks for now is not known any more; all else goes on."""
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.server_lost()
         if self._shuffle is not None:
             self._shuffle.server_gone()
         if self._input is not None:
@@ -367,6 +398,8 @@ class Node:
                 self._reports.pop(attempt, None)
         elif isinstance(message, EndJob):
             self._end_job(message)
+        elif isinstance(message, DropMapOutputs):
+            self._drop_map_outputs(message.job)
         elif isinstance(message, Drain):
             self._drain(message)
         elif isinstance(message, SendLogs):
@@ -393,6 +426,9 @@ class Node:
         elif isinstance(message, FindInput):
             assert self.held is not None
             self.held.find(message)
+        elif isinstance(message, OpenPut | KeepPart | NameParts | EndPut):
+            assert self._puts is not None
+            self._puts.receive(message)
         else:
             assert isinstance(message, ShutDown)
             self._shut_down()
@@ -409,6 +445,8 @@ class Node:
         self._queue.clear()
         self._bringing.clear()
         self._parts.drop_all()
+        if self._puts is not None:
+            self._puts.stop()
         self._bundle_thread.stop()
 
         def executors_gone() -> None:
@@ -459,7 +497,13 @@ class Node:
         if message.staging_dir:
             self.staging_dirs.add(message.staging_dir)
         if self._shuffle is not None:
-            self._shuffle.open_job(message.job, work_dir)
+            may_combine = combines(message.spec)
+            self._shuffle.open_job(
+                message.job, work_dir, may_combine, lambda: self._outputs_asked_for(message.job)
+            )
+            if may_combine and self._combine:
+                self._jobs[message.job].combining = Combining(message.job)
+                self._shuffle.combining(message.job, True)
         if message.bundle == NO_BUNDLE:
             self._open_job(message.job)
         else:  # its attempts wait in the queue, and hold no slot
@@ -517,7 +561,9 @@ class Node:
             self._pool.planned(message)
 
     def _lease(self, message: Lease) -> None:
-        self._slots_kept = 0
+        with_slot = len(message.tasks) - message.successors
+        self._slots_kept = max(0, self._slots_kept - with_slot)
+        self._with_slot.update(run.attempt for run in message.tasks[:with_slot])
         for run in message.tasks:
             job = run.attempt.partition("-")[0]
             unfit = self._jobs[job].unfit
@@ -526,14 +572,23 @@ class Node:
                 continue
             self._job_of[run.attempt] = job
             if isinstance(run.task, ReduceTask):
+                self._stop_combining(job)
                 outputs = self._jobs[job].outputs
                 self._versions_read[run.attempt] = run.task.version
                 run = RunTask(run.attempt, outputs.fill(run.task))
                 if self._shuffle is not None and not self._shuffle.bring(job, run, self._name, outputs.nodes):
                     self._bringing[run.attempt] = job, run
                     continue
-            self._queue.append((job, run))
+            self._enqueue(job, run)
         self.room()
+
+    def _enqueue(self, job: str, run: RunTask) -> None:
+        """An attempt that has a slot goes behind the last of those, others go to the end."""
+        place = len(self._queue)
+        if run.attempt in self._with_slot:
+            waiting = (n for n, (_, each) in enumerate(self._queue) if each.attempt not in self._with_slot)
+            place = next(waiting, place)
+        self._queue.insert(place, (job, run))
 
     def _fetch_ahead(self, message: MapLocations) -> None:
         job = self._jobs[message.job]
@@ -601,24 +656,50 @@ class Node:
             self._forget(attempt)
         for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
             del self._reports[attempt]
+        self._drop_combines(message.job)
+
+        def folder_unused() -> None:
+            if self._jobs.pop(message.job, None) is not None:
+                self._folders.discard(job.work_dir)
+                if message.drop_output:
+                    self._folders.discard_shared(staging_of(job.start.staging_dir))
+            self.room()
+            self._check_ended()
+
+        self._close(message.job, folder_unused)
+
+    def _close(self, job: str, folder_unused: Callable[[], None]) -> None:
+        """Nothing of the job runs here any more; then nobody writes into its folder: an executor being killed
+        may do so until it is gone."""
+        assert self._pool is not None
 
         def executors_gone() -> None:
             if self._shuffle is None:
                 segments_gone()
             else:
-                self._shuffle.close_job(message.job, segments_gone)
+                self._shuffle.close_job(job, segments_gone)
 
         def segments_gone() -> None:
-            self._bundles.forget(message.job, folder_unused)
+            self._bundles.forget(job, folder_unused)
+
+        self._pool.close_job(job, executors_gone)
+
+    def _drop_map_outputs(self, name: str) -> None:
+        """Only the job's parts of the result are kept."""
+        job = self._jobs.get(name)
+        if job is None or job.ended:
+            return
+        if self._input is not None:
+            self._input.close_job(name)
+        self._stop_combining(name)
+        self._drop_combines(name)
 
         def folder_unused() -> None:
-            # only now: an executor being killed may still have been writing here
-            if self._jobs.pop(message.job, None) is not None:
-                self._folders.discard(job.work_dir)
+            if not job.ended:
+                self._folders.keep_output(job.work_dir)
             self.room()
-            self._check_ended()
 
-        self._pool.close_job(message.job, executors_gone)
+        self._close(name, folder_unused)
 
     def _tell(self, message: FromNode) -> None:
         """From a thread's end: unless there is nobody to tell any more."""
@@ -630,13 +711,97 @@ class Node:
     def _inputs_here(self, attempt: str) -> None:
         waiting = self._bringing.pop(attempt, None)
         if waiting is not None:
-            self._queue.append(waiting)
+            self._enqueue(*waiting)
             self.room()
 
     def _inputs_lost(self, attempt: str, error: CortexError) -> None:
         if self._bringing.pop(attempt, None) is not None:
             failed = TaskFailed(attempt, error.report(), 0.0, 0)
             self.attempt_ended(self._job_of[attempt], failed)
+
+    # --- combining map outputs ---
+
+    def _outputs_asked_for(self, name: str) -> None:
+        combining = self._jobs[name].combining
+        if combining is not None:
+            combining.asked()
+            self._combine_next(name)
+
+    def _combine_next(self, name: str) -> None:
+        """Queue the next group of the job's map outputs, if it is time."""
+        job = self._jobs[name]
+        run = None if job.combining is None or job.ended else job.combining.next_group()
+        if run is not None:
+            self._combines[run.attempt] = name
+            self._queue.append((name, run))
+            self.room()
+
+    def _combined(self, ended: TaskFinished | TaskFailed) -> None:
+        """A group has been made, or could not be."""
+        name = self._combines.pop(ended.attempt)
+        combining = self._jobs[name].combining
+        assert combining is not None
+        assert self._shuffle is not None
+        if isinstance(ended, TaskFailed):
+            _log.warn(
+                "job {job}: map outputs could not be combined here, and are sent as they are: {error}",
+                job=name,
+                error=ended.error.message,
+            )
+            combining.failed()
+        else:
+            assert isinstance(ended.result, CombineResult)
+            members = combining.made(ended.result)
+            if not (members or combining.going_on):
+                _log.info(
+                    "job {job}: combining map outputs here would save too little ({bytes_in} bytes to"
+                    " {bytes_out}): they are sent as they are",
+                    job=name,
+                    bytes_in=ended.result.bytes_in,
+                    bytes_out=ended.result.bytes_out,
+                )
+            if members:
+                self._combined_bytes += ended.result.bytes_in
+                self._combined_into_bytes += ended.result.bytes_out
+                self._shuffle.combined(name, ended.attempt, members)
+        if not combining.going_on:
+            self._shuffle.combining(name, False)
+        self._combine_next(name)
+
+    def _stop_combining(self, name: str) -> None:
+        """Reduces have begun: nobody is to wait for what is not combined yet."""
+        combining = self._jobs[name].combining
+        if combining is None or not combining.going_on or self._shuffle is None:
+            return
+        combining.stop()
+        self._shuffle.combining(name, False)
+        for _, run in [item for item in self._queue if self._combines.get(item[1].attempt) == name]:
+            self._drop_combine(run.attempt)
+
+    def _drop_combines(self, name: str) -> None:
+        for attempt in [attempt for attempt, of in self._combines.items() if of == name]:
+            self._drop_combine(attempt)
+
+    def _give_way(self, full: bool) -> None:
+        """For each reduce that waits kill one that runs, of its job, or of any if the slots are `full`."""
+        assert self._pool is not None
+        waiting = [job for job, run in self._queue if isinstance(run.task, ReduceTask)]
+        for executor in self._pool.running():
+            attempt = "" if executor.run is None else executor.run.attempt
+            name = self._combines.get(attempt, "")
+            if name and waiting and (full or name in waiting):
+                waiting.remove(name if name in waiting else waiting[0])
+                self._drop_combine(attempt)
+
+    def _drop_combine(self, attempt: str) -> None:
+        """Whether it waits or runs."""
+        assert self._pool is not None
+        name = self._combines.pop(attempt)
+        combining = self._jobs[name].combining
+        assert combining is not None
+        combining.dropped()
+        self._queue = deque(item for item in self._queue if item[1].attempt != attempt)
+        self._pool.revoke(attempt)
 
     # --- what the pool says ---
 
@@ -647,6 +812,8 @@ class Node:
             return
         self._dispatching = True
         try:
+            if self._combines:
+                self._queue = deque(sorted(self._queue, key=_turn))
             waiting: deque[tuple[str, RunTask]] = deque()
             running = len(self._pool.running())
             for bound in (True, False):
@@ -657,13 +824,16 @@ class Node:
                     job, run = self._queue.popleft()
                     if job not in refused and self._pool.run(job, run, bound):
                         running += 1
-                        self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
+                        if run.attempt not in self._combines:
+                            self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
                     else:
                         refused.add(job)
                         waiting.append((job, run))
                 self._queue.extendleft(reversed(waiting))
             if self._queue and not (self.memory.paused and running):
                 self._pool.make_room([job for job, _ in self._queue], slots - running)
+            if self._combines:
+                self._give_way(running >= self._plan.slots)
         finally:
             self._dispatching = False
 
@@ -672,6 +842,8 @@ class Node:
             self._progress[progress.attempt] = progress
 
     def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None:
+        if ended.attempt in self._combines:
+            self._combined(ended)
         if ended.attempt not in self._job_of:
             return
         version = self._versions_read.get(ended.attempt, 0)
@@ -693,6 +865,12 @@ class Node:
         if self._keep_reports:
             self._reports[ended.attempt] = report, version
         self._send(report)
+        found = self._jobs.get(job)
+        if found is None or found.combining is None:
+            return
+        if isinstance(ended, TaskFinished) and isinstance(ended.result, MapResult):
+            found.combining.finished(ended.attempt)
+            self._combine_next(job)
 
     def _elsewhere(self, failed: TaskFailed) -> TaskFailed:
         """No room here ends the job where this is the only node for good; another may have some."""
@@ -703,7 +881,9 @@ class Node:
         return msgspec.structs.replace(failed, error=error)
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
-        if run.attempt in self._job_of:
+        if run.attempt in self._combines:
+            self._queue.appendleft((job, run))
+        elif run.attempt in self._job_of:
             self._progress.pop(run.attempt, None)
             self._queue.appendleft((job, run))
 
@@ -763,7 +943,9 @@ class Node:
 
     def _keep_slot(self, job: str) -> None:
         """A task of this job has ended. If only others wait here, its slot is not theirs yet."""
-        if self._queue and all(each != job for each, _ in self._queue):
+        if self._queue and not any(
+            each == job or run.attempt in self._with_slot for each, run in self._queue
+        ):
             self._slots_kept += 1
             self._reactor.callLater(SLOT_KEPT_S, self._keep_no_slot)
 
@@ -778,7 +960,14 @@ class Node:
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)
+        self._with_slot.discard(attempt)
         self._versions_read.pop(attempt, None)
         self._progress.pop(attempt, None)
         if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
             self._shuffle.forget(attempt)
+
+
+def _turn(item: tuple[str, RunTask]) -> int:
+    """Reduces first, as all their inputs are here; then what others may come to wait for."""
+    task = item[1].task
+    return 0 if isinstance(task, ReduceTask) else 1 if isinstance(task, CombineTask) else 2

@@ -65,6 +65,14 @@ class SpillFolders:
             return
         self._removers.callInThread(_remove, aside)
 
+    def discard_shared(self, folder: str) -> None:
+        """A failed job's output on a path that all nodes share, as far as it was written."""
+        self._removers.callInThread(shutil.rmtree, folder, ignore_errors=True)
+
+    def keep_output(self, work_dir: str) -> None:
+        """Of the job's folder only its parts of the result are needed any more."""
+        self._removers.callInThread(_remove_but_output, work_dir)
+
     def free_bytes(self) -> int:
         return free_bytes(self._folders)
 
@@ -87,6 +95,19 @@ def _free_bytes(folder: str) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return -1
+
+
+def _remove_but_output(folder: str) -> None:
+    """In a thread. The folder may be discarded meanwhile."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if name == _OUTPUT:
+                continue
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
 
 
 def _remove(folder: str) -> None:

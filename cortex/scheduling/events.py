@@ -103,6 +103,13 @@ class PartUnreadable:
 
 
 @dataclass(frozen=True, slots=True)
+class MapsNotKept:
+    """Of a job that is done only the result is kept from now on."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     job: str
     reason: str = CANCELLED
@@ -124,6 +131,7 @@ Event = (
     | AttemptFailed
     | Heartbeat
     | CannotServe
+    | MapsNotKept
     | DataListed
     | InputFound
     | GivenBack
@@ -158,9 +166,10 @@ class WriteDown:
 
 @dataclass(frozen=True, slots=True)
 class GiveUpNode:
-    """The node is lost now: it was away, or has been drained."""
+    """The node is lost now: it was away, or has been `drained`, and nothing of it is needed."""
 
     node: str
+    drained: bool = False
 
 
 Instruction = SendToNode | SendToClient | WriteDown | GiveUpNode

@@ -15,6 +15,7 @@ What a grant costs grows with the logarithm of the number of jobs.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping
 
 from cortex.limits import PRIORITY_SHARE
@@ -105,6 +106,10 @@ class _Level:
         if entry.slots > 1:
             return self._clock + entry.slots / entry.weight, entry.served_at
         return self._next_start(entry) + 1 / entry.weight, entry.served_at
+
+    def part(self, entry: _Entry, slots: float) -> float:
+        """Of so many slots, that of one that wants some."""
+        return slots * entry.weight / max(self._weights, entry.weight)
 
     def in_order(self) -> Iterator[_Entry]:
         """Those that want a slot, whose turn it is first. Ends when something is changed."""
@@ -217,13 +222,13 @@ class FairShares:
             del self._users[user.entry.name]
 
     def change(self, name: str, slots: int, ready: int) -> bool:
-        """The job holds so many slots now, and has so many tasks that could be leased. True if it wants a
-        slot that did not."""
+        """The job holds so many slots now, and has so many tasks that could be leased. True if it holds
+        nothing, and wants a slot that did not."""
         job = self._jobs[name]
         entry, user = job.entry, job.user
         self.ready += ready - job.ready
         job.ready = ready
-        begins = ready > 0 and not entry.wants
+        begins = ready > 0 and not entry.wants and not slots
         if slots == entry.slots and (ready > 0) == entry.wants:
             return False
         user.wanting += (ready > 0) - entry.wants
@@ -259,6 +264,25 @@ class FairShares:
         for user in self._level.in_order():
             for job in self._users[user.name].level.in_order():
                 yield job.name
+
+    def in_order_of_user(self, name: str) -> Iterator[str]:
+        """Those of them that are this job's user's."""
+        return (entry.name for entry in self._jobs[name].user.level.in_order())
+
+    def lacks(self, name: str, slots: int) -> int:
+        """How many more of all `slots` the job should hold, by the weights of those that want some; parts of
+        a slot do not count."""
+        job = self._jobs[name]
+        fair = job.user.level.part(job.entry, self._level.part(job.user.entry, slots))
+        return max(0, min(job.ready, max(1, int(fair)) - job.entry.slots))
+
+    def has_too_many(self, name: str, slots: int) -> bool:
+        """Does the job, or its user, hold more of all `slots` than it should, not counting a part of one?"""
+        job = self._jobs[name]
+        of_user = self._level.part(job.user.entry, slots)
+        return job.user.entry.slots > math.ceil(of_user) or job.entry.slots > math.ceil(
+            job.user.level.part(job.entry, of_user)
+        )
 
     def holds_too_much(self, name: str, other: str) -> bool:
         """Would `other`, which waits for a slot, come first if the job gave up one of its slots?"""

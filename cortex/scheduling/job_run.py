@@ -1,4 +1,4 @@
-"""One job on its way: plan -> (scan) -> map -> reduce, and what to do when something fails.
+"""One job on its way: plan -> (scan) -> map -> reduce (-> commit), and what to do when something fails.
 
 `JobRun` decides which task is next and what a result means. It never speaks to a node: the Scheduler
 asks `next_task` when a node has room, hands over what nodes report, and looks at `state` and
@@ -24,7 +24,10 @@ from cortex.errors import (
     InputLost,
     InternalError,
     MapChanged,
+    OutputFailed,
+    OutputUnseen,
     ProtocolError,
+    ResultsLost,
     RowsLost,
 )
 from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
@@ -32,6 +35,7 @@ from cortex.job.output_types import OutputTypes
 from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups
 from cortex.limits import (
     ATTEMPTS_PER_LIFE,
+    COMMIT_TASKS_MAX,
     HOLDER_RETURN_S,
     LEASE_S,
     LOST_REDOS_MAX,
@@ -41,17 +45,19 @@ from cortex.limits import (
 from cortex.memory_plan import job_slots, too_large
 from cortex.scheduling.input_homes import InputHomes
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
-from cortex.scheduling.leases import MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
+from cortex.scheduling.leases import COMMIT, MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.placement import ANY, Placement
 from cortex.scheduling.prefetch import Prefetch
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, Progress, stats_tuple
-from cortex.scheduling.records import JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.scan_chain import ScanPlan
 from cortex.scheduling.survey import Survey
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
+    CommitResult,
+    CommitTask,
     Counters,
     DataListed,
     FetchAhead,
@@ -97,8 +103,15 @@ def _counted(sums: Locality, origin: InputOrigin) -> Locality:
 
 
 _UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
-_LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r"}
-_RESULTS = {PLAN: PlanResult, SCAN: ScanResult, MAP: MapResult, REDUCE: ReduceResult}
+_LOST_SHOWN = 10  # parts that an error names
+_LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r", COMMIT: "commit"}
+_RESULTS = {
+    PLAN: PlanResult,
+    SCAN: ScanResult,
+    MAP: MapResult,
+    REDUCE: ReduceResult,
+    COMMIT: CommitResult,
+}
 _STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
 
@@ -116,6 +129,8 @@ class JobRun:
         self.error: ErrorReport | None = None
         self.progress = Progress()
         self.memory_peak_bytes = 0
+        self.maps_dropped = False
+        """It is done, and only its result is kept: what is lost of that is lost for good."""
         self.was_done = False
         """Its client was told so once."""
         self.plan: InputPlan | None = None
@@ -123,6 +138,8 @@ class JobRun:
         """One object for all nodes, as `start_message` is: it may be large, and need be encoded only once."""
         self._start_message: StartJob | None = None
         self.map_only = request.spec.reduce_form == "none"
+        self.commits = request.spec.output.at == "nodes" and bool(request.staging_dir)
+        """A node commits the output, which lies where all nodes see it."""
         self.held_back = False
         """Nothing is leased: what nodes hold of it is not known yet."""
         self.running: dict[AttemptId, Running] = {}
@@ -159,6 +176,11 @@ class JobRun:
         self._first_number = lives * ATTEMPTS_PER_LIFE
         self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._tables[PLAN].needs_met(0, 1)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Its output is where no node's loss reaches it: nothing is needed any more once it is done."""
+        return bool(self.request.staging_dir)
 
     # --- who has its input ---
 
@@ -253,7 +275,8 @@ class JobRun:
         place = {each.node: number for number, each in enumerate(holders)}
         sets = tuple(tuple(place[name] for name in each if name in place) for each in members)
         packed = struct.pack(f"<{len(set_of)}I", *set_of)
-        message = InputHolders(self.job, holders, sets, packed, survey.client_files)
+        no_client = self.request.detached and self.plan is not None
+        message = InputHolders(self.job, holders, sets, packed, 0 if no_client else survey.client_files)
         self._input_holders = survey.version, message
         return message
 
@@ -337,7 +360,9 @@ class JobRun:
         if chosen is None:
             return None
         index, number = self._tables[stage].lease(chosen)
-        attempt = attempt_id(task_id(self.job, _LETTERS[stage], None if stage == PLAN else index), number)
+        attempt = attempt_id(
+            task_id(self.job, _LETTERS[stage], None if stage in (PLAN, COMMIT) else index), number
+        )
         task = self._task(stage, index)
         return self._leased(Running(attempt, self.job, stage, index, number, node.output_node, task), now)
 
@@ -399,6 +424,9 @@ class JobRun:
         if isinstance(record, PartGone):
             self.part_lost(record.staged_as)
             return
+        if isinstance(record, MapsDropped):
+            self.drop_maps()
+            return
         end, now = record.end, self.began_at + record.at_s
         running = self.resume(end.attempt, record.node, None, now - end.seconds, record.scan, ended=True)
         if running is None:
@@ -428,6 +456,8 @@ class JobRun:
             return self._tables[PLAN].ready
         if self.state is JobState.REDUCING:
             return self._tables[REDUCE].ready
+        if self.state is JobState.COMMITTING:
+            return self._tables[COMMIT].ready
         if self.state is not JobState.MAPPING:
             return 0
         scans_ahead = max(0, SCAN_AHEAD_PER_SLOT * slots - self._scan_ahead) // SCAN_SPLITS_PER_TASK
@@ -481,6 +511,8 @@ class JobRun:
             return PLAN if self.survey.settled and tables[PLAN].first_ready() is not None else None
         if self.state is JobState.REDUCING:
             return REDUCE if tables[REDUCE].first_ready() is not None else None
+        if self.state is JobState.COMMITTING:
+            return COMMIT if tables[COMMIT].first_ready() is not None else None
         if self.state is not JobState.MAPPING:
             return None
         scan = tables[SCAN].first_ready() if self._has_ready(SCAN) else None
@@ -496,11 +528,13 @@ class JobRun:
 
     def _task(self, stage: str, index: int) -> Task:
         if stage == PLAN:
-            return PlanTask(self.request.client_files, self.survey.data_files or ())
+            return PlanTask(self.request.client_files, self.survey.data_files or (), self.request.detached)
         if stage == SCAN:
             if self._scans.chunks[index].fresh:
                 self._begin_scan(index)
             return self._scans.issue(index)
+        if stage == COMMIT:
+            return CommitTask(self.parts())
         if stage == MAP:
             self._begin_map(index)
             return MapTask(index, tuple(self._scans.fill(s) for s in self._splits_of(index)))
@@ -592,7 +626,7 @@ class JobRun:
             self._scanned(running, result)
         elif isinstance(result, MapResult):
             self._mapped(running, result)
-        else:
+        elif isinstance(result, ReduceResult):
             self._reduced(running, result)
         if table.finished:
             self.progress.stages[running.stage].ended_at = now
@@ -629,6 +663,10 @@ class JobRun:
             self._tables[MAP].needs_met(0, count)
         if not self.map_only:
             self._open_stage(REDUCE, TaskTable(plan.reducers, None, first))
+        if self.commits:
+            self._open_stage(COMMIT, TaskTable(1, None, first))
+        if self.request.detached:  # from now on files that the client has as well are had of nodes alone
+            self.survey.version += 1
         self._step(JobEvent.OUTPUT_DONE if self.request.plan_only else JobEvent.PLANNED)
 
     def _scanned(self, running: Running, result: ScanResult) -> None:
@@ -745,6 +783,11 @@ class JobRun:
         error = self._with_file(running, failed.error)
         table = self._tables[running.stage]
         table.apply(running.index, TaskEvent.RETRY)
+        if (
+            running.stage == COMMIT and error.code == OutputUnseen.code
+        ):  # it has run nothing of the job before
+            self.cannot_run_on(running.node, error)
+            return
         if error.fault == Fault.FATAL.value:
             self.fail(error)
             return
@@ -808,7 +851,7 @@ class JobRun:
         self._prefetch.forget(node)
         made = sorted(set(self._parts_at.pop(node, ())))
         self._lose_parts([i for i in made if any(part.node == node for part in self._parts.get(i, ()))])
-        if self.map_only:
+        if self.map_only or self.maps_dropped:
             return
         lost = self._outputs.lost_with(node)
         if lost:
@@ -837,7 +880,7 @@ class JobRun:
         """A part cannot be read at its node. One that is not of the output (any more) changes nothing."""
         found = [i for i, parts in self._parts.items() if any(part.staged_as == staged_as for part in parts)]
         self._lose_parts(found)
-        if found and not self.map_only and not self._tables[MAP].finished:
+        if found and not (self.map_only or self.maps_dropped or self._tables[MAP].finished):
             self._step(JobEvent.MAP_LOST)
 
     def _lose_parts(self, indices: list[int]) -> None:
@@ -845,11 +888,40 @@ class JobRun:
         if not indices:
             return
         stage = MAP if self.map_only else REDUCE
+        if self.maps_dropped:
+            if self.state is JobState.DONE:
+                self.fail(self._results_lost(indices))
+            return
         for index in indices:
             del self._parts[index]
         self._tables[stage].lose(indices)
         self.progress.stages[stage].ended_at = None
         self._step(JobEvent.MAP_LOST if self.map_only else JobEvent.PART_LOST)
+
+    def drop_maps(self) -> None:
+        """The job is done: its map outputs are not kept any longer. A map-only job has none, and makes its
+        parts anew from its input."""
+        if self.map_only or self.plan is None or self.state is not JobState.DONE:
+            return
+        self.maps_dropped = True
+        # what only maps and reduces need is the most of a job's memory, and results are kept for days
+        self.request = msgspec.structs.replace(self.request, code=b"", client_files=())
+        self._start_message = None
+        plan = self.plan = self.plan.bare()
+        self._scans = ScanPlan(plan)
+        self._outputs = MapOutputs(self.job, 0, plan.reducers)
+        self._map_stats = AddedStats(0)
+
+    def _results_lost(self, indices: list[int]) -> ErrorReport:
+        lost = [part for index in indices for part in self._parts[index]]
+        names = ", ".join(part.name for part in lost[:_LOST_SHOWN])
+        return ResultsLost(
+            f"{format_count(len(lost))} of {format_count(len(self.parts()))} parts of the result were lost"
+            " with the node that kept them, and the map outputs to make them from are not kept any more",
+            cure="run the job again; fetch a result soon, or write it to a path that all nodes share:"
+            " --output-on nodes",
+            details={"node": lost[0].node, "parts": names + (", ..." if len(lost) > _LOST_SHOWN else "")},
+        ).report()
 
     def heard(self, running: Running, progress: TaskProgress) -> None:
         self.progress.stages[running.stage].change_live(running, progress.stats)
@@ -930,9 +1002,31 @@ class JobRun:
             if final.state(0) is TaskState.BLOCKED:
                 final.needs_met(0, final.total)
             self._step(JobEvent.MAPPED)
-        if final.finished:
+        if self.state is JobState.COMMITTING:
+            if self._tables[COMMIT].finished:
+                self._step(JobEvent.OUTPUT_DONE)
+        elif final.finished:
             self._check_bytes()
-            self._step(JobEvent.OUTPUT_DONE)
+            if self.commits:
+                self._commit()
+            else:
+                self._step(JobEvent.OUTPUT_DONE)
+
+    def _commit(self) -> None:
+        """All parts are where they are to be committed. What runs still, no reduce needs."""
+        for running in list(self.running.values()):
+            self.abandoned(running)
+            self._revoked.append(running)
+        if len(self._parts) > COMMIT_TASKS_MAX:
+            self.fail(
+                OutputFailed(
+                    f"{format_count(len(self._parts))} files are more than a node commits at once",
+                    cure="take larger splits (--split-size), or let the client commit: leave --output-on out",
+                ).report()
+            )
+            return
+        self._tables[COMMIT].needs_met(0, 1)
+        self._step(JobEvent.OUTPUT_STAGED)
 
     def _check_bytes(self) -> None:
         """As many bytes as all maps wrote have reached reduces. Rows were compared partition by partition."""
@@ -966,6 +1060,8 @@ class JobRun:
         task = running.task
         if isinstance(task, PlanTask) or self.plan is None:
             return "the plan of the inputs"
+        if isinstance(task, CommitTask):
+            return "the commit of the output"
         if isinstance(task, ReduceTask):
             return f"partition {task.partition} of {self.plan.reducers}"
         if isinstance(task, ScanTask):

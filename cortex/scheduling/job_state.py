@@ -1,9 +1,11 @@
 """A job's life: one table of transitions and one function that applies it.
 
 PLANNING --PLANNED--> MAPPING <--MAPPED / MAP_LOST--> REDUCING
-MAPPING, REDUCING --OUTPUT_DONE--> DONE       any of the three --FAIL--> FAILED, --CANCEL--> CANCELLED
+MAPPING, REDUCING --OUTPUT_DONE--> DONE       any that has not ended --FAIL--> FAILED, --CANCEL--> CANCELLED
+MAPPING, REDUCING --OUTPUT_STAGED--> COMMITTING --OUTPUT_DONE--> DONE: where a node commits the output
 PLANNING --OUTPUT_DONE--> DONE                of a job that is its plan
 DONE --PART_LOST--> REDUCING, --MAP_LOST--> MAPPING: a node is lost with output that the client lacks
+DONE --FAIL--> FAILED: so it is, and there is nothing left to make it anew from
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ class JobState(enum.Enum):
     PLANNING = "planning"
     MAPPING = "mapping"
     REDUCING = "reducing"
+    COMMITTING = "committing"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -27,6 +30,7 @@ class JobEvent(enum.Enum):
     MAPPED = "have all maps done"
     MAP_LOST = "lose a map's output"
     PART_LOST = "lose a part of the output"
+    OUTPUT_STAGED = "have all output, to be committed"
     OUTPUT_DONE = "have all output"
     FAIL = "fail"
     CANCEL = "be cancelled"
@@ -40,16 +44,22 @@ JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.REDUCING, JobEvent.MAP_LOST): JobState.MAPPING,
     (JobState.MAPPING, JobEvent.OUTPUT_DONE): JobState.DONE,  # map-only, or the reduces had read a lost map
     (JobState.REDUCING, JobEvent.OUTPUT_DONE): JobState.DONE,
+    (JobState.MAPPING, JobEvent.OUTPUT_STAGED): JobState.COMMITTING,
+    (JobState.REDUCING, JobEvent.OUTPUT_STAGED): JobState.COMMITTING,
+    (JobState.COMMITTING, JobEvent.OUTPUT_DONE): JobState.DONE,
     (JobState.MAPPING, JobEvent.PART_LOST): JobState.MAPPING,
     (JobState.REDUCING, JobEvent.PART_LOST): JobState.REDUCING,
     (JobState.DONE, JobEvent.PART_LOST): JobState.REDUCING,
     (JobState.DONE, JobEvent.MAP_LOST): JobState.MAPPING,  # its output, of a map-only job
+    (JobState.DONE, JobEvent.FAIL): JobState.FAILED,
     (JobState.PLANNING, JobEvent.FAIL): JobState.FAILED,
     (JobState.MAPPING, JobEvent.FAIL): JobState.FAILED,
     (JobState.REDUCING, JobEvent.FAIL): JobState.FAILED,
+    (JobState.COMMITTING, JobEvent.FAIL): JobState.FAILED,
     (JobState.PLANNING, JobEvent.CANCEL): JobState.CANCELLED,
     (JobState.MAPPING, JobEvent.CANCEL): JobState.CANCELLED,
     (JobState.REDUCING, JobEvent.CANCEL): JobState.CANCELLED,
+    (JobState.COMMITTING, JobEvent.CANCEL): JobState.CANCELLED,
 }
 ENDED = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
 

@@ -33,7 +33,7 @@ from cortex.limits import (
 from cortex.scheduling.node_state import UP, Duty, NodeEvent, Presence, next_node_state
 from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
 
-PLAN, SCAN, MAP, REDUCE = "plan", "scan", "map", "reduce"
+PLAN, SCAN, MAP, REDUCE, COMMIT = "plan", "scan", "map", "reduce", "commit"
 NO_STATS = TaskStats()
 CONDITIONS: Final = ("up", "full", "away", "silent", "draining", "leaving")
 
@@ -426,9 +426,11 @@ class LeaseBook:
             self.lease(node, running)
         self._room_changed(node)
 
-    def lease(self, node: Node, running: Running) -> None:
-        """One of several: `put_back` the node after the last."""
-        self._count(node.begin(running, self.now))
+    def lease(self, node: Node, running: Running) -> bool:
+        """One of several: `put_back` the node after the last. True if it has a slot, and is no successor."""
+        changes = node.begin(running, self.now)
+        self._count(changes)
+        return changes[0][1] > 0
 
     def take(self, node: Node, attempt: str) -> Running | None:
         """The attempt, held by the node no more; None if it did not hold it."""

@@ -13,7 +13,7 @@ from operator import add, attrgetter, sub
 import msgspec
 
 from cortex.scheduling.columns import zeros
-from cortex.scheduling.leases import MAP, PLAN, REDUCE, SCAN, Running
+from cortex.scheduling.leases import COMMIT, MAP, PLAN, REDUCE, SCAN, Running
 from cortex.scheduling.task_state import TaskTable
 from cortex.wire.messages import Counters, StageProgress, TaskStats, TaskSummary
 
@@ -138,7 +138,7 @@ class Progress:
         return self.slowest is None or seconds > self.slowest.seconds
 
     def stage_messages(self, now: float) -> tuple[StageProgress, ...]:
-        order = (PLAN, SCAN, MAP, REDUCE)
+        order = (PLAN, SCAN, MAP, REDUCE, COMMIT)
         return tuple(self.stages[s].progress(now) for s in order if s in self.stages)
 
     def total(self, field: int, live: bool = False) -> int:

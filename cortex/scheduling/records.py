@@ -36,4 +36,8 @@ class PartGone(Message, frozen=True):
     staged_as: str
 
 
-JobRecord = AttemptEnded | NodeGone | PartGone
+class MapsDropped(Message, frozen=True):
+    """The job was done, and its map outputs are not kept any more."""
+
+
+JobRecord = AttemptEnded | NodeGone | PartGone | MapsDropped

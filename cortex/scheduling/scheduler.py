@@ -26,11 +26,13 @@ from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
 from cortex.limits import (
     GRANTS_PER_DECISION_MAX,
+    JOBS_TOLD_MAX,
     LIVES_MAX,
     NODE_RETURN_S,
     NODES_DECLINED_MAX,
     NODES_IN_VAIN_MAX,
     PROGRESS_S,
+    RECALL_JOBS_MAX,
     RECALL_NODES_MAX,
     RECALLS_AT_ONCE,
     SERVER_STALL_S,
@@ -44,6 +46,7 @@ from cortex.scheduling.events import (
     Instruction,
     JobKept,
     JobSubmitted,
+    MapsNotKept,
     NodeAway,
     NodeJoined,
     NodeLost,
@@ -60,7 +63,7 @@ from cortex.scheduling.job_state import JobState
 from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
-from cortex.scheduling.records import AttemptEnded, JobRecord, NodeGone, PartGone
+from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.tally import Tally
 from cortex.units import counted
 from cortex.wire.messages import (
@@ -69,6 +72,7 @@ from cortex.wire.messages import (
     CannotServe,
     DataListed,
     Drain,
+    DropMapOutputs,
     EndJob,
     GivenBack,
     Heartbeat,
@@ -135,6 +139,9 @@ class Scheduler:
         self._choosy: set[str] = set()
         """Jobs that have left a free slot to others: they do not wait for one."""
         self._recall_due = False
+        self._no_successors_until: dict[str, float] = {}
+        """Jobs that gave some back: what is leased to be recalled again is of no use."""
+        self._told_from = 0
         self._passed_over: list[Node] = []
         """They found nothing that they may have now: asked again when there is something new, and on a
         tick."""
@@ -153,6 +160,7 @@ class Scheduler:
             AttemptFailed: self._attempt_failed,
             Heartbeat: self._heartbeat,
             CannotServe: self._cannot_serve,
+            MapsNotKept: self._maps_not_kept,
             GivenBack: self._given_back,
             DrainRequested: self._drain_requested,
             CancelRequested: self._cancel_requested,
@@ -200,6 +208,7 @@ class Scheduler:
         del self.jobs[job.job]
         self.shares.remove(job.job)
         self._choosy.discard(job.job)
+        self._no_successors_until.pop(job.job, None)
         self._openings.pop(job.job, None)
         self._is_news = True  # others may have its turn now
 
@@ -244,7 +253,7 @@ class Scheduler:
         else:
             self._drop_node(hello.node, now)  # its earlier life, if we still believed in it
             if expected not in (None, hello.incarnation):
-                self._lose_results(hello.node)
+                self._lose_results(hello.node, now)
             node = self.leases.join(hello, now)
         for job in (*self.jobs.values(), *self.kept.values()):
             job.meet(node)
@@ -263,6 +272,8 @@ class Scheduler:
         for job in hello.jobs:
             if self._is_known(job):
                 node.told[job] = Told()
+                if job in self.kept and self.kept[job].maps_dropped:
+                    self._out.append(SendToNode(node.name, DropMapOutputs(job)))
             else:
                 self._out.append(SendToNode(node.name, EndJob(job)))
         for running in [each for each in node.held.values() if each.attempt not in hello.attempts]:
@@ -339,14 +350,14 @@ class Scheduler:
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
             self.tally.abandoned[running.stage] += 1
-        self.tally.nodes_lost += 1
-        self._lose_results(node.name)
+        self.tally.nodes_lost += node.state.duty is not Duty.LEFT
+        self._lose_results(node.name, now)
 
-    def _lose_results(self, name: str) -> None:
+    def _lose_results(self, name: str, now: float) -> None:
         for job in (*self.jobs.values(), *self.kept.values()):
             self._lose(job, name)
             job.holder_lost(name)  # a job that has failed by it ends on the next tick
-        self._reopen()
+        self._reopen(now)
 
     def _lose(self, job: JobRun, name: str) -> None:
         job.node_lost(name)
@@ -359,15 +370,17 @@ class Scheduler:
             job.part_lost(event.staged_as)
             self.leases.changed[job.job] = None
             self._write_down(job, PartGone(event.staged_as))
-            self._reopen()
+            self._reopen(now)
 
-    def _reopen(self) -> None:
-        """Jobs that were done, and are not any more, go on."""
-        for job in [job for job in self.kept.values() if not job.ended]:
+    def _reopen(self, now: float) -> None:
+        """Jobs that were done, and are not any more, go on, or have failed."""
+        for job in [job for job in self.kept.values() if job.state is not JobState.DONE]:
             del self.kept[job.job]
             self._take_in(job, self._users[job.job])
-            job.place()  # as it is now: nobody asked while it was done
-            self._ask_all(job)
+            if not job.ended:
+                job.place()  # as it is now: nobody asked while it was done
+                self._ask_all(job)
+            self._after(job, now)
 
     def _write_down(self, job: JobRun, record: JobRecord) -> None:
         if self._journalled:
@@ -531,12 +544,14 @@ class Scheduler:
         if node is None:
             self.stale_messages += 1
             return
-        node.recalling = False
+        recalled, node.recalling = node.recalling, False
         for attempt in event.attempts:
             self._claims.pop(attempt, None)
             running = self.leases.take(node, attempt)
             if running is not None:
                 self.jobs[running.job].abandoned(running)
+                if recalled:
+                    self._no_successors_until[running.job] = now + SLOT_TURN_S
 
     def _look_at_drains(self, now: float) -> None:
         """Nodes that nothing needs any more are told to end: none while it is not known what nodes hold."""
@@ -548,11 +563,13 @@ class Scheduler:
             if not self.waits_for(node):
                 self.leases.empty(node)
                 self._out.append(SendToNode(node.name, ShutDown()))
-                self._give_up(node.name, now)
+                self._drop_node(node.name, now)
+                self._out.append(GiveUpNode(node.name, drained=True))
 
     def _end_work_at(self, node: Node) -> None:
-        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere. A
-        finished result stays until it is fetched: its input may be gone."""
+        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere, but
+        for jobs whose input only this node has. A finished result stays until it is fetched: its input may be
+        gone."""
         self.leases.stop_waiting_for(node)
         taken = self.leases.take_all(node)
         for running in taken:
@@ -560,7 +577,7 @@ class Scheduler:
         if taken:
             self._out.append(SendToNode(node.name, Revoke(tuple(running.attempt for running in taken))))
         for job in list(self.jobs.values()):
-            if job.needs_of(node.name):
+            if job.needs_of(node.name) and not job.survey.has_alone(node.name):
                 self._lose(job, node.name)
                 job.holder_lost(node.name)
 
@@ -577,6 +594,16 @@ class Scheduler:
 
     def _live_nodes(self) -> list[str]:
         return [node.name for node in self.leases.nodes.values() if not node.silent]
+
+    def _maps_not_kept(self, event: MapsNotKept, now: float) -> None:
+        job = self.kept.get(event.job)
+        if job is None or job.map_only or job.maps_dropped:
+            return
+        job.drop_maps()
+        self._write_down(job, MapsDropped())
+        for node in self.leases.nodes.values():
+            if job.job in node.told and not node.silent:
+                self._out.append(SendToNode(node.name, DropMapOutputs(job.job)))
 
     def _cancel_requested(self, event: CancelRequested, now: float) -> None:
         job = self.jobs.get(event.job)
@@ -618,6 +645,7 @@ class Scheduler:
         else:
             self._look_at_drains(now)
         self._ask_passed_over()
+        fetching = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
         for job in list(self.jobs.values()):
             if job.unfit:
                 job.look_for_fit_nodes(self._live_nodes(), now, wait=True)
@@ -632,15 +660,25 @@ class Scheduler:
             if job.ended:
                 self._after(job, now)
             else:
-                self._out.append(SendToClient(job.job, self._progress(job, now)))
-                self._prefetch(job)
+                self._prefetch(job, fetching)
+        for job in self._whose_progress():
+            self._out.append(SendToClient(job.job, self._progress(job, now)))
+
+    def _whose_progress(self) -> list[JobRun]:
+        """All jobs, or where there are many some of them, in turns."""
+        jobs = list(self.jobs.values())
+        if len(jobs) <= JOBS_TOLD_MAX:
+            return jobs
+        first = self._told_from % len(jobs)
+        self._told_from = first + JOBS_TOLD_MAX
+        return (jobs[first:] + jobs[:first])[:JOBS_TOLD_MAX]
 
     def _wait_for_nodes(self, now: float) -> None:
         if now >= self.expected_until:
             lost, self.expected = sorted(self.expected), {}
             self._returning.clear()
             for name in lost:
-                self._lose_results(name)
+                self._lose_results(name, now)
                 self._out.append(GiveUpNode(name))
         self._settle(now)  # also when one was lost again before it had told all
 
@@ -671,14 +709,14 @@ class Scheduler:
         else:
             assert job.error is not None
             self._users.pop(job.job)
-            self._end_at_nodes(job.job)
+            self._end_at_nodes(job.job, job.commits)
             self._out.append(SendToClient(job.job, JobFailed(job.job, job.error, report)))
 
     def _is_known(self, job: str) -> bool:
         return job in self.jobs or job in self.kept
 
-    def _end_at_nodes(self, job: str) -> None:
-        end = EndJob(job)
+    def _end_at_nodes(self, job: str, drop_output: bool = False) -> None:
+        end = EndJob(job, drop_output)
         for node in self.leases.nodes.values():
             if job in node.told and not node.silent:
                 del node.told[job]
@@ -698,7 +736,7 @@ class Scheduler:
         self._count_shares()
         if self._is_news:
             self._ask_passed_over()
-        granted: dict[str, list[RunTask]] = {}
+        granted: dict[str, tuple[list[RunTask], list[RunTask]]] = {}
         left = GRANTS_PER_DECISION_MAX
         declined = in_vain = 0
         while (
@@ -711,15 +749,16 @@ class Scheduler:
             leased = self._lease(node, min(left, share, node.room), now)
             if leased:
                 left -= len(leased)
-                tasks = granted.setdefault(node.name, [])
-                tasks += [RunTask(running.attempt, running.task) for running in leased]
+                lists = granted.setdefault(node.name, ([], []))
+                for running, has_slot in leased:
+                    lists[not has_slot].append(RunTask(running.attempt, running.task))
             else:
                 self._passed_over.append(node)
                 self.leases.set_aside(node)
                 declined += not node.free_slots
                 in_vain += 1
-        for name, tasks in granted.items():
-            self._out.append(SendToNode(name, Lease(tuple(tasks))))
+        for name, (begin, succeed) in granted.items():
+            self._out.append(SendToNode(name, Lease((*begin, *succeed), len(succeed))))
         self.leases.settle()
         if self._recall_due and left > 0:
             self._recall_due = False
@@ -743,14 +782,14 @@ class Scheduler:
         if self._openings.get(name) != openings:
             self._openings[name] = openings
             self._is_news = True
-        ready = max(1, job.ready_tasks(slots)) if job.has_ready(slots) else 0
-        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready):
+        ready = 0 if job.state is JobState.PLANNING else job.ready_tasks(slots)
+        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
             self._recall_due = True
 
-    def _lease(self, node: Node, count: int, now: float) -> list[Running]:
+    def _lease(self, node: Node, count: int, now: float) -> list[tuple[Running, bool]]:
         """Up to `count` tasks for one node: its free slots to the jobs whose turn it is, then successors to
-        those that have slots there."""
-        leased: list[Running] = []
+        those that have slots there. Each with whether it has a slot."""
+        leased: list[tuple[Running, bool]] = []
         passed_over: set[str] = set()
         while len(leased) < count and node.free_slots:
             job = self._next_job(node, passed_over)
@@ -767,6 +806,7 @@ class Scheduler:
                     len(leased) < count
                     and node.successors_wanted(name) > 0
                     and self.shares.wants(name)
+                    and now >= self._no_successors_until.get(name, 0.0)
                     and not (waiting is not None and self._gives_way(node, name, waiting, now))
                     and self._lease_one(node, self.jobs[name], leased, now)
                 ):
@@ -790,7 +830,7 @@ class Scheduler:
             self._choosy.add(name)
         return None
 
-    def _lease_one(self, node: Node, job: JobRun, leased: list[Running], now: float) -> bool:
+    def _lease_one(self, node: Node, job: JobRun, leased: list[tuple[Running, bool]], now: float) -> bool:
         """Lease the job's next task to the node, if it has one for it."""
         name, slots = job.job, self.leases.slots
         running = job.next_task(node, slots, now)
@@ -801,9 +841,13 @@ class Scheduler:
                 self.shares.change(name, self.leases.slots_of.get(name, 0), 0)
             return False
         self.shares.served(name)
-        self.leases.lease(node, running)
-        self._count_share(name)
-        leased.append(running)
+        has_slot = self.leases.lease(node, running)
+        ready = self.shares.ready_of(name) - 1
+        if ready > 0:
+            self.shares.change(name, self.leases.slots_of.get(name, 0), ready)
+        else:
+            self._count_share(name)
+        leased.append((running, has_slot))
         self._introduce(node, job, running)
         return True
 
@@ -814,8 +858,15 @@ class Scheduler:
         return next((name for name in self.shares.in_order() if name not in self._choosy), None)
 
     def _gives_way(self, node: Node, name: str, waiting: str, now: float) -> bool:
-        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`?"""
-        return now - node.turn_at[name] >= SLOT_TURN_S and self.shares.holds_too_much(name, waiting)
+        """Is the job to leave the slots it has at this node, when its tasks there end, to `waiting`, whose
+        turn it is, or to another job of its own user?"""
+        if now - node.turn_at[name] < SLOT_TURN_S:
+            return False
+        if self.shares.holds_too_much(name, waiting):
+            return True
+        rivals = (job for job in self.shares.in_order_of_user(name) if job not in self._choosy)
+        rival = next(rivals, None)
+        return rival is not None and self.shares.holds_too_much(name, rival)
 
     def _recall(self, now: float) -> None:
         """Ask for leases that have not begun, for a job that waits for a slot: from a few nodes, as any of
@@ -823,23 +874,33 @@ class Scheduler:
         waiting = self._waits_for_slot(self.leases.free_slots)
         if waiting is None:
             return
-        wanted = max(RECALLS_AT_ONCE, self.shares.ready_of(waiting))
+        first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
+        wanted = sum(self.shares.lacks(name, self.leases.slots) for name in first)
+        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
+        in_turn = not self.shares.slots_of(waiting)  # it is due, however few slots others have
         for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
             node = self.leases.with_successors.pop(name)
             self.leases.with_successors[name] = node  # the last of all, next time
-            for job in list(node.slots_of) if node.is_here and not node.recalling else ():
-                more = node.waiting(job)
-                if more > 0 and job in self.jobs and self._gives_way(node, job, waiting, now):
+            if not node.is_here or node.recalling:
+                wanted -= node.recalling
+                continue
+            for job in list(node.slots_of):
+                more = min(wanted, node.waiting(job))
+                if (
+                    more > 0
+                    and job in self.jobs
+                    and (in_turn or self.shares.has_too_many(job, self.leases.slots))
+                    and self._gives_way(node, job, waiting, now)
+                ):
                     node.recalling = True
                     wanted -= more
                     self._out.append(SendToNode(name, Recall(job, more)))
             if wanted <= 0:
                 return
 
-    def _prefetch(self, job: JobRun) -> None:
+    def _prefetch(self, job: JobRun, live: list[Node]) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
-        live = [n for n in self.leases.nodes.values() if n.takes_work and n.hello.data_address]
-        nodes = [n for n in live if n.name not in job.unfit]
+        nodes = [n for n in live if n.name not in job.unfit] if job.unfit else live
         for node, ahead, locations in job.prefetch(nodes):
             told = self._introduce(node, job)
             if not told.ahead:

@@ -139,6 +139,7 @@ class ClusterServer:
             self.cluster,
             self._journal,
             blob_folder=os.path.join(home, _BLOBS),
+            wall_clock=wall_clock,
             audit=self._audit.note,
             certificate_expiry=self._certificate_expiry,
             sharing=sharing or SharingPolicy(),

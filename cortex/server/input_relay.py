@@ -126,6 +126,11 @@ class InputRelay:
             raise error
         self._to_node(node, msgspec.structs.replace(message, read=read.read))
 
+    def owes(self, job: str, node: str) -> bool:
+        """Whether the node has asked for something of this job and has no answer."""
+        asked = self._asked.get(node, {}).get(job)
+        return asked is not None and asked.reads > 0
+
     def _has_room(self, node: str, size_bytes: int) -> bool:
         asked = self._asked.get(node, {}).values()
         held = size_bytes + sum(each.size_bytes for each in asked)

@@ -6,7 +6,7 @@ Not durable by itself: on a cluster the journal keeps the same, and a later life
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cortex.errors import Cancelled
@@ -21,7 +21,10 @@ class _Entry:
 
 
 class JobLedger:
-    def __init__(self) -> None:
+    """`is_kept(job)`: it has ended, and something of it is kept, so that it must be known whose it is."""
+
+    def __init__(self, is_kept: Callable[[str], bool] = lambda job: False) -> None:
+        self._is_kept = is_kept
         self._under_way: dict[str, _Entry] = {}
         self._ended: OrderedDict[str, JobStatus] = OrderedDict()
 
@@ -50,7 +53,9 @@ class JobLedger:
             message.report.locality,
         )  # fmt: skip
         if len(self._ended) > JOBS_REMEMBERED:
-            self._ended.popitem(last=False)
+            oldest = next((each for each in self._ended if each != job and not self._is_kept(each)), None)
+            if oldest is not None:
+                del self._ended[oldest]
         return status
 
     def owner(self, job: str) -> str | None:

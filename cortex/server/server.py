@@ -6,11 +6,14 @@ reactor of its own and blocks nowhere. Clients connect through `client_factory`;
 
 On one machine a client whose connection ends takes its jobs with it. With a journal, a client may come back
 for its job (AttachJob) and a node with what it holds, for a while, and a later life of the server goes on.
+A detached job has no client: those that follow it (FollowJob) come and go, and its result is kept until it
+expires or is forgotten (`cortex.server.kept_results`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +23,16 @@ import msgspec
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
-from cortex.errors import CortexError, InternalError, NotAllowed, ProtocolError, VersionMismatch
+from cortex.errors import (
+    CortexError,
+    InputError,
+    InternalError,
+    NotAllowed,
+    ProtocolError,
+    ResultsLost,
+    UsageError,
+    VersionMismatch,
+)
 from cortex.ids import Role, new_job_id
 from cortex.job.bundle import Bundle
 from cortex.limits import CLIENT_RETURN_S, LOGS_S_MAX, PROGRESS_S
@@ -33,6 +45,7 @@ from cortex.scheduling.events import (
     Event,
     GiveUpNode,
     JobSubmitted,
+    MapsNotKept,
     NodeAway,
     NodeJoined,
     NodeLost,
@@ -49,14 +62,18 @@ from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
 from cortex.server.job_ledger import JobLedger
 from cortex.server.journal_desk import JournalDesk
+from cortex.server.kept_results import KeptResults
 from cortex.server.log_desk import LogDesk
 from cortex.server.part_relay import PartRelay, results_lost
+from cortex.server.put_desk import PutDesk
 from cortex.sharing_policy import SharingPolicy
 from cortex.storage.blob_store import BlobStore
+from cortex.storage.shared_output import attempts_folder
 from cortex.transfer.work_thread import WorkThread
 from cortex.units import format_seconds
 from cortex.wire.messages import (
     AttachJob,
+    BeginPut,
     BlobTaken,
     CancelJob,
     ClientHello,
@@ -64,6 +81,9 @@ from cortex.wire.messages import (
     EndJob,
     FetchBlob,
     FetchPart,
+    FinishPut,
+    FollowJob,
+    ForgetResult,
     FromNode,
     FromServer,
     GetLogs,
@@ -74,18 +94,24 @@ from cortex.wire.messages import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobFollowed,
     JobForgotten,
     JobProgress,
+    JobReceived,
     JobReport,
     NodeHello,
     NodeLog,
     NodeReads,
     OfferBlobs,
+    OfferPart,
     PartChunk,
     PartLost,
+    PartsNamed,
+    PartStored,
     PartTaken,
     PartUnread,
     PutBlob,
+    PutOpened,
     Refused,
     ReportsKept,
     ServerHello,
@@ -159,6 +185,7 @@ class Server:
     `cluster` "": the server of one machine, which answers no hello before its node is there. It begins with
     what an earlier life left in `journal`, which the caller stops after it. Raises StateFailed for a journal
     that makes no sense.
+    `wall_clock` is seconds since 1970: results expire by it.
     `audit`: notes who did what.
     `blob_folder`: its own, where the files that travel with jobs are kept (on one machine not beyond its
     end, so not durably); "" in tests without any. `certificate_expiry(node)`: seconds since 1970, 0 unknown.
@@ -175,12 +202,14 @@ class Server:
         journal: JournalDesk | None = None,
         *,
         blob_folder: str = "",
+        wall_clock: Callable[[], float] = time.time,
         audit: Audit = no_audit,
         sharing: SharingPolicy | None = None,
         certificate_expiry: Callable[[str], float] = lambda node: 0.0,
     ) -> None:
         self._reactor = reactor
         self._clock = clock
+        self._wall_clock = wall_clock
         self._cluster = cluster
         self._journal = journal
         self._audit = audit
@@ -191,7 +220,8 @@ class Server:
         self._versions = local_versions()
         self._nodes: dict[str, tuple[NodeHello, NodeLink]] = {}
         self._clients: dict[MessageProtocol[Any], _Client] = {}
-        self._ledger = JobLedger()
+        self._results = KeptResults()
+        self._ledger = JobLedger(lambda job: job in self._results)
         self._parts: dict[str, dict[str, str]] = {}
         """Of jobs that are done: a part's staged name -> the node that has it."""
         self._relay = PartRelay(self._to_node, lambda client, message: client.link.send(message))
@@ -207,6 +237,14 @@ class Server:
             self._to_node,
             lambda client, message: client.link.send(message),
             lambda job: job in self._scheduler.jobs or job in self._scheduler.kept,
+        )
+        self._puts = PutDesk(
+            clock,
+            self._input,
+            self._to_node,
+            lambda client, message: client.link.send(message),
+            lambda client, refused: client.link.close(refused),
+            self._note_put,
         )
         self._client_of: dict[str, _Client] = {}
         self._accepting: dict[str, _Client] = {}
@@ -282,6 +320,7 @@ class Server:
         if self._nodes.pop(node_name, None) is None:
             return
         self._blobs.node_lost(node_name)  # it asks again
+        self._puts.node_lost(node_name)
         self._input.node_lost(node_name)
         self._logs.node_lost(node_name)
         if self._journal is not None and not for_good:
@@ -315,10 +354,17 @@ class Server:
             self._blobs.taken(message)
         elif isinstance(message, NodeReads):
             known = self._nodes.get(message.node)
-            if known is not None and known[1] is link:  # else it has come back meanwhile, and asks again
+            if known is None or known[1] is not link:
+                pass  # it has come back meanwhile, and asks again
+            elif message.asked.job in self._results:
+                link.send(InputUnread(message.asked.read, self._no_client(message).report()))
+            else:
+                self._puts.node_reads(message.node, message.asked.job)
                 self._input.read(message)
         elif isinstance(message, NodeLog):
             self._logs.answered(message)
+        elif isinstance(message, PutOpened | PartStored | PartsNamed):
+            self._puts.node_said(message)
         elif isinstance(message, Goodbye):
             known = self._nodes.get(message.node)
             if known is not None and known[0].incarnation == message.incarnation:
@@ -362,6 +408,10 @@ class Server:
             self._submit(client, message)
         elif isinstance(message, AttachJob):
             self._attach(client, message.job)
+        elif isinstance(message, FollowJob):
+            self._follow(client, message.job)
+        elif isinstance(message, ForgetResult):
+            self._forget_result(client, message.job)
         elif isinstance(message, InputBytes | InputUnread):
             self._input.answer(client, message)
         elif isinstance(message, GetStatus):
@@ -370,7 +420,13 @@ class Server:
             self._cancel(client, message.job)
         elif isinstance(message, GetLogs):
             self._send_logs(client, message.job)
-        elif message.job not in client.jobs:
+        elif isinstance(message, BeginPut):
+            self._begin_put(client, message)
+        elif isinstance(message, OfferPart | FinishPut):
+            self._puts.said(client, message)
+        elif message.job not in client.jobs and not (
+            isinstance(message, FetchPart | PartTaken) and self._may_fetch(client, message.job)
+        ):
             raise ProtocolError(f"{type(message).__name__} names a job that is not this client's")
         elif isinstance(message, FetchPart):
             self._fetch_part(client, message)
@@ -413,12 +469,13 @@ class Server:
             else:
                 client.link.send(Refused(NotAllowed(f"{job} is no job of yours").report()))
             return
-        if self._sharing is not None:
+        error = self._wrong_folder(request) or (self._not_detached() if request.detached else None)
+        if self._sharing is not None and error is None:
             accepting = sum(each.owner == owner for each in self._accepting.values())
             error = refusal(request, owner, accepting, self._scheduler, self._sharing)
-            if error is not None:
-                client.link.send(Refused(error.report()))
-                return
+        if error is not None:
+            client.link.send(Refused(error.report()))
+            return
         self._blobs.submitted(client, job, request.bundle)
         self._accepting[job] = client
         actor = actor_of(client.link)
@@ -438,6 +495,8 @@ class Server:
                 name = repr(request.spec.name)
                 _log.info("client {id} submits {name}, code {code}", id=actor.id, name=name, code=code)
             self._ledger.accepted(job, request.spec.name, owner)
+            if request.detached:
+                self._results.accepted(job, request.keep_s)
             self._give(job, client)
             client.link.send(JobAccepted(job))
             self._handle(JobSubmitted(job, request, owner))
@@ -451,6 +510,14 @@ class Server:
 
     def _attach(self, client: _Client, job: str) -> None:
         """The client goes on with a job that another connection had, in this life or an earlier one."""
+        if job in self._results:  # its submission comes again, its answer was lost
+            if self._owns(client, job):
+                client.link.send(JobAccepted(job))
+                self._give(job, client)
+                answer = None if job in self._scheduler.jobs else self._answers.get(job)
+                if answer is not None:
+                    self._send_answer(client, answer)
+            return
         under_way = job in self._scheduler.jobs
         known = under_way or job in self._answers or job in self._ending
         owner = self._ledger.submitter(job) if known else None
@@ -468,8 +535,11 @@ class Server:
             self._send_answer(client, answer)
 
     def _give(self, job: str, client: _Client) -> None:
-        """The job is this client's, if that is still here."""
-        if self._clients.get(client.link) is client:
+        """The job is this client's, if that is still here; one that is detached it follows."""
+        if job in self._results:
+            if self._clients.get(client.link) is client:
+                self._results.follow(job, client)
+        elif self._clients.get(client.link) is client:
             client.jobs.add(job)
             self._client_of[job] = client
             if not isinstance(self._answers.get(job), JobFailed):
@@ -477,6 +547,105 @@ class Server:
             self._deserted.pop(job, None)
         else:
             self._deserted[job] = self._clock() + CLIENT_RETURN_S
+
+    # --- detached jobs and their results ---
+
+    def _keeps_result(self, job: str) -> bool:
+        run = self._scheduler.kept.get(job)
+        return job in self._results and run is not None and not run.is_elsewhere
+
+    def _wrong_folder(self, request: SubmitJob) -> CortexError | None:
+        """On a cluster parts lie at their nodes, or beside the output: nodes make and remove that folder, and
+        no other."""
+        output = request.spec.output
+        on_nodes = output.at == "nodes"
+        wanted = attempts_folder(output.path, request.job) if on_nodes else ""
+        good = request.staging_dir == wanted and (not on_nodes or (request.job and output.path[:1] == "/"))
+        return (
+            None if good or not self._cluster else ProtocolError("a job names a wrong folder for its parts")
+        )
+
+    def _not_detached(self) -> CortexError | None:
+        """Why no detached job can be taken."""
+        if self._journal is None:
+            return UsageError("a job on one machine ends with its client", cure="leave --detach out")
+        return self._results.no_room()
+
+    def _no_client(self, message: NodeReads) -> CortexError:
+        """A node has not an input file of a detached job as its client had it."""
+        read = message.asked
+        run = self._scheduler.jobs.get(read.job)
+        listed = run.request.client_files if run is not None else ()
+        files = [file for found in listed if found is not None for file in found]
+        path = files[read.file].path if 0 <= read.file < len(files) else f"number {read.file}"
+        return InputError(
+            f"input file {path} is not at node {message.node} as it is at the client, which a detached job"
+            " does not read from",
+            cure="name a path that all nodes see, or leave --detach out: the files then come from here",
+            details={"file": path, "node": message.node},
+        )
+
+    def _follow(self, client: _Client, job: str) -> None:
+        if not self._owns(client, job):
+            self._audit(actor_of(client.link), "fetch", job, REFUSED)
+            return
+        run = self._scheduler.jobs.get(job) or self._scheduler.kept.get(job)
+        answer = None if job in self._scheduler.jobs else self._answers.get(job)
+        if run is None and answer is None and job not in self._ending:
+            client.link.send(Refused(self._nothing_kept(job).report()))
+            return
+        self._audit(actor_of(client.link), "fetch", job)
+        self._results.follow(job, client)
+        spec = None if run is None else run.request.spec
+        client.link.send(JobFollowed(job, job in self._results, spec))
+        if answer is not None:
+            self._send_answer(client, answer)
+
+    def _nothing_kept(self, job: str) -> CortexError:
+        status = self._ledger.status(job)
+        if status is None or status.state == "done":
+            return ResultsLost(
+                f"no result of {job} is kept: it went to its client, was forgotten, or has expired",
+                cure="run the job again; --detach --keep-results 30d keeps its result longer",
+            )
+        return ResultsLost(f"{job} has no result: it is {status.state}", details={"error": status.error})
+
+    def _may_fetch(self, client: _Client, job: str) -> bool:
+        return job in self._results and self._results.follows(client, job)
+
+    def _forget_result(self, client: _Client, job: str) -> None:
+        if not self._owns(client, job):
+            self._audit(actor_of(client.link), "forget", job, REFUSED)
+            return
+        if job in self._scheduler.jobs or job in self._ending:
+            error = UsageError(f"{job} is under way", cure=f"cortex cancel {job} ends it")
+            client.link.send(Refused(error.report()))
+        elif job not in self._results:
+            client.link.send(Refused(self._nothing_kept(job).report()))
+        else:
+            self._audit(actor_of(client.link), "forget", job)
+            self._drop_result(job, lambda: client.link.send(JobForgotten(job)))
+
+    def _drop_result(self, job: str, then: Callable[[], None] = lambda: None) -> None:
+        """What is kept of a detached job that has ended is kept no more."""
+        for follower in self._results.unfollow(job):
+            follower.link.send(JobForgotten(job))
+        self._results.forget(job)
+        self._handle(JobReceived(job))
+        self._input.close_job(job)
+        self._parts.pop(job, None)
+        self._blobs.job_ended(job)
+        self._take_answer(job, then)
+
+    def _look_at_results(self) -> None:
+        now = self._wall_clock()
+        for job in self._results.expired(now):
+            if job not in self._scheduler.jobs and job not in self._ending:  # else when it is done again
+                self._drop_result(job)
+        kept = {job: run for job, run in self._scheduler.kept.items() if not run.maps_dropped}
+        needless = [job for job, run in kept.items() if run.is_elsewhere and job in self._results]
+        for job in (*needless, *self._results.maps_not_kept(kept, now)):
+            self._handle(MapsNotKept(job))
 
     def _fetch_part(self, client: _Client, message: FetchPart) -> None:
         node = self._parts.get(message.job, {}).get(message.staged_as)
@@ -498,7 +667,8 @@ class Server:
             self._audit(actor_of(client.link), "cancel", job, REFUSED)
             return
         self._audit(actor_of(client.link), "cancel", job)
-        self._handle(CancelRequested(job, by))
+        if job not in self._results or job in self._scheduler.jobs:  # a result is forgotten, not cancelled
+            self._handle(CancelRequested(job, by))
         if job not in client.jobs:
             client.link.send(self._status())
 
@@ -517,10 +687,28 @@ class Server:
             number = self._logs.ask(client, job, self._nodes)
             self._reactor.callLater(LOGS_S_MAX, self._logs.give_up, number)
 
+    def _begin_put(self, client: _Client, request: BeginPut) -> None:
+        nodes = self._scheduler.leases.nodes.values()
+        able = [node.name for node in nodes if node.hello.data_roots and node.state.takes_work]
+        self._puts.begin(client, request, [name for name in able if name in self._nodes])
+
+    def _note_put(self, client: _Client, request: BeginPut, error: str) -> None:
+        details: dict[str, Any] = {"overwrite": request.overwrite, "copies": request.copies}
+        if error:
+            details |= {"error": error}
+        outcome = REFUSED if error else DONE
+        self._audit(actor_of(client.link), "put", f"data:{request.name}", outcome, details)
+
     def _status(self) -> ClusterStatus:
         now = self._clock()
         running = job_statuses(self._scheduler, self._ledger.owners, now)
-        ended = [job for job in self._ledger.ended if job.job not in self._scheduler.jobs]
+        ended = [
+            msgspec.structs.replace(job, kept_until=self._results.expires_at(job.job))
+            if job.state == "done" and self._keeps_result(job.job)
+            else job
+            for job in self._ledger.ended
+            if job.job not in self._scheduler.jobs
+        ]
         nodes = [
             msgspec.structs.replace(node, certificate_expires_at=self._certificate_expiry(node.node))
             for node in node_statuses(self._scheduler, now)
@@ -536,8 +724,10 @@ class Server:
             return
         self._relay.client_lost(client)
         self._blobs.client_lost(client)
+        self._puts.client_lost(client)
         self._input.client_lost(client)
         self._logs.client_lost(client)
+        self._results.client_lost(client)
         for job in sorted(client.jobs):
             if self._journal is not None:
                 self._client_of.pop(job, None)
@@ -583,19 +773,29 @@ class Server:
     def _tick(self) -> None:
         self._timer = self._reactor.callLater(PROGRESS_S, self._tick)
         self._handle(Tick())
+        self._puts.tick()
         if self._deserted:
             self._give_up_clients()
+        self._look_at_results()
 
     def _restore(self, journal: JournalDesk) -> None:
         """Go on where an earlier life of the server ended."""
         kept, now = journal.read(), self._clock()
         self._ledger.restore(kept.ended)
         self._answers.update(kept.answers)
+        for job, failed in kept.answers.items():
+            if failed.expires_at:
+                self._results.accepted(job, 0.0, failed.expires_at, failed=True)
         for each in kept.restored.jobs:
             self._ledger.accepted(each.job, each.request.spec.name, kept.owners[each.job])
+            if each.request.detached:
+                before = kept.done.get(each.job)
+                expires_at = 0.0 if before is None else before.expires_at
+                self._results.accepted(each.job, each.request.keep_s, expires_at)
         self.keep_files_of({each.job: each.request.bundle for each in kept.restored.jobs})
         for job in (*kept.answers, *kept.owners):
-            self._deserted[job] = now + CLIENT_RETURN_S
+            if job not in self._results:
+                self._deserted[job] = now + CLIENT_RETURN_S
         self._told_before = kept.done
         self._handle(kept.restored)
         self._told_before = {}
@@ -620,7 +820,8 @@ class Server:
                 self._give_up_node(instruction)
 
     def _give_up_node(self, instruction: GiveUpNode) -> None:
-        _log.info("{node} is given up", node=instruction.node)
+        what = "is drained, and leaves" if instruction.drained else "did not come back"
+        _log.info("{node} {what}", node=instruction.node, what=what)
         self._relay.node_lost(instruction.node)
         if self._journal is not None:
             self._journal.node_dropped(instruction.node)
@@ -636,22 +837,28 @@ class Server:
             if before is not None and before.parts == message.parts:
                 message = before  # the report of the life that has seen all of it
             self._parts[job] = {part.staged_as: part.node for part in message.parts if part.node}
+        if isinstance(message, JobDone | JobFailed):
+            message = self._results.stamped(message, self._wall_clock())
         if isinstance(message, JobFailed):  # one that is done may need its files to make lost parts anew
             self._blobs.job_ended(job)
             self._input.close_job(job)
         if isinstance(message, JobDone | JobFailed):
             self._ended(job, message)
             return
-        client = self._client_of.get(job)
-        if client is None or (client.link.congested and isinstance(message, JobProgress)):
-            return  # it is gone; or it reads slowly, and the next progress says the same and more
-        self._send_answer(client, message)
+        for client in self._listeners(job):
+            # one that reads slowly needs no progress: the next says the same and more
+            if not (client.link.congested and isinstance(message, JobProgress)):
+                self._send_answer(client, message)
+
+    def _listeners(self, job: str) -> list[_Client]:
+        """The job's client, if it is here, and who follows it."""
+        own = self._client_of.get(job)
+        return [*([] if own is None else [own]), *self._results.followers(job)]
 
     def _ended(self, job: str, message: JobDone | JobFailed) -> None:
         status = self._ledger.ended_with(job, message)
         if self._journal is None or status is None:
-            client = self._client_of.get(job)
-            if client is not None:
+            for client in self._listeners(job):
                 self._send_answer(client, message)
             return
         self._ending.add(job)
@@ -664,10 +871,10 @@ class Server:
         """A job's end is in the journal: now its client may know."""
         self._ending.discard(message.job)
         self._answers[message.job] = message
-        client = self._client_of.get(message.job)
-        if client is not None:
+        job = message.job
+        for client in self._listeners(job):
             self._send_answer(client, message)
-        elif message.job not in self._deserted:
+        if job not in self._results and job not in self._client_of and job not in self._deserted:
             self._deserted[message.job] = self._clock() + CLIENT_RETURN_S
 
     def _send_answer(self, client: _Client, message: FromServer) -> None:

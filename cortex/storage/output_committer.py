@@ -78,9 +78,9 @@ def stage_output(fs: Filesystem, output_path: str, nonce: str, overwrite: bool =
         raise InternalError(f"{nonce!r} is no job id: the folder it names would never be cleared away")
     output = os.path.realpath(output_path)
     parent, name = os.path.split(output)
-    with _failing(f"output {output_path} cannot be written"):
+    with failing(f"output {output_path} cannot be written"):
         check_output(fs, output, overwrite)
-        made = _make_parents(fs, parent)
+        made = make_parents(fs, parent)
         try:
             remove_stale(fs, output)
             check_output(fs, output, overwrite)  # an old output may be back
@@ -147,10 +147,10 @@ def commit_output(
     an error, the staging folder is gone.
     """
     try:
-        with _failing(f"output {staged.output_path} could not be committed"):
+        with failing(f"output {staged.output_path} could not be committed"):
             _fill(fs, staged.path, parts, manifest)
             check_output(fs, staged.output_path, staged.overwrite)
-            _publish(fs, staged)
+            publish(fs, staged)
     except BaseException:
         abort_output(fs, staged)
         raise
@@ -205,13 +205,8 @@ def remove_stale(fs: Filesystem, output: str) -> list[str]:
 
 def _fill(fs: Filesystem, folder: str, parts: Sequence[Part], manifest: dict[str, Any]) -> None:
     """Leave in `folder` the parts under their names, the manifest and _SUCCESS, all durable."""
+    check_names(folder, parts)
     wanted = {part.staged_as for part in parts}
-    names = {part.name for part in parts}
-    if len(wanted) != len(parts) or len(names) != len(parts):
-        raise InternalError(f"{folder}: two parts have the same name")
-    for name in sorted(wanted | names):
-        if name != os.path.basename(name) or name.startswith((".", "_")) or not name:
-            raise InternalError(f"{folder}: {name!r} cannot be the name of a part")
     for entry in fs.listdir(folder):
         if entry not in wanted:
             path = os.path.join(folder, entry)
@@ -220,30 +215,48 @@ def _fill(fs: Filesystem, folder: str, parts: Sequence[Part], manifest: dict[str
             else:
                 fs.unlink(path)
     for part in parts:
-        path = os.path.join(folder, part.staged_as)
-        size = fs.file_bytes(path)
-        if size != part.size_bytes:
-            raise OutputFailed(
-                f"{path} has {size} bytes, its writer reported {part.size_bytes}",
-                cure="run the job again; if this repeats, check the disk",
-                details={"file": path},
-            )
+        check_size(fs, os.path.join(folder, part.staged_as), part)
     _rename_all(fs, folder, parts)
-    files = [
-        {"name": p.name, "rows": p.rows, "bytes": p.size_bytes, "columns": [list(c) for c in p.columns]}
-        for p in parts
-    ]
-    text = json.dumps({**manifest, "rows": sum(p.rows for p in parts), "files": files}, indent=1) + "\n"
-    _write(fs, os.path.join(folder, MANIFEST), text.encode())
+    write_file(fs, os.path.join(folder, MANIFEST), manifest_text(parts, manifest).encode())
     # What the user gets has the rights any file of theirs has: those the umask leaves.
     mode = fs.mode(os.path.join(folder, MANIFEST))
     for part in parts:
         path = os.path.join(folder, part.name)
         fs.chmod(path, mode)
         fs.sync_file(path)
-    _write(fs, os.path.join(folder, SUCCESS), b"")
+    write_file(fs, os.path.join(folder, SUCCESS), b"")
     fs.chmod(folder, mode | 0o700 | (mode & 0o444) >> 2)
     fs.sync_folder(folder)
+
+
+def check_names(folder: str, parts: Sequence[Part]) -> None:
+    """Raise InternalError unless these can be the names of parts."""
+    wanted = {part.staged_as for part in parts}
+    names = {part.name for part in parts}
+    if len(wanted) != len(parts) or len(names) != len(parts):
+        raise InternalError(f"{folder}: two parts have the same name")
+    for name in sorted(wanted | names):
+        if name != os.path.basename(name) or name.startswith((".", "_")) or not name:
+            raise InternalError(f"{folder}: {name!r} cannot be the name of a part")
+
+
+def check_size(fs: Filesystem, path: str, part: Part) -> None:
+    """Raise OutputFailed unless the part's file has the bytes that its writer reported."""
+    size = fs.file_bytes(path)
+    if size != part.size_bytes:
+        raise OutputFailed(
+            f"{path} has {size} bytes, its writer reported {part.size_bytes}",
+            cure="run the job again; if this repeats, check the disk",
+            details={"file": path},
+        )
+
+
+def manifest_text(parts: Sequence[Part], manifest: dict[str, Any]) -> str:
+    files = [
+        {"name": p.name, "rows": p.rows, "bytes": p.size_bytes, "columns": [list(c) for c in p.columns]}
+        for p in parts
+    ]
+    return json.dumps({**manifest, "rows": sum(p.rows for p in parts), "files": files}, indent=1) + "\n"
 
 
 def _rename_all(fs: Filesystem, folder: str, parts: Sequence[Part]) -> None:
@@ -260,7 +273,7 @@ def _rename_all(fs: Filesystem, folder: str, parts: Sequence[Part]) -> None:
             fs.rename(os.path.join(folder, part.staged_as), os.path.join(folder, part.name))
 
 
-def _publish(fs: Filesystem, staged: StagedOutput) -> None:
+def publish(fs: Filesystem, staged: StagedOutput) -> None:
     output, parent = staged.output_path, os.path.dirname(staged.output_path)
     if not fs.exists(output) or not fs.listdir(output):
         try:
@@ -301,7 +314,7 @@ def _after(fs: Filesystem, parent: str, old: str | None) -> None:
             fs.remove_tree(old)
 
 
-def _write(fs: Filesystem, path: str, data: bytes) -> None:
+def write_file(fs: Filesystem, path: str, data: bytes) -> None:
     file = fs.create(path, 0o666)
     try:
         file.write(data)
@@ -310,7 +323,7 @@ def _write(fs: Filesystem, path: str, data: bytes) -> None:
         file.close()
 
 
-def _make_parents(fs: Filesystem, folder: str) -> tuple[str, ...]:
+def make_parents(fs: Filesystem, folder: str) -> tuple[str, ...]:
     missing = []
     at = folder
     while not fs.exists(at):
@@ -328,7 +341,7 @@ def _remove_folders(fs: Filesystem, folders: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _failing(what: str) -> Iterator[None]:
+def failing(what: str) -> Iterator[None]:
     """An OSError inside becomes OutputFailed, with a cure for the causes that have one."""
     try:
         yield

@@ -81,8 +81,8 @@ class SpillQuota:
             said = f"the node's quota is used up: {format_bytes(left)} are left of it"
             full = spill_full(self._folder, wanted_bytes, None, said)
             full.cure = (
-                "raise the node's --spill-quota, wait until other jobs have ended, or give more --memory so"
-                " that less is spilled"
+                "raise the node's --spill-quota, wait until other jobs have ended, drop results that nobody"
+                " needs (cortex forget ID), or give more --memory so that less is spilled"
             )
             raise full
         return granted

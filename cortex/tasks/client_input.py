@@ -84,6 +84,15 @@ class ClientInput:
     def close(self) -> None:
         self._link.close()
 
+    def check(self, files: Iterable[InputFile]) -> None:
+        """Raise what keeps a file from being read: of one that is elsewhere, what whoever has it says."""
+        for file in files:
+            found = self.open(file)
+            try:
+                found.check()
+            finally:
+                found.close()
+
     def _place(self, file: InputFile) -> InputLocated | None:
         """Where this machine has the file; None if it does not. Found out once."""
         if file.client_file not in self._places:

@@ -77,11 +77,15 @@ class Program:
     @property
     def python_values(self) -> bool:
         """The result goes back to the submitting client, not to files."""
-        return not self.spec.output.path
+        return not self._is_stored
 
     @property
     def output_format(self) -> str:
-        return self.spec.output.format if self.spec.output.path else "arrow"
+        return self.spec.output.format if self._is_stored else "arrow"
+
+    @property
+    def _is_stored(self) -> bool:
+        return bool(self.spec.output.path) or self.spec.output.at == "kept"
 
     @property
     def text_input(self) -> bool:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
-from cortex.errors import InternalError
+from cortex.errors import InternalError, OutputUnseen
 from cortex.formats.csv_records import scan_states
 from cortex.formats.input_bytes import at_hand, open_local
 from cortex.formats.planning import plan_inputs
+from cortex.ids import AttemptId, job_of
 from cortex.job.plan import InputPlan
+from cortex.limits import FILES_CHECKED_MAX
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
+from cortex.storage.shared_output import begin_shared, commit_shared, is_committed, shared_folder
 from cortex.storage.spill_quota import SpillQuota
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import ClientInput, Fetched
+from cortex.tasks.combine_task import CombineAttempt
 from cortex.tasks.job_bundle import enter_bundle, versions_told
 from cortex.tasks.map_task import MapAttempt
 from cortex.tasks.program import Program
 from cortex.tasks.reduce_task import ReduceAttempt
+from cortex.version import VERSION
 from cortex.wire.messages import (
+    CombineTask,
+    CommitResult,
+    CommitTask,
     MapTask,
     OpenJob,
     PlanResult,
@@ -49,8 +58,10 @@ class JobContext:
         self._store = MapOutputStore(
             fs, open_job.work_dir, quota=SpillQuota(fs, open_job.work_dir, account=account)
         )
-        # a client's own folder is the client's: whether there is room is seen when it is written
-        room = SpillQuota(fs, open_job.staging_dir, account=account) if account else None
+        self._on_nodes = open_job.spec.output.at == "nodes"
+        # a folder of the client's, or one that nodes share: whether there is room is seen when it is written
+        spilled = account and not self._on_nodes
+        room = SpillQuota(fs, open_job.staging_dir, account=account) if spilled else None
         self._client_input: ClientInput | None = None
         open_input, soon = open_local, at_hand
         if open_job.input_socket:
@@ -82,8 +93,10 @@ class JobContext:
     def run(self, attempt: str, task: Task, progress: Callable[[TaskStats], None]) -> Result:
         """Do one task. `progress` is called often and from this thread."""
         program = self._program
+        if self._on_nodes and isinstance(task, MapTask | ReduceTask):
+            self._check_output(program.staging_dir)
         if isinstance(task, PlanTask):
-            return self._plan(task)
+            return self._plan(task, attempt)
         if isinstance(task, ScanTask):
             file = program.plan.files[task.file]
             return ScanResult(scan_states(file, task.boundaries, program.open_input))
@@ -91,9 +104,41 @@ class JobContext:
             return MapAttempt(program, task, attempt, progress).run()
         if isinstance(task, ReduceTask):
             return ReduceAttempt(program, task, attempt, progress).run()
+        if isinstance(task, CombineTask):
+            return CombineAttempt(program, task, attempt, progress).run()
+        if isinstance(task, CommitTask):
+            return self._commit(task, attempt)
         raise InternalError(f"a task of type {type(task).__name__} reached an executor")
 
-    def _plan(self, task: PlanTask) -> PlanResult:
+    def _check_output(self, folder: str) -> None:
+        """The folder that the plan's node has made is a probe: does this node see the same path?"""
+        if not os.path.isdir(folder):
+            cause = "its folder, which another node has made, is not there"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            cause = "no right to write there"
+        else:
+            return
+        output = self._program.spec.output.path
+        raise OutputUnseen(
+            f"node {os.uname().nodename} does not see the output {output}, or may not write it: {cause}",
+            cure="mount the same file system there, at the same path, or leave --output-on nodes out",
+            details={"looked for": folder},
+        )
+
+    def _commit(self, task: CommitTask, attempt: str) -> CommitResult:
+        spec = self._program.spec
+        output, job = spec.output, job_of(AttemptId(attempt))
+        manifest = {"job": spec.name, "format": output.format, "cortex": VERSION}
+        fs = LocalFilesystem()
+        if not is_committed(fs, output.path, job):
+            self._check_output(shared_folder(output.path, job))
+        commit_shared(fs, output.path, job, output.overwrite, task.parts, manifest, attempt)
+        return CommitResult()
+
+    def _plan(self, task: PlanTask, attempt: str) -> PlanResult:
+        if self._on_nodes:
+            output = self._program.spec.output
+            begin_shared(LocalFilesystem(), output.path, job_of(AttemptId(attempt)), output.overwrite)
         plan = plan_inputs(
             self._program.spec.input,
             used_columns=self._program.used_columns(),
@@ -105,6 +150,8 @@ class JobContext:
             soon=self._program.soon,
             one_machine=self._client_input is None,
         )
+        if task.detached and self._client_input is not None:
+            self._client_input.check(plan.files[:FILES_CHECKED_MAX])
         self._program.check(plan)
         return PlanResult(plan)
 

@@ -216,7 +216,7 @@ def test_the_only_node_with_the_result_is_killed_before_the_client_has_it(
     from cortex.client import cluster_session
 
     killed = threading.Event()
-    is_done = cluster_session._Follower._is_done
+    is_done = cluster_session.Follower._is_done
 
     def killing(self: Any, done: Any) -> None:
         if not killed.is_set():
@@ -224,7 +224,7 @@ def test_the_only_node_with_the_result_is_killed_before_the_client_has_it(
             kill(cluster, "node1")
         is_done(self, done)
 
-    monkeypatch.setattr(cluster_session._Follower, "_is_done", killing)
+    monkeypatch.setattr(cluster_session.Follower, "_is_done", killing)
     run = Run(tmp_path, cluster, "plan", "map", "reduce")
     assert run.bytes() == expected
     assert killed.is_set()

@@ -85,6 +85,9 @@ def test_what_members_do_is_there(
         with pytest.raises(CortexError):
             client.ask(m.CancelJob(result.report.job), m.ClusterStatus)
         assert entry(cluster, action="cancel", outcome="refused")["actor"]["id"] == identity.id
+        with pytest.raises(CortexError):
+            client.ask(m.FollowJob(result.report.job), m.JobFollowed)
+        assert entry(cluster, action="fetch", outcome="refused")["object"] == result.report.job
         with pytest.raises(CortexError, match="may not send"):
             client.ask(m.GetAudit(1), m.AuditTail)
         assert "GetAudit" in entry(cluster, action="ask", outcome="refused")["details"]["error"]

@@ -136,7 +136,7 @@ def test_two_machines_in_five_minutes(where: str, request: pytest.FixtureRequest
     if other.received:  # its share of the words came from the first machine's maps
         assert other.received() - before > 50_000
     done = head.run("cortex jobs").splitlines()
-    assert re.search(r"WordCount\s+done\s+.*plan 1/1, map (\d+)/\1, reduce", done[1])
+    assert re.search(r"WordCount\s.*\sdone\s.*plan 1/1, map (\d+)/\1, reduce", done[1])
 
     create, login = (line.partition("#")[0].strip() for line in LOGIN.splitlines())
     printed = head.run(create).strip()

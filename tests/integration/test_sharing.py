@@ -162,7 +162,7 @@ def test_a_job_of_a_higher_priority_overtakes(
     wait_for(lambda: naps(marks, "urgent"), "the urgent job has begun")
     shown = command("jobs", "--server", cluster.address, "--home", str(cluster.folder / "server"))
     assert shown.splitlines()[0].split() == [
-        "job", "name", "state", "slots", "priority", "tasks", "time", "user",
+        "job", "name", "state", "slots", "priority", "tasks", "maps", "time", "user",
     ]  # fmt: skip
     assert second.end() is None
     begun = naps(marks, "urgent")

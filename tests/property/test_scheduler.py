@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from cortex.errors import ErrorReport
 from cortex.ids import JobId, is_attempt_id, new_job_id
 from cortex.job.plan import OUT, UNKNOWN, ClientFile, InputFile, InputPlan, Split, SplitGroups, Splits
-from cortex.job.spec import InputSpec, JobSpec
+from cortex.job.spec import InputSpec, JobSpec, OutputSpec
 from cortex.limits import (
     LEASE_S,
     LEASES_AHEAD_PER_SLOT,
@@ -156,6 +156,8 @@ class Simulation:
         self.made_by: dict[str, m.OutputNode] = {}
         self.accepted: dict[str, list[str]] = {}
         self.unfit_said: set[str] = set()
+        self.not_kept: set[str] = set()
+        """Jobs whose map outputs were not kept any more when they were done."""
         self.old: list[events.Event] = []
         self.given_back: list[tuple[FakeNode, m.GivenBack]] = []
         """Answers to recalls that are on their way."""
@@ -170,8 +172,9 @@ class Simulation:
             world = self.worlds[job] = World(rng)
             form: Any = "none" if world.map_only else "aggregate"
             path = "data:*" if world.where == "data" else "/data/*.csv"
-            spec = JobSpec("sim", InputSpec((path,)), reduce_form=form)
             staging = rng.choice(["/staging", ""])
+            output = OutputSpec("/out", at="nodes" if staging and rng.random() < 0.5 else "client")
+            spec = JobSpec("sim", InputSpec((path,)), output, reduce_form=form)
             listed = world.listed(file.index for file in world.plan.files)
             theirs = {"client": (listed,), "data": (None,), "nowhere": ()}[world.where]
             self.submit(job, m.SubmitJob(spec, b"", (), staging, client_files=theirs))
@@ -254,6 +257,8 @@ class Simulation:
             self.recall(node, message)
         elif isinstance(message, m.Revoke):
             node.queue = [r for r in node.queue if r.attempt not in message.attempts]
+        elif isinstance(message, m.DropMapOutputs):
+            assert message.job in node.jobs
         elif isinstance(message, m.EndJob):
             assert message.job in node.jobs
             node.jobs.discard(message.job)
@@ -347,6 +352,15 @@ class Simulation:
                 task.map_index, stats, () if world.map_only else rows, hash(rows) % 2**64, parts,
                 {"c": {"maps": 1}},
             )  # fmt: skip
+        elif isinstance(task, m.CommitTask):
+            indices = range(world.maps) if world.map_only else range(world.reducers)
+            assert [(part.name, part.node) for part in task.parts] == [(f"part-{i}", "") for i in indices]
+            if self.fault(0.2):
+                error = ErrorReport("output-unseen", f"{node.name} does not see it", "mount it")
+                self.unfit_said.add(job)
+                self.failed(node, run, error)
+                return
+            result = m.CommitResult()
         else:
             total = 0
             for ref in map_outputs(task.inputs, JobId(job)):
@@ -427,6 +441,10 @@ class Simulation:
             if rng.random() < 0.7:
                 self.tell(events.NodeLost(name))
             self.join(name)
+        if self.done and self.fault(0.1):
+            job = rng.choice(sorted(self.done))
+            self.not_kept.add(job)
+            self.tell(events.MapsNotKept(job))
         if self.done and rng.random() < 0.3:
             self.fetch(rng.choice(sorted(self.done)))
         busy = [n for n in self.nodes.values() if n.silent_until <= self.now and n.queue]
@@ -447,7 +465,7 @@ class Simulation:
         else:
             raise AssertionError(f"a job hangs: {set(self.worlds) - set(self.ends)}")
         for job, end in self.ends.items():
-            self.check_end(self.worlds[job], end, job in self.unfit_said)
+            self.check_end(self.worlds[job], end, job in self.unfit_said, job in self.not_kept)
         assert not self.scheduler.jobs
         assert not self.scheduler.kept
         assert not any(n.held for n in self.scheduler.leases.nodes.values())
@@ -458,11 +476,12 @@ class Simulation:
             widest = max(map(len, self.worlds[job].plan.tasks), default=0)
             assert run._scan_ahead <= bound + widest
 
-    def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool) -> None:
+    def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool, dropped: bool) -> None:
         if isinstance(end, m.JobFailed):
             # Either a fault that was injected, or maps that are not deterministic, by name.
             codes = {"user-code", "corrupt-run"} | ({"map-changed"} if world.moody else set())
-            codes |= {"package-missing"} if unfit else set()
+            codes |= {"package-missing", "output-unseen"} if unfit else set()
+            codes |= {"results-lost"} if dropped and not world.map_only else set()
             # a node that is not there when the job is submitted has not been asked for its files
             codes |= {"input-lost", "input"} if world.where == "data" else set()
             assert end.error.code in codes, end.error

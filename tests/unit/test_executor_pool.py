@@ -195,3 +195,32 @@ def test_looking_at_a_log_that_cannot_be_looked_at_ends_nothing(machine: Machine
     machine.connect(1)
     machine.pool.open_job(open_job("a"))
     assert machine.pool.run("a", TASK)
+
+
+def test_a_job_has_no_more_executors_than_its_memory_is_for(machine: Machine) -> None:
+    machine.pool.open_job(open_job("a"), 1)
+    links = [machine.connect(0), machine.connect(1)]
+    assert [len(link.heard()) for link in links] == [1, 0]  # one is bound
+    assert machine.pool.run("a", TASK)
+    assert not machine.pool.run("a", m.RunTask("a-m000001.0", m.MapTask(1, ())))
+    machine.pool.make_room(["a"], 1)
+    assert [link.heard() for link in links] == [[TASK], []]  # nobody is ended, or bound, for it
+    machine.pool.open_job(open_job("b"))
+    assert machine.pool.run("b", TASK)
+
+
+def test_slots_that_are_free_get_executors_of_the_jobs_that_wait(machine: Machine) -> None:
+    machine.pool.open_job(open_job("a"))
+    links = [machine.connect(0), machine.connect(1)]
+    machine.pool.open_job(open_job("b"))
+    machine.pool.make_room(["b", "b", "b"], 2)
+    machine.pool.make_room(["b", "b", "b"], 2)  # they are on their way
+    assert [m.Stop() in link.heard() for link in links] == [True, True]
+    machine.dies(0, 0)
+    machine.dies(1, 0)
+    young = machine.forks()
+    assert len(young) == 2
+    for index in young:
+        machine.connect(index)
+        assert machine.pool.run("b", TASK)
+    assert not machine.pool.run("b", TASK)

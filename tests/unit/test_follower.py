@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCRIPT = """
 import resource, sys
-from cortex.client.cluster_session import _Follower
+from cortex.client.cluster_session import Follower
 from cortex.errors import CortexError
 from cortex.wire import messages as m
 
@@ -26,7 +26,7 @@ class Connection:
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # a disk that is full amid a write
 try:
-    _Follower(sys.argv[1], None).run(Connection(), None)
+    Follower(sys.argv[1], None).run(Connection(), None)
 except CortexError as error:
     print(error.code, error.message)
 """

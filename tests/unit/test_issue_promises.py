@@ -85,6 +85,7 @@ WITHOUT_RESULT = {
     "node",
     "login",
     "cancel",
+    "forget",
     "token",
     "kill-cluster",
     "kill_cluster",

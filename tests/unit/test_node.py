@@ -75,3 +75,26 @@ def test_an_error_with_a_name_of_its_own_keeps_it(world: World) -> None:
     (error,) = world.failures
     assert isinstance(error, SpillFull)
     assert str(world.folder / JOB) in error.message
+
+
+def test_what_has_not_begun_is_given_back_the_last_leased_first(world: World) -> None:
+    start = m.StartJob(JOB, JobSpec("a job", InputSpec(("/in",))), b"", (), "/staging")
+    world.node.receive(start)
+    attempts = [f"{JOB}-m{index:06d}.0" for index in range(3)]
+    world.node.receive(m.Lease(tuple(m.RunTask(attempt, m.MapTask(0, ())) for attempt in attempts)))
+    for wanted, given in ((2, attempts[:0:-1]), (5, attempts[:1]), (1, [])):
+        world.node.receive(m.Recall(JOB, wanted))
+        answer = world.heard.pop()
+        assert isinstance(answer, m.GivenBack)
+        assert list(answer.attempts) == given
+
+
+def test_what_is_leased_for_a_free_slot_goes_before_what_waits(world: World) -> None:
+    other = "j" + "2" * 12
+    for job in (JOB, other):
+        world.node.receive(m.StartJob(job, JobSpec("a job", InputSpec(("/in",))), b"", (), "/staging"))
+    tasks = [m.RunTask(f"{job}-m{n:06d}.0", m.MapTask(n, ())) for job, n in ((JOB, 0), (JOB, 1), (other, 0))]
+    world.node.receive(m.Lease(tuple(tasks[:2]), 1))
+    world.node.receive(m.Lease((tasks[2],)))
+    waiting = [run.attempt for _, run in world.node._queue]
+    assert waiting == [tasks[0].attempt, tasks[2].attempt, tasks[1].attempt]

@@ -813,9 +813,12 @@ def test_a_new_job_has_the_next_slot_that_a_task_leaves_and_then_half_of_all() -
     assert d.start(None, OTHER) == ["n <- Recall 1"]  # what has not begun is not to delay it
     assert [each.message.attempts for each in d.last] == [2]  # type: ignore[union-attr]
     assert d.gave_back("m000003.0", "m000002.0") == []
-    assert d.mapped(0) == ["n <- StartJob 2", "n <- Lease 2-plan.0; 1-m000002.1 map 20+10:0>0"]
+    assert d.mapped(0) == ["n <- StartJob 2", "n <- Lease 2-plan.0"]
+    d.now += SLOT_TURN_S
     lines = d.done(f"{OTHER}-plan.0", m.PlanResult(make_plan(20)))
-    assert lines == ["n <- JobPlanned 2", "n <- Lease 2-m000000.0 map 0+10:0>0; 2-m000001.0 map 10+10:0>0"]
+    begins, succeed, succeeds = "2-m000000.0 map 0+10", "1-m000002.1 map 20+10", "2-m000001.0 map 10+10"
+    assert lines == ["n <- JobPlanned 2", f"n <- Lease {begins}:0>0; {succeed}:0>0; {succeeds}:0>0"]
+    assert [each.message.successors for each in d.last[-1:]] == [2]  # type: ignore[union-attr]
     assert d.mapped(1) == ["n <- Lease 1-m000003.1 map 30+10:0>0"]
     shares = d.scheduler.shares
     for index in range(2, 7):
@@ -1036,6 +1039,7 @@ def test_a_job_moves_by_its_table_and_its_end_is_final() -> None:
                 assert state not in ENDED or (state, event) in {
                     (JobState.DONE, JobEvent.PART_LOST),  # before the client had it
                     (JobState.DONE, JobEvent.MAP_LOST),
+                    (JobState.DONE, JobEvent.FAIL),  # and there is nothing to make it anew from
                 }
             else:
                 with pytest.raises(InternalError, match=f"a job cannot .* when it is {state.value}"):

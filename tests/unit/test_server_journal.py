@@ -46,6 +46,12 @@ PLAN = InputPlan(
 class Time(Clock):
     """Threads come back in a turn of the reactor that no test waits for."""
 
+    ahead_s = 0.0
+    """The world's clock is ahead by this."""
+
+    def wall_clock(self) -> float:
+        return float(self.seconds() + self.ahead_s)
+
     def callFromThread(self, function: Callable[..., Any], *arguments: Any) -> None: ...
 
 
@@ -86,13 +92,20 @@ class Link:
 class Life:
     """One life of a server, with a node of one slot that does as it is told."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Time) -> None:
         self.clock = clock
         self.journal = Disk(str(folder))
         self.blocked: list[Callable[[], None]] = []
         self.holds_back = False
         desk = JournalDesk(clock, self.journal, self.run, clock.seconds)
-        self.server = Server(clock, clock.seconds, "k" + "0" * 12, desk, blob_folder=str(folder / "blobs"))
+        self.server = Server(
+            clock,
+            clock.seconds,
+            "k" + "0" * 12,
+            desk,
+            blob_folder=str(folder / "blobs"),
+            wall_clock=clock.wall_clock,
+        )
         self.node = Link()
         self.say: Any = None
 

@@ -11,10 +11,12 @@ from cortex.ids import JOB_ID_OR_NONE
 from cortex.job.bundle import NO_BUNDLE, Bundle
 from cortex.job.plan import ClientFiles, InputPlan
 from cortex.job.spec import JobSpec
+from cortex.limits import RESULTS_S_MAX
 from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Counters, Message, Refused
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
 from cortex.wire.messages.node import NodeLog, PortClosed
+from cortex.wire.messages.puts import BeginPut, FinishPut, OfferPart, PartGone, PartKept, PutBegun, PutDone
 from cortex.wire.messages.tasks import OutputPart
 
 
@@ -73,8 +75,15 @@ class SubmitJob(Message, frozen=True):
     """The input files that the client has; it sends what the nodes read of them, until the job's end."""
     job: Annotated[str, msgspec.Meta(pattern=JOB_ID_OR_NONE)] = ""
     """"": the server gives it one."""
+    keep_s: Annotated[float, msgspec.Meta(ge=0, le=RESULTS_S_MAX)] = 0.0
+    """More than 0: the job is detached. It goes on without its client, who sends none of its files, and its
+    result is kept for so long, for whoever may fetch it."""
     plan_only: bool = False
     """The job is done when it is planned: `PlanMade` comes before its JobDone."""
+
+    @property
+    def detached(self) -> bool:
+        return self.keep_s > 0
 
 
 class JobAccepted(Message, frozen=True):
@@ -159,12 +168,17 @@ class JobDone(Message, frozen=True):
     job: str
     report: JobReport
     parts: tuple[OutputPart, ...]
+    expires_at: float = 0.0
+    """Of a detached job: until when its result is kept, in seconds since 1970."""
 
 
 class JobFailed(Message, frozen=True):
+    """`expires_at`: of a detached job, until when this answer is kept for whoever asks."""
+
     job: str
     error: ErrorReport
     report: JobReport
+    expires_at: float = 0.0
 
 
 class PlanMade(Message, frozen=True):
@@ -183,6 +197,28 @@ class PlanMade(Message, frozen=True):
 class AttachJob(Message, frozen=True):
     """From another connection than the one that submitted it, after a lost link: this client follows its job
     from now on. Answered with JobAccepted, and then with the job's end, if it has ended."""
+
+    job: str
+
+
+class FollowJob(Message, frozen=True):
+    """Tell me of a job of mine (an admin: of any) from now on. Answered with `JobFollowed`, then as its own
+    client is: progress, and the end, if it has ended at once. The parts of a detached one may be fetched
+    over this connection. Several may follow, and each may leave at any time."""
+
+    job: str
+
+
+class JobFollowed(Message, frozen=True):
+    job: str
+    detached: bool
+    spec: JobSpec | None
+    """None: of a job that has failed only its end is left."""
+
+
+class ForgetResult(Message, frozen=True):
+    """Drop what is kept of a detached job of mine (an admin: of any) that has ended. Answered with
+    `JobForgotten`, which whoever is following it hears as well."""
 
     job: str
 
@@ -282,6 +318,8 @@ class JobStatus(msgspec.Struct, frozen=True):
     """That it has now."""
     slots_wanted: int = 0
     """That it has or could use now, by its tasks that could run."""
+    kept_until: float = 0.0
+    """Of a detached job that is done: when its result expires, in seconds since 1970; 0: it has none."""
 
 
 class ClusterStatus(Message, frozen=True):
@@ -342,6 +380,8 @@ ToServer = Union[  # noqa: UP007
     PutBlob,
     SubmitJob,
     AttachJob,
+    FollowJob,
+    ForgetResult,
     CancelJob,
     GetLogs,
     JobReceived,
@@ -350,12 +390,16 @@ ToServer = Union[  # noqa: UP007
     GetStatus,
     InputBytes,
     InputUnread,
+    BeginPut,
+    OfferPart,
+    FinishPut,
 ]
 FromServer = Union[  # noqa: UP007
     ServerHello,
     BlobsWanted,
     BlobsTaken,
     JobAccepted,
+    JobFollowed,
     JobProgress,
     PlanMade,
     JobDone,
@@ -366,5 +410,9 @@ FromServer = Union[  # noqa: UP007
     PartLost,
     ClusterStatus,
     ReadInput,
+    PutBegun,
+    PartKept,
+    PartGone,
+    PutDone,
     Refused,
 ]

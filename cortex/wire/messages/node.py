@@ -15,6 +15,15 @@ from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Message
 from cortex.wire.messages.executor import JobPlanned, RunTask, TaskFailed, TaskFinished, TaskProgress
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
+from cortex.wire.messages.puts import (
+    EndPut,
+    KeepPart,
+    NameParts,
+    OpenPut,
+    PartsNamed,
+    PartStored,
+    PutOpened,
+)
 from cortex.wire.messages.tasks import MapBlock
 
 
@@ -89,9 +98,11 @@ class FetchAhead(Message, frozen=True):
 
 
 class Lease(Message, frozen=True):
-    """Work granted to a node, kept by its heartbeats."""
+    """Work granted to a node, kept by its heartbeats. The last `successors` of the tasks begin when others of
+    their jobs end there; those before have slots that are free, and begin before what waits."""
 
     tasks: tuple[RunTask, ...]
+    successors: int = 0
 
 
 class Revoke(Message, frozen=True):
@@ -116,6 +127,14 @@ class ReportsKept(Message, frozen=True):
 
 class EndJob(Message, frozen=True):
     """The job failed, or its client has the result: drop its executors and its run files."""
+
+    job: str
+    drop_output: bool = False
+    """It was to write to a path that all nodes share, and has not committed: remove what it left there."""
+
+
+class DropMapOutputs(Message, frozen=True):
+    """Of a job that is done and whose result is kept: drop all but its parts of the result."""
 
     job: str
 
@@ -367,6 +386,7 @@ ToNode = Union[  # noqa: UP007
     Recall,
     ReportsKept,
     EndJob,
+    DropMapOutputs,
     SendPart,
     PartCredit,
     DropPart,
@@ -379,6 +399,10 @@ ToNode = Union[  # noqa: UP007
     InputHolders,
     SendLogs,
     Drain,
+    OpenPut,
+    KeepPart,
+    NameParts,
+    EndPut,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -397,4 +421,7 @@ FromNode = Union[  # noqa: UP007
     DataListed,
     InputFound,
     NodeLog,
+    PutOpened,
+    PartStored,
+    PartsNamed,
 ]

@@ -18,6 +18,8 @@ class PlanTask(Message, frozen=True):
     """What the job's client has found of them."""
     data_files: DataFiles = ()
     """What nodes have found of them."""
+    detached: bool = False
+    """The client does not stay: a file that only it has is an error."""
 
 
 class ScanTask(Message, frozen=True):
@@ -62,20 +64,6 @@ class ReduceTask(Message, frozen=True):
     """Of the job's map outputs, as it was leased: a later life of the server asks for it."""
 
 
-Task = Union[PlanTask, ScanTask, MapTask, ReduceTask]  # noqa: UP007 (msgspec reads it at run time)
-
-
-class PlanResult(Message, frozen=True):
-    plan: InputPlan
-
-
-class ScanResult(Message, frozen=True):
-    """`ends[i][s]`: state at boundaries[i + 1] if the state at boundaries[i] is s (OUT, IN, CLOSED);
-    UNKNOWN where only a scan with a known start can tell."""
-
-    ends: tuple[tuple[int, int, int], ...]
-
-
 PartName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
 """A node says it, and a client makes a file of it: no way out of a folder."""
 
@@ -93,6 +81,37 @@ class OutputPart(Message, frozen=True):
     """(name, Arrow type name)."""
     node: str = ""
     """The node that has it; "" where it lies in the client's own staging folder."""
+
+
+class CommitTask(Message, frozen=True):
+    """Of an output on a path that all nodes share: these parts, which lie there, are it, in this order."""
+
+    parts: tuple[OutputPart, ...]
+
+
+class CombineTask(Message, frozen=True):
+    """A node's own, which no server leases: merge the outputs of these map attempts, which lie here, into one
+    file under the attempt's name. In map order."""
+
+    members: tuple[str, ...]
+    saving_min: float
+    """The part of their bytes that must be saved, or the file is not kept."""
+
+
+Task = Union[  # noqa: UP007 (msgspec reads it at run time)
+    PlanTask, ScanTask, MapTask, ReduceTask, CommitTask, CombineTask
+]
+
+
+class PlanResult(Message, frozen=True):
+    plan: InputPlan
+
+
+class ScanResult(Message, frozen=True):
+    """`ends[i][s]`: state at boundaries[i + 1] if the state at boundaries[i] is s (OUT, IN, CLOSED);
+    UNKNOWN where only a scan with a known start can tell."""
+
+    ends: tuple[tuple[int, int, int], ...]
 
 
 class InputOrigin(Message, frozen=True):
@@ -137,4 +156,20 @@ class ReduceResult(Message, frozen=True):
     types: OutputTypes = OutputTypes()
 
 
-Result = Union[PlanResult, ScanResult, MapResult, ReduceResult]  # noqa: UP007
+class CombineResult(Message, frozen=True):
+    """With `neighbours_only` there is no file: these values may be joined in map order only, and the members
+    were not next to each other."""
+
+    bytes_in: int = 0
+    """Of the members' files, as they are on the disk."""
+    bytes_out: int = 0
+    """Of the file made of them."""
+    kept: bool = False
+    neighbours_only: bool = False
+
+
+class CommitResult(Message, frozen=True):
+    """The output is in place, whole and durable."""
+
+
+Result = Union[PlanResult, ScanResult, MapResult, ReduceResult, CommitResult, CombineResult]  # noqa: UP007
