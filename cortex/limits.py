@@ -234,6 +234,7 @@ JOBS_TOLD_MAX: Final = 100  # of their progress on one tick, in turns: 4 ms
 RECALL_JOBS_MAX: Final = 32  # waiting jobs that leases are asked back for at once
 RECALL_NODES_MAX: Final = 64  # nodes looked at for that by one decision: 0.2 ms
 NODES_DECLINED_MAX: Final = 64  # without a free slot, that one decision looks at in vain
+NODES_IN_VAIN_MAX: Final = 128  # of any kind: 8 ms while they wait for maps near them; the next event goes on
 PRIORITY_MIN: Final = -2
 PRIORITY_MAX: Final = 2
 PRIORITY_SHARE: Final = 4  # a job has so many times the slots of its user's job of the next lower priority
