@@ -14,6 +14,7 @@ cortex only: it is never put into the environment, and ``$`` in it is a plain ch
     CORTEX_JOIN         the line a node, or a client, joins with: out of sight of process lists
     CORTEX_LISTEN       ADDRESS:PORT that a server or a node listens at (default: 0.0.0.0 and 8786 or 8787)
     CORTEX_ADVERTISE    how other machines reach the server or node here (default: its own address)
+    CORTEX_COMBINE      whether a node combines map outputs for other nodes: on or off (default: on)
     CORTEX_METRICS      ADDRESS:PORT where a server or a node tells its figures, over TLS (default: nowhere)
     CORTEX_JOBS_PER_USER, CORTEX_QUEUED_TASKS, CORTEX_USER_WEIGHTS   a server's: see `cortex.sharing_policy`
 """
@@ -45,6 +46,7 @@ VARIABLES: Final = (
     "CORTEX_JOIN",
     "CORTEX_LISTEN",
     "CORTEX_ADVERTISE",
+    "CORTEX_COMBINE",
     "CORTEX_METRICS",
     "CORTEX_JOBS_PER_USER",
     "CORTEX_QUEUED_TASKS",
@@ -76,6 +78,8 @@ class Config:
     advertise: str = ""
     metrics: str = ""
     """Of a server or a node; "": not set."""
+    combine: bool = True
+    """Of a node."""
     sharing: SharingPolicy = field(default_factory=SharingPolicy)
     """Of a server, among its users."""
     warnings: tuple[str, ...] = ()
@@ -143,6 +147,7 @@ def load_config(
         data_dirs=_value(settings, "CORTEX_DATA_DIRS", partial(_folders, environment, folder)) or (),
         listen=_value(settings, "CORTEX_LISTEN", _text) or "" if listen is None else listen,
         advertise=_value(settings, "CORTEX_ADVERTISE", _text) or "" if advertise is None else advertise,
+        combine=_value(settings, "CORTEX_COMBINE", _on_or_off) is not False,
         metrics=_value(settings, "CORTEX_METRICS", _text) or "" if metrics is None else metrics,
         sharing=SharingPolicy(
             _value(settings, "CORTEX_USER_WEIGHTS", _weights) or {} if user_weights is None else user_weights,
@@ -191,6 +196,13 @@ def _weights(text: str, what: str) -> dict[str, float]:
 
 def _text(text: str, what: str) -> str:
     return text.strip()
+
+
+def _on_or_off(text: str, what: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("on", "off"):
+        raise UsageError(f"{what}: {text!r} is neither on nor off", cure="write on or off")
+    return word == "on"
 
 
 def _folder(env: Mapping[str, str], cwd: str, text: str, what: str) -> str:

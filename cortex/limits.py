@@ -29,7 +29,7 @@ DATA_PACK_BYTES: Final = 256 * KIB  # of small files below data roots in one map
 PUT_PARTS_AT_ONCE: Final = (
     4  # that a client offers: nodes write in turn, and 4 temporary files of SPLIT_BYTES
 )
-PUT_PARTS_MAX: Final = 1_000_000  # of one put: 64 TB in splits
+PUT_PARTS_MAX: Final = 100_000  # of one put: 6 TB in splits; the server keeps a kilobyte of each
 PUT_COPIES_MAX: Final = 16  # of a part: each is read of the client by itself
 PUT_BLOCK_BYTES_MIN: Final = 4 * KIB  # parts end where a block does, a 16th of a part: smaller ones are slow
 PUT_AHEAD_BYTES: Final = 4 * MIB  # of a part, asked for by its node and not yet written: 40 ms at 100 MB/s
@@ -71,7 +71,7 @@ SPILL_REST_S_MAX: Final = 60.0  # twice as long after each further one
 SPILL_RESERVE_BYTES: Final = 256 * MIB  # never taken: a disk at zero stops more than this job
 
 # Segments between nodes
-SEGMENT_REQUEST_BYTES_MAX: Final = 1 * KIB  # a request is 100 bytes: ids and numbers
+SEGMENT_REQUEST_BYTES_MAX: Final = 4 * KIB  # a request is 100 bytes: ids and numbers; with others 2 KB
 SEGMENT_ANSWER_BYTES_MAX: Final = 64 * KIB  # a header is 50 bytes; a refusal may carry a traceback
 SERVE_BATCH_BYTES: Final = 1 * MIB  # read at once in a thread, whose turn costs 0.1 ms of a busy interpreter
 SERVE_CACHED_BYTES: Final = (
@@ -82,7 +82,7 @@ SERVE_BYTES_MAX: Final = 8 * MIB  # read and not yet sent, beyond that minimum: 
 SERVE_READERS: Final = 4  # threads: reads from a cold disk overlap, a few keep it busy
 SERVE_CONNECTIONS_MAX: Final = 512  # two of each of 256 nodes
 SERVE_CONNECTIONS_PER_PEER: Final = 8  # its own two, and those it lost without our noticing yet
-SERVE_REQUESTS_MAX: Final = 64  # unanswered on one connection: four times what a fetcher of ours asks ahead
+SERVE_REQUESTS_MAX: Final = 256  # unanswered on one connection: three times what a fetcher of ours asks for
 SERVE_STALL_S: Final = 60.0  # a receiver that takes nothing for so long is cut off: its own disk may stall
 SERVE_IDLE_S: Final = 120.0  # without a request: far longer than a fetcher keeps an idle connection
 FETCH_BYTES_MAX: Final = 8 * MIB  # received and not yet on disk, on all connections: then senders are paused
@@ -102,10 +102,18 @@ TRANSFER_TICK_S: Final = 0.25  # how often stalls, rests and idle connections ar
 FETCH_CONNECTIONS_MAX: Final = 16  # at once, to all holders: enough to fill a link whoever is slow
 FETCH_CONNECTIONS_PER_HOLDER: Final = 2  # one segment read from a cold disk does not hold up all others
 FETCH_REQUESTS_AHEAD: Final = 16  # asked for on one connection: small segments need no round trip each
+FETCH_TOGETHER_MAX: Final = 64  # asked for in one message, to be had combined: as many as a node combines
+FETCH_LOOKED_AT_MAX: Final = 1024  # segments waiting, of which those that go together are chosen
 FETCH_TRIES_MAX: Final = 5  # of a segment, and of a holder in a row: about half a minute of back-off
 FETCH_BACKOFF_FIRST_S: Final = 0.25  # four times as long after each further failure
 FETCH_BACKOFF_S_MAX: Final = 15.0  # a node that restarts is back within
 FETCH_IDLE_S: Final = 30.0  # a connection with nothing to ask is kept: maps end one after another
+
+# Combining at the node
+COMBINE_MAPS_MIN: Final = 8  # outputs merged at once: of the bytes of equal keys, seven of eight are saved
+COMBINE_NEIGHBOURS_MIN: Final = 4  # the same where only neighbours may be merged: a node has few in a row
+COMBINE_MAPS_MAX: Final = FETCH_TOGETHER_MAX  # one bit each of 64; beyond, more saves little
+COMBINE_SAVING_MIN: Final = 0.2  # of the bytes: less does not repay reading and writing them once more
 
 # Control plane
 FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: a plan of 1 M splits has 40
@@ -182,7 +190,9 @@ RESULTS_S_MAX: Final = 90 * 86_400.0  # nodes are restarted more often than that
 FAILURES_KEPT_S: Final = (
     86_400.0  # why a detached job failed, for whoever asks: `cortex jobs` knows it longer
 )
-RESULTS_KEPT_MAX: Final = 1000  # detached jobs at once: the server keeps the plan of each, 42 bytes a split
+RESULTS_KEPT_MAX: Final = (
+    1000  # detached jobs at once: the journal keeps the records of each until it is forgotten
+)
 MAPS_KEPT_S: Final = 3600.0  # map outputs after the end of a detached job: a node lost early costs little
 COMMIT_TASKS_MAX: Final = 200_000  # whose parts a node commits: their names fit in one frame
 FILES_CHECKED_MAX: Final = 1000  # of a detached job, when it is planned: a millisecond each where it is far

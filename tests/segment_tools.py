@@ -14,6 +14,7 @@ from twisted.internet.testing import StringTransport
 
 from cortex.storage.file_names import run_path
 from cortex.storage.filesystem import LocalFilesystem
+from cortex.storage.run_format import Combined, StandsFor
 from cortex.storage.run_writer import RunFileWriter
 from cortex.storage.segment_file import SegmentCutter, plan_segment
 
@@ -26,7 +27,14 @@ def attempt(index: int, job: str = JOB) -> str:
 
 
 def write_run(
-    folder: str, name: str, *, partitions: int = 2, blocks: int = 3, block_bytes: int = 2000, runs: int = 2
+    folder: str,
+    name: str,
+    *,
+    partitions: int = 2,
+    blocks: int = 3,
+    block_bytes: int = 2000,
+    runs: int = 2,
+    combined: Combined | None = None,
 ) -> str:
     """A committed run file of incompressible blocks, no two alike; its path."""
     path = run_path(folder, name)
@@ -36,14 +44,28 @@ def write_run(
         schema = pa.schema([("h", pa.uint64()), ("v", pa.int64())])
         writer.begin_run(schema)
         rows = max(1, block_bytes // 16)
-        for partition in range(partitions):
+        for partition in range(partitions) if combined is None else sorted(combined.partitions):
             for at in range(blocks):
                 values = rng.integers(0, 2**62, (2, rows))
                 batch = pa.record_batch([values[0].astype(np.uint64), values[1]], schema=schema)
                 writer.append(partition, batch, at, at)
         writer.end_run()
-    writer.close()
+    writer.close(combined)
     return path
+
+
+def write_combined(folder: str, name: str, members: dict[str, set[int]], **options: int) -> str:
+    """A file that says of itself that it was combined from these attempts, each with rows of some partitions;
+    its path."""
+    order = sorted(members)
+    partitions = sorted(set().union(*members.values()))
+    made_of = {
+        p: StandsFor(100, 1000, sum(1 << i for i, each in enumerate(order) if p in members[each]))
+        for p in partitions
+    }
+    return write_run(
+        folder, name, partitions=max(partitions) + 1, combined=Combined(tuple(order), made_of), **options
+    )
 
 
 def segment_bytes(path: str, partition: int) -> bytes:

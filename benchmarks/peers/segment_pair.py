@@ -231,7 +231,7 @@ def receive(
             for partition in range(int(partitions))
         ]
 
-        def one(_wanted, size_bytes: int, _rows: int) -> None:
+        def one(_wanted, size_bytes: int, _rows: int, _others) -> None:
             landed.append(size_bytes)
             if len(landed) == len(wanted):
                 done(sum(landed))

@@ -226,6 +226,7 @@ def node(
             spill_quota_bytes=config.spill_quota_bytes,
             log_file=log_file,
             data_dirs=[os.path.abspath(folder) for folder in data] or config.data_dirs,
+            combine=config.combine,
             metrics=_watched(config),
         )
 
@@ -398,7 +399,15 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
         for job in jobs
     ]
     head = ["job", "name", "state", "slots", "priority", "tasks", "maps", "time", "user"]
+    if any(job.kept_until for job in jobs):
+        head.append("result kept until")
+        rows = [[*row, when(job.kept_until) if job.kept_until else ""] for row, job in zip(rows, jobs)]
     return aligned(head, rows, {3, 4, 7})
+
+
+def when(seconds: float) -> str:
+    """A time by this machine's clock; `seconds` are since 1970."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _tasks_done(job: JobStatus) -> str:
@@ -473,10 +482,7 @@ def job(job_id: str, wait: bool, home: str | None, server: str | None, as_json: 
             lines += [f"input: {shares(found.locality)}"] if shares(found.locality) else []
             lines += [f"error: {found.error}"] if found.error else []
             if found.kept_until:
-                from cortex.cli.detached import day
-
-                kept = day(found.kept_until)
-                lines.append(f"its result is kept until {kept}: cortex fetch {job_id} --output FOLDER")
+                lines.append(f"its result: cortex fetch {job_id} --output FOLDER")
             print("\n".join(lines))
         return EXIT_FAILED if wait and found.state != "done" else EXIT_DONE
 

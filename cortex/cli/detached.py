@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import click
 
-from cortex.cli.cluster import connected, of_cluster, settings
+from cortex.cli.cluster import connected, of_cluster, settings, when
 from cortex.cli.options import HELP, RunOptions, as_json
 from cortex.cli.terminal import guarded, print_json, say
 from cortex.errors import EXIT_DONE, CortexError, NotAllowed, ResultsLost
@@ -48,10 +47,6 @@ def detach(loaded: LoadedJob, options: RunOptions) -> int:
             )
             say(f"  is kept for   {format_seconds(keep_s)} after its end, unless: cortex forget {job}")
     return EXIT_DONE
-
-
-def day(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def wait_for_end(job: str, home: str | None, server: str | None, quiet: bool) -> bool:
@@ -122,7 +117,7 @@ def fetch(
             if not quiet:
                 for line in summary(result):
                     say(line)
-                say(f"  kept     at the cluster until {day(expires_at)}, unless: cortex forget {job_id}")
+                say(f"  kept     at the cluster until {when(expires_at)}, unless: cortex forget {job_id}")
             if not as_table:
                 show(result, options)
         return EXIT_DONE

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
-from cortex.errors import InputError, UsageError
+from cortex.errors import InputError, PutFailed, UsageError
 from cortex.job.plan import InputFile
 from cortex.job.spec import CsvDialect, InputSpec
 from cortex.limits import BLOCK_BYTES, PUT_BLOCK_BYTES_MIN, PUT_PARTS_MAX, RECORD_BYTES_MAX
@@ -158,10 +159,39 @@ class FileParts:
         with open(path, "rb") as written:
             return Part(b"", path, 0, size, hashlib.file_digest(written, "sha256").hexdigest())
 
-    def _temporary_file(self) -> tuple[str, BinaryIO]:
+    def _temporary_file(self) -> tuple[str, _Scratch]:
         self._made += 1
         path = os.path.join(self._folder, f"part-{self._made}")
-        return path, open(path, "wb")
+        return path, _Scratch(path)
+
+
+class _Scratch(io.FileIO):
+    """A temporary part being written. Its disk's errors are PutFailed, not those of the file that is read."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            super().__init__(path, "wb")
+        except OSError as error:
+            raise self._failed(path, error) from error
+        self._path = path
+
+    def write(self, data: Any) -> int:
+        """All of it."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            raise self._failed(self._path, error) from error
+        return size
+
+    @staticmethod
+    def _failed(path: str, error: OSError) -> PutFailed:
+        return PutFailed(
+            f"a temporary part cannot be written in {os.path.dirname(path)}: {error.strerror}",
+            cure="free space there (a few parts' worth), or name another folder in TMPDIR",
+        )
 
 
 class _Growing:
@@ -170,7 +200,8 @@ class _Growing:
     def __init__(self, parts: FileParts, head: bytes, offset: int) -> None:
         self._head = head
         self._hash = hashlib.sha256(head)
-        self._path, self._file = parts.file.path, None
+        self._path = parts.file.path
+        self._file: _Scratch | None = None
         self.offset = offset
         self.length = 0
         self._temporary = parts.temporary

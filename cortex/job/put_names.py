@@ -43,9 +43,11 @@ def lacking(names: Iterable[str], wanted: Callable[[str], bool]) -> str:
         match = _PART.fullmatch(name)
         if match is not None:
             found.setdefault(int(match[2]), {})[int(match[1])] = match[3] or ""
-    if len(found) > 1:
+    if len(found) > 1 and all(max(endings) < parts for parts, endings in found.items()):
         return f"there are parts of several puts, of {' and of '.join(map(str, sorted(found)))} parts"
     for parts, endings in found.items():
+        if max(endings) >= parts:
+            return ""  # somebody else's, counted from 1
         ending = next(iter(endings.values()))
         absent = [number for number in range(parts) if number not in endings]
         absent = [number for number in absent if wanted(part_name(number, parts, ending))]

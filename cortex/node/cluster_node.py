@@ -86,6 +86,7 @@ class ClusterNode:
         data_roots: DataRoots | None = None,
         failed: Callable[[CortexError], None],
         ended: Callable[[], None],
+        combine: bool = True,
         metrics: Endpoint | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -140,11 +141,11 @@ class ClusterNode:
             data_address=str(self.address),
             shuffle=lambda ready, failed: ShuffleAgent(serving, fetcher, self._addresses, ready, failed),
             keep_reports=True,
+            combine=combine,
             data_roots=data_roots,
             input_fetcher=lambda answered, failed: InputFetcher(
                 reactor, clock, self._data.connect, self._data.check, answered, failed
             ),
-            addresses=self._addresses,
             host=socket.gethostname(),
             meter=meter,
         )

@@ -13,6 +13,9 @@ when its inputs from other nodes are here. And it sends parts of the output, whe
 them (`cortex.transfer.part_streams`). When its link to the server ends it works on: the next hello says
 what it holds, and ends of attempts that the server has not acknowledged are told again.
 
+Of its own accord it combines map outputs before others fetch them (`cortex.node.combining`): a task that the
+server does not know of, which waits behind reduces and before maps, and gives way to a reduce.
+
 Everything runs on the reactor's thread; reading parts and removing files do not (pools of their own).
 """
 
@@ -45,6 +48,7 @@ from cortex.limits import (
     TASK_SILENCE_S_MAX,
 )
 from cortex.memory_plan import MemoryPlan, job_executor_bytes, job_slots
+from cortex.node.combining import Combining, combines
 from cortex.node.executor_pool import ExecutorPool
 from cortex.node.held_inputs import HeldInputs
 from cortex.node.input_door import InputDoor
@@ -58,7 +62,7 @@ from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
-from cortex.transfer.shuffle_agent import Addresses, ShuffleAgent
+from cortex.transfer.shuffle_agent import ShuffleAgent
 from cortex.transfer.work_thread import WorkThread
 from cortex.wire.map_locations import LocationTable
 from cortex.wire.messages import (
@@ -67,6 +71,8 @@ from cortex.wire.messages import (
     BlobChunk,
     BlobLost,
     CannotServe,
+    CombineResult,
+    CombineTask,
     Drain,
     DropMapOutputs,
     DropPart,
@@ -120,6 +126,8 @@ class _Job:
     outputs: LocationTable = field(default_factory=LocationTable)
     ahead: tuple[int, ...] = ()
     """Partitions whose segments are fetched while maps run."""
+    combining: Combining | None = None
+    """None: its map outputs are not combined here."""
     unfit: CortexError | None = None
     """Why it cannot run here."""
     planned: bool = False
@@ -138,7 +146,7 @@ class Node:
     removes them); a job's files go where there is most room when it starts. `shuffle(ready, failed)` makes
     the agent of a node that others fetch from; None: this node is the only one. `keep_reports`: until the
     server says ReportsKept, which one with a journal does. `meter` measures what is spilled, where a node has
-    a quota of its own.
+    a quota of its own. `combine`: whether map outputs may be combined here, for other nodes.
     """
 
     def __init__(
@@ -158,9 +166,9 @@ class Node:
         shuffle: Callable[[Callable[[str], None], Callable[[str, CortexError], None]], ShuffleAgent]
         | None = None,
         keep_reports: bool = False,
+        combine: bool = True,
         data_roots: DataRoots | None = None,
         input_fetcher: Callable[[Any, Any], InputFetcher] | None = None,
-        addresses: Addresses | None = None,
         host: str = "",
         meter: SpillMeter | None = None,
     ) -> None:
@@ -196,7 +204,6 @@ class Node:
         self._pool: ExecutorPool | None = None
         self._input: InputDoor | None = None
         self._input_fetcher = input_fetcher
-        self._addresses = addresses
         self._finders = ThreadPool(0, DATA_READERS, name="find-input")
         self.held: HeldInputs | None = None
         """The input below its data roots; None: there are none."""
@@ -218,6 +225,10 @@ class Node:
         self._parts = PartStreams(name, send, self._readers.callInThread, reactor.callFromThread)
         self._shuffle = None if shuffle is None else shuffle(self._inputs_here, self._inputs_lost)
         self._logs = KeptLogs()
+        self._combine = combine
+        self._combined_bytes = self._combined_into_bytes = 0
+        self._combines: dict[str, str] = {}
+        """Attempts of the node's own, queued or running -> their jobs: map outputs being combined."""
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
@@ -244,7 +255,7 @@ class Node:
                 clock=self._clock,
                 held=self.held,
                 fetcher=self._input_fetcher,
-                learn=(lambda nodes: None) if self._addresses is None else self._addresses.learn,
+                learn=(lambda nodes: None) if self._shuffle is None else self._shuffle.learn,
             )
         if self._puts is not None:
             self._puts.reader = self._input
@@ -269,12 +280,13 @@ class Node:
     def figures(self) -> NodeFigures:
         """What it is doing, for its metrics."""
         shuffle = self._shuffle
-        running = len(self._job_of) - len(self._queue) - len(self._bringing)
+        queued = sum(run.attempt not in self._combines for _, run in self._queue) + len(self._bringing)
+        running = len(self._job_of) - queued
         return NodeFigures(
             node=self._name,
             slots=self._plan.slots,
             running=max(0, running),
-            queued=len(self._queue) + len(self._bringing),
+            queued=queued,
             jobs=len(self._jobs),
             memory_bytes=self.memory.now_bytes,
             memory_peak_bytes=self.memory.peak_bytes,
@@ -286,6 +298,8 @@ class Node:
             spilled_bytes=self._spilled_bytes,
             fetched_bytes=0 if shuffle is None else shuffle.fetched_bytes,
             fetched_segments=0 if shuffle is None else shuffle.fetched_segments,
+            combined_bytes=self._combined_bytes,
+            combined_into_bytes=self._combined_into_bytes,
         )
 
     def hello(self) -> None:
@@ -483,7 +497,13 @@ class Node:
         if message.staging_dir:
             self.staging_dirs.add(message.staging_dir)
         if self._shuffle is not None:
-            self._shuffle.open_job(message.job, work_dir)
+            may_combine = combines(message.spec)
+            self._shuffle.open_job(
+                message.job, work_dir, may_combine, lambda: self._outputs_asked_for(message.job)
+            )
+            if may_combine and self._combine:
+                self._jobs[message.job].combining = Combining(message.job)
+                self._shuffle.combining(message.job, True)
         if message.bundle == NO_BUNDLE:
             self._open_job(message.job)
         else:  # its attempts wait in the queue, and hold no slot
@@ -552,6 +572,7 @@ class Node:
                 continue
             self._job_of[run.attempt] = job
             if isinstance(run.task, ReduceTask):
+                self._stop_combining(job)
                 outputs = self._jobs[job].outputs
                 self._versions_read[run.attempt] = run.task.version
                 run = RunTask(run.attempt, outputs.fill(run.task))
@@ -635,6 +656,7 @@ class Node:
             self._forget(attempt)
         for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
             del self._reports[attempt]
+        self._drop_combines(message.job)
 
         def folder_unused() -> None:
             if self._jobs.pop(message.job, None) is not None:
@@ -669,6 +691,8 @@ class Node:
             return
         if self._input is not None:
             self._input.close_job(name)
+        self._stop_combining(name)
+        self._drop_combines(name)
 
         def folder_unused() -> None:
             if not job.ended:
@@ -695,6 +719,90 @@ class Node:
             failed = TaskFailed(attempt, error.report(), 0.0, 0)
             self.attempt_ended(self._job_of[attempt], failed)
 
+    # --- combining map outputs ---
+
+    def _outputs_asked_for(self, name: str) -> None:
+        combining = self._jobs[name].combining
+        if combining is not None:
+            combining.asked()
+            self._combine_next(name)
+
+    def _combine_next(self, name: str) -> None:
+        """Queue the next group of the job's map outputs, if it is time."""
+        job = self._jobs[name]
+        run = None if job.combining is None or job.ended else job.combining.next_group()
+        if run is not None:
+            self._combines[run.attempt] = name
+            self._queue.append((name, run))
+            self.room()
+
+    def _combined(self, ended: TaskFinished | TaskFailed) -> None:
+        """A group has been made, or could not be."""
+        name = self._combines.pop(ended.attempt)
+        combining = self._jobs[name].combining
+        assert combining is not None
+        assert self._shuffle is not None
+        if isinstance(ended, TaskFailed):
+            _log.warn(
+                "job {job}: map outputs could not be combined here, and are sent as they are: {error}",
+                job=name,
+                error=ended.error.message,
+            )
+            combining.failed()
+        else:
+            assert isinstance(ended.result, CombineResult)
+            members = combining.made(ended.result)
+            if not (members or combining.going_on):
+                _log.info(
+                    "job {job}: combining map outputs here would save too little ({bytes_in} bytes to"
+                    " {bytes_out}): they are sent as they are",
+                    job=name,
+                    bytes_in=ended.result.bytes_in,
+                    bytes_out=ended.result.bytes_out,
+                )
+            if members:
+                self._combined_bytes += ended.result.bytes_in
+                self._combined_into_bytes += ended.result.bytes_out
+                self._shuffle.combined(name, ended.attempt, members)
+        if not combining.going_on:
+            self._shuffle.combining(name, False)
+        self._combine_next(name)
+
+    def _stop_combining(self, name: str) -> None:
+        """Reduces have begun: nobody is to wait for what is not combined yet."""
+        combining = self._jobs[name].combining
+        if combining is None or not combining.going_on or self._shuffle is None:
+            return
+        combining.stop()
+        self._shuffle.combining(name, False)
+        for _, run in [item for item in self._queue if self._combines.get(item[1].attempt) == name]:
+            self._drop_combine(run.attempt)
+
+    def _drop_combines(self, name: str) -> None:
+        for attempt in [attempt for attempt, of in self._combines.items() if of == name]:
+            self._drop_combine(attempt)
+
+    def _give_way(self, full: bool) -> None:
+        """For each reduce that waits kill one that runs, of its job, or of any if the slots are `full`."""
+        assert self._pool is not None
+        waiting = [job for job, run in self._queue if isinstance(run.task, ReduceTask)]
+        for executor in self._pool.running():
+            attempt = "" if executor.run is None else executor.run.attempt
+            name = self._combines.get(attempt, "")
+            if name and waiting and (full or name in waiting):
+                waiting.remove(name if name in waiting else waiting[0])
+                self._drop_combine(attempt)
+
+    def _drop_combine(self, attempt: str) -> None:
+        """Whether it waits or runs."""
+        assert self._pool is not None
+        name = self._combines.pop(attempt)
+        combining = self._jobs[name].combining
+        assert combining is not None
+        combining.dropped()
+        self._queue = deque(item for item in self._queue if item[1].attempt != attempt)
+        self._pool.revoke(attempt)
+
     # --- what the pool says ---
 
     def room(self) -> None:
@@ -704,6 +812,8 @@ class Node:
             return
         self._dispatching = True
         try:
+            if self._combines:
+                self._queue = deque(sorted(self._queue, key=_turn))
             waiting: deque[tuple[str, RunTask]] = deque()
             running = len(self._pool.running())
             for bound in (True, False):
@@ -714,13 +824,16 @@ class Node:
                     job, run = self._queue.popleft()
                     if job not in refused and self._pool.run(job, run, bound):
                         running += 1
-                        self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
+                        if run.attempt not in self._combines:
+                            self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
                     else:
                         refused.add(job)
                         waiting.append((job, run))
                 self._queue.extendleft(reversed(waiting))
             if self._queue and not (self.memory.paused and running):
                 self._pool.make_room([job for job, _ in self._queue], slots - running)
+            if self._combines:
+                self._give_way(running >= self._plan.slots)
         finally:
             self._dispatching = False
 
@@ -729,6 +842,8 @@ class Node:
             self._progress[progress.attempt] = progress
 
     def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None:
+        if ended.attempt in self._combines:
+            self._combined(ended)
         if ended.attempt not in self._job_of:
             return
         version = self._versions_read.get(ended.attempt, 0)
@@ -750,6 +865,12 @@ class Node:
         if self._keep_reports:
             self._reports[ended.attempt] = report, version
         self._send(report)
+        found = self._jobs.get(job)
+        if found is None or found.combining is None:
+            return
+        if isinstance(ended, TaskFinished) and isinstance(ended.result, MapResult):
+            found.combining.finished(ended.attempt)
+            self._combine_next(job)
 
     def _elsewhere(self, failed: TaskFailed) -> TaskFailed:
         """No room here ends the job where this is the only node for good; another may have some."""
@@ -760,7 +881,9 @@ class Node:
         return msgspec.structs.replace(failed, error=error)
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
-        if run.attempt in self._job_of:
+        if run.attempt in self._combines:
+            self._queue.appendleft((job, run))
+        elif run.attempt in self._job_of:
             self._progress.pop(run.attempt, None)
             self._queue.appendleft((job, run))
 
@@ -842,3 +965,9 @@ class Node:
         self._progress.pop(attempt, None)
         if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
             self._shuffle.forget(attempt)
+
+
+def _turn(item: tuple[str, RunTask]) -> int:
+    """Reduces first, as all their inputs are here; then what others may come to wait for."""
+    task = item[1].task
+    return 0 if isinstance(task, ReduceTask) else 1 if isinstance(task, CombineTask) else 2

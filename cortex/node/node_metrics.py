@@ -30,6 +30,9 @@ class NodeFigures:
     spilled_bytes: int
     fetched_bytes: int
     fetched_segments: int
+    combined_bytes: int
+    """Of map outputs that were combined here."""
+    combined_into_bytes: int
 
 
 def node_families(
@@ -58,6 +61,9 @@ def node_families(
     )
     yield counter("cortex_node_fetched_bytes_total", "Bytes fetched from other nodes.", figures.fetched_bytes)
     yield counter("cortex_node_fetched_segments_total", "Segments fetched.", figures.fetched_segments)
+    combined = [(("before",), figures.combined_bytes), (("after",), figures.combined_into_bytes)]
+    about = "Bytes of map outputs that were combined here, before and after."
+    yield by_label("cortex_node_combined_bytes_total", "counter", about, ["side"], combined)
     yield counter("cortex_node_sent_bytes_total", "Bytes sent to other nodes.", served_bytes)
     yield gauge("cortex_node_serving_connections", "Connections of other nodes that fetch.", serving)
     about = "When a certificate expires, seconds since 1970."

@@ -43,6 +43,7 @@ def run_node(
     memory_bytes: int,
     slots: int,
     spill_dirs: Sequence[str],
+    combine: bool = True,
     spill_quota_bytes: int = 0,
     log_file: str = "",
     data_dirs: Sequence[str] = (),
@@ -76,7 +77,19 @@ def run_node(
         print(said, flush=True)
         quota = spill_quota_bytes
         return _serve(
-            identity, folder, listen, advertise, plan, spills, quota, roots, link, runtime, log_file, metrics
+            identity,
+            folder,
+            listen,
+            advertise,
+            plan,
+            spills,
+            quota,
+            roots,
+            link,
+            runtime,
+            combine,
+            log_file,
+            metrics,
         )
     finally:
         for each in folders:
@@ -102,6 +115,7 @@ def _serve(
     roots: DataRoots,
     template: socket.socket,
     runtime: str,
+    combine: bool,
     log_file: str,
     metrics: Endpoint | None,
 ) -> int:
@@ -135,6 +149,7 @@ def _serve(
         advertise=advertise,
         plan=plan,
         spill_dirs=spills,
+        combine=combine,
         spill_quota_bytes=spill_quota_bytes,
         data_roots=roots,
         failed=failed,

@@ -166,9 +166,10 @@ class WriteDown:
 
 @dataclass(frozen=True, slots=True)
 class GiveUpNode:
-    """The node is lost now: it was away, or has been drained."""
+    """The node is lost now: it was away, or has been `drained`, and nothing of it is needed."""
 
     node: str
+    drained: bool = False
 
 
 Instruction = SendToNode | SendToClient | WriteDown | GiveUpNode

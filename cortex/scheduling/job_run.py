@@ -901,7 +901,16 @@ class JobRun:
     def drop_maps(self) -> None:
         """The job is done: its map outputs are not kept any longer. A map-only job has none, and makes its
         parts anew from its input."""
-        self.maps_dropped = not self.map_only
+        if self.map_only or self.plan is None or self.state is not JobState.DONE:
+            return
+        self.maps_dropped = True
+        # what only maps and reduces need is the most of a job's memory, and results are kept for days
+        self.request = msgspec.structs.replace(self.request, code=b"", client_files=())
+        self._start_message = None
+        plan = self.plan = self.plan.bare()
+        self._scans = ScanPlan(plan)
+        self._outputs = MapOutputs(self.job, 0, plan.reducers)
+        self._map_stats = AddedStats(0)
 
     def _results_lost(self, indices: list[int]) -> ErrorReport:
         lost = [part for index in indices for part in self._parts[index]]

@@ -92,11 +92,16 @@ class Placement:
         found = self._first(ANY)
         if found is not None:
             return found
+        since = self._in_vain.get(node)
+        if since is not None and now - since < LOCALITY_DELAY_S:
+            return None
         others = self._largest()
         if others is None:
             return None
-        since = self._in_vain.setdefault(node, now)
-        return None if now - since < LOCALITY_DELAY_S else self._first(others)
+        if since is None:
+            self._in_vain[node] = now
+            return None
+        return self._first(others)
 
     @property
     def lost_count(self) -> int:

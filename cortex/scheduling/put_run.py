@@ -3,9 +3,9 @@
     OPENING --nodes have answered--> TAKING --client: that is all--> NAMING --nodes have named--> DONE
     each of the first three --error, or the client is gone--> FAILED
 
-Parts are spread evenly by bytes over the nodes that have room. A node whose disk does not take a part gets no
-more, and keeps what it has; parts of a lost node are asked of the client again. Before DONE everything can
-be undone, and FAILED says that it is.
+Parts are spread evenly by bytes over the nodes that have room. A node whose disk does not take a part, or
+nothing of it for PUT_STALL_S, gets no more, and keeps what it has; parts of a lost node are asked of the
+client again. Before DONE everything can be undone, and FAILED says that it is.
 """
 
 from __future__ import annotations

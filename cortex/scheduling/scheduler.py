@@ -349,7 +349,7 @@ class Scheduler:
         for running in self.leases.take_all(node):
             self.jobs[running.job].abandoned(running)
             self.tally.abandoned[running.stage] += 1
-        self.tally.nodes_lost += 1
+        self.tally.nodes_lost += node.state.duty is not Duty.LEFT
         self._lose_results(node.name, now)
 
     def _lose_results(self, name: str, now: float) -> None:
@@ -562,11 +562,13 @@ class Scheduler:
             if not self.waits_for(node):
                 self.leases.empty(node)
                 self._out.append(SendToNode(node.name, ShutDown()))
-                self._give_up(node.name, now)
+                self._drop_node(node.name, now)
+                self._out.append(GiveUpNode(node.name, drained=True))
 
     def _end_work_at(self, node: Node) -> None:
-        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere. A
-        finished result stays until it is fetched: its input may be gone."""
+        """Its time is over: what it still runs, and what it keeps for jobs under way, is made elsewhere, but
+        for jobs whose input only this node has. A finished result stays until it is fetched: its input may be
+        gone."""
         self.leases.stop_waiting_for(node)
         taken = self.leases.take_all(node)
         for running in taken:
@@ -574,7 +576,7 @@ class Scheduler:
         if taken:
             self._out.append(SendToNode(node.name, Revoke(tuple(running.attempt for running in taken))))
         for job in list(self.jobs.values()):
-            if job.needs_of(node.name):
+            if job.needs_of(node.name) and not job.survey.has_alone(node.name):
                 self._lose(job, node.name)
                 job.holder_lost(node.name)
 

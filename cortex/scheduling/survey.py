@@ -219,7 +219,9 @@ class Survey:
         return tuple(sorted(node for node, count in counts.items() if count == most)) if most else ()
 
     def has_alone(self, node: str) -> bool:
-        """Is there a file that nobody else has, the client neither?"""
+        """Is there a file that nobody else has, the client neither, or may there be?"""
+        if self.names and (node in self._asked or (self._files is None and node in self._listed)):
+            return True  # what it has to say is waited for, or what the others have
         if not any(self._held.get(node, b"")):
             return False
         members, set_of = self.sets()

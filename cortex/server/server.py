@@ -820,7 +820,8 @@ class Server:
                 self._give_up_node(instruction)
 
     def _give_up_node(self, instruction: GiveUpNode) -> None:
-        _log.info("{node} is given up", node=instruction.node)
+        what = "is drained, and leaves" if instruction.drained else "did not come back"
+        _log.info("{node} {what}", node=instruction.node, what=what)
         self._relay.node_lost(instruction.node)
         if self._journal is not None:
             self._journal.node_dropped(instruction.node)

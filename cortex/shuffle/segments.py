@@ -125,15 +125,16 @@ def _merge_into(
     step: Callable[[], None],
 ) -> None:
     """One run of all rows, or as many as there are layouts in turn (the next merge makes them one)."""
-    for layout, batch in _merged_batches(sources, budget_bytes, combine):
+    for layout, batch in merged_batches(sources, budget_bytes, combine):
         sink.append(layout, batch)
         step()
     sink.end()
 
 
-def _merged_batches(
+def merged_batches(
     sources: Sequence[RunSource], budget_bytes: int, combine: Combiner | None
 ) -> Iterator[tuple[Layout, pa.RecordBatch]]:
+    """The rows of `sources`, merged and, with `combine`, one row a group where it is not a giant."""
     for item in merge_rounds(sources, budget_bytes):
         if isinstance(item, GiantGroup):
             for batch in item.batches():

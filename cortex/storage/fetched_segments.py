@@ -29,13 +29,16 @@ class FetchedSegments:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
 
-    def create(self, attempt: str, partition: int, size_bytes: int) -> IncomingSegment:
-        """A new private file for a segment of `size_bytes`. A stuck earlier try does not hinder it."""
+    def create(
+        self, attempt: str, partition: int, size_bytes: int, members: tuple[str, ...] = ()
+    ) -> IncomingSegment:
+        """A new private file for a segment of `size_bytes`. A stuck earlier try does not hinder it.
+        `members`: the attempts that it stands for, of which `attempt` is the first, if it was combined."""
         path = segment_path(self.work_dir, attempt, partition)
         with self._lock:
             number = next(self._numbers)
         partial = segment_path(self.work_dir, attempt, partition, f"{number}.partial")
-        return IncomingSegment(self._fs, self, partial, path, partition, size_bytes)
+        return IncomingSegment(self._fs, self, partial, path, partition, size_bytes, members)
 
     def set_aside(self, attempt: str, partition: int) -> str:
         """Take a committed segment's name from it, so that it may be fetched again; "" if there is none.
@@ -74,6 +77,7 @@ class IncomingSegment:
         path: str,
         partition: int,
         size_bytes: int,
+        members: tuple[str, ...],
     ) -> None:
         self.path = path
         self._fs = fs
@@ -81,6 +85,7 @@ class IncomingSegment:
         self._partial = partial
         self._partition = partition
         self._size_bytes = size_bytes
+        self._members = members
         self._written_bytes = 0
         try:
             self._file = fs.create(partial)
@@ -104,7 +109,7 @@ class IncomingSegment:
             raise self._full(error, 0) from error
         if self._written_bytes != self._size_bytes:
             raise corrupt(self.path, f"{self._written_bytes} bytes came of {self._size_bytes}")
-        rows = check_segment(self._fs, self._partial, self._partition)
+        rows = check_segment(self._fs, self._partial, self._partition, self._members)
         self._fs.rename(self._partial, self.path)
         return rows
 

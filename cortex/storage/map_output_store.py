@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from cortex.storage.file_names import run_path, segment_path
 from cortex.storage.filesystem import Filesystem
+from cortex.storage.run_format import Combined
 from cortex.storage.run_reader import OpenFiles, RunFileReader
 from cortex.storage.run_writer import Compression, RunFileSummary, RunFileWriter
 from cortex.storage.spill_quota import SpillQuota
@@ -39,10 +40,10 @@ class MapOutputStore:
             self._fs.unlink(path)
         return RunFileWriter(self._fs, path, self._compression, self._quota)
 
-    def commit(self, writer: RunFileWriter, attempt: str) -> RunFileSummary:
+    def commit(self, writer: RunFileWriter, attempt: str, combined: Combined | None = None) -> RunFileSummary:
         """Close the writer's file and give it its name; on failure nothing of it is left."""
         try:
-            summary = writer.close()
+            summary = writer.close(combined)
             self._fs.rename(writer.path, run_path(self.work_dir, attempt))
         except BaseException:
             writer.abort()
@@ -60,7 +61,8 @@ class MapOutputStore:
     def open(self, attempt: str, partition: int | None = None) -> RunFileReader:
         """A committed file, or only the entries of one partition of it. Raises CorruptRun if missing.
 
-        With `partition`, where the attempt ran on another node, the segment fetched from there.
+        With `partition`, where the attempt ran on another node, the segment fetched from there, which may
+        stand for several attempts (`RunFileReader.combined`).
         """
         path = run_path(self.work_dir, attempt)
         if partition is not None and not self._fs.exists(path):

@@ -5,6 +5,7 @@ together.
                              parts/0000003  parts, each whole, checked and on the device
                              old/           what the put replaces, until it is done
     <root>/<name>/part-00003-of-00016.csv   from `name_parts` on
+                  _SHA256SUMS               of the parts here, as sha256sum -c reads it; no input is called so
 
 Everything is done below the root's own descriptor and no link is followed. Making the hidden folder is one
 step, so of two nodes that share a root one has it and the other none. All of it blocks on the disk; one
@@ -30,6 +31,7 @@ from cortex.units import format_bytes
 _HIDDEN: Final = ".cortex-put-"
 _HIDDEN_NAME: Final = re.compile(r"\.cortex-put-p[0-9a-f]{12}")
 _OWNER, _PARTS, _OLD = "owner", "parts", "old"
+_SUMS: Final = "_SHA256SUMS"
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -88,7 +90,8 @@ class _Root:
         if found is None or not stat.S_ISDIR(found.st_mode):
             return False
         with _opened(name, self.folder) as folder:
-            return all(map(is_part_name, os.listdir(folder)))
+            names = set(os.listdir(folder))
+        return _SUMS in names and all(map(is_part_name, names - {_SUMS}))
 
     def close(self) -> None:
         """Remove the hidden folder; nothing is done with this any more."""
@@ -109,6 +112,8 @@ class PutFolder:
         self._roots: list[_Root] = []
         self._named: list[_Root] = []
         """Where the parts have their names."""
+        self._sums: dict[str, str] = {}
+        """Part -> its SHA-256."""
         self._replaced: list[_Root] = []
         problems = {}
         try:
@@ -153,21 +158,27 @@ class PutFolder:
                     "cause": f"{format_bytes(SPILL_RESERVE_BYTES)} are kept free",
                 },
             )
+        self._sums[_number(part)] = sha256
         return IncomingPart(self._chosen.path, self._chosen.parts, part, size_bytes, sha256)
 
     def name_parts(self, parts: int, ending: str) -> None:
         """There are so many parts: those here get their names, in the place of what the put replaces."""
-        chosen, here = self._chosen, False
+        chosen, sums = self._chosen, []
         try:
-            for number in os.listdir(chosen.parts):
-                called, here = part_name(int(number), parts, ending), True
+            for number in sorted(os.listdir(chosen.parts)):
+                called = part_name(int(number), parts, ending)
                 os.rename(number, called, src_dir_fd=chosen.parts, dst_dir_fd=chosen.parts)
+                sums.append(f"{self._sums[number]}  {called}\n")
+            with open(os.open(_SUMS, _NEW, 0o666, dir_fd=chosen.parts), "wb") as file:
+                file.write("".join(sums).encode())
+                file.flush()
+                os.fsync(file.fileno())
             os.fsync(chosen.parts)
             for root in self._roots:
                 if root.taken(self._name) is not None:
                     os.rename(self._name, _OLD, src_dir_fd=root.folder, dst_dir_fd=root.inside)
                     self._replaced.append(root)
-            if here:
+            if sums:
                 os.rename(_PARTS, self._name, src_dir_fd=chosen.inside, dst_dir_fd=chosen.folder)
                 self._named.append(chosen)
             for root in self._roots:

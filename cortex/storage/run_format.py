@@ -10,8 +10,8 @@ partition has in a run is a *segment*: consecutive blocks. All numbers are littl
     index      = entry*                    in the order of the blocks, run after run, each `ENTRY`:
                  partition, rows, offset, stored_bytes, raw_bytes, first_hash, last_hash,
                  checksum (XXH3-64 of the stored bytes)
-    directory  = msgpack `Directory`: version, and for each run its schema (an Arrow IPC schema
-                 message) and how many entries are its
+    directory  = msgpack `Directory`: version, for each run its schema (an Arrow IPC schema message)
+                 and how many entries are its, and of a combined file what it stands for (`Combined`)
     trailer    = index_bytes u64, directory_bytes u64, XXH3-64 of index + directory u64, MAGIC
 
 Why so:
@@ -55,27 +55,55 @@ class RunInfo(msgspec.Struct, frozen=True):
     entries: int
 
 
-class Directory(msgspec.Struct, frozen=True):
+class StandsFor(msgspec.Struct, frozen=True, array_like=True):
+    """What one partition of a combined file was made of: as much as its members' indexes say."""
+
+    rows: int
+    raw_bytes: int
+    members: int
+    """Bit i is set: member i has rows of the partition, and they are in here."""
+
+
+class Combined(msgspec.Struct, frozen=True):
+    """Of a file that was merged from the outputs of several map attempts, whose rows it has, combined."""
+
+    members: tuple[str, ...]
+    """The attempts, in map order."""
+    partitions: dict[int, StandsFor]
+    """Those with rows."""
+
+    def of(self, partition: int) -> Combined | None:
+        """The same of a segment: those members alone that have rows of the partition. None: nobody has."""
+        made_of = self.partitions.get(partition)
+        if made_of is None:
+            return None
+        members = tuple(each for i, each in enumerate(self.members) if made_of.members >> i & 1)
+        whole = StandsFor(made_of.rows, made_of.raw_bytes, (1 << len(members)) - 1)
+        return Combined(members, {partition: whole})
+
+
+class Directory(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int
     runs: tuple[RunInfo, ...]
+    combined: Combined | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Directory)
 
 
-def encode_directory(runs: list[RunInfo]) -> bytes:
-    return _encoder.encode(Directory(VERSION, tuple(runs)))
+def encode_directory(runs: list[RunInfo], combined: Combined | None = None) -> bytes:
+    return _encoder.encode(Directory(VERSION, tuple(runs), combined))
 
 
-def decode_directory(data: bytes, path: str) -> tuple[RunInfo, ...]:
+def decode_directory(data: bytes, path: str) -> Directory:
     try:
         directory = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise corrupt(path, f"its directory is no directory: {error}") from error
     if directory.version != VERSION:
         raise corrupt(path, f"it is of version {directory.version}, not {VERSION}")
-    return directory.runs
+    return directory
 
 
 class Footer(msgspec.Struct, frozen=True):
@@ -85,6 +113,8 @@ class Footer(msgspec.Struct, frozen=True):
     runs: tuple[RunInfo, ...]
     blocks_end: int
     """Offset at which the index begins: every block lies between the first MAGIC and it."""
+    combined: Combined | None = None
+    """What a combined file stands for; None for the output of one map attempt."""
 
 
 def read_footer(pread: Callable[[int, int], bytes], size_bytes: int, path: str) -> Footer:
@@ -107,15 +137,15 @@ def read_footer(pread: Callable[[int, int], bytes], size_bytes: int, path: str) 
         raise corrupt(path, "checksum of the index differs", index_at)
     if pread(len(MAGIC), 0) != MAGIC:
         raise corrupt(path, "it does not begin as one", 0)
-    index, runs = footer[:index_bytes], decode_directory(footer[index_bytes:], path)
-    if sum(run.entries for run in runs) * ENTRY_PACKED.size != index_bytes:
+    index, directory = footer[:index_bytes], decode_directory(footer[index_bytes:], path)
+    if sum(run.entries for run in directory.runs) * ENTRY_PACKED.size != index_bytes:
         raise corrupt(path, "directory and index disagree")
-    return Footer(index, runs, index_at)
+    return Footer(index, directory.runs, index_at, directory.combined)
 
 
-def encode_footer(index: bytes | bytearray, runs: list[RunInfo]) -> bytes:
+def encode_footer(index: bytes | bytearray, runs: list[RunInfo], combined: Combined | None = None) -> bytes:
     """Index, directory and trailer: all that stands behind the blocks."""
-    directory = encode_directory(runs)
+    directory = encode_directory(runs, combined)
     digest = xxhash.xxh3_64(index)
     digest.update(directory)
     trailer = TRAILER.pack(len(index), len(directory), digest.intdigest(), MAGIC)

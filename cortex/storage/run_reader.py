@@ -94,7 +94,8 @@ class Run:
 
 
 class RunFileReader:
-    """A whole run file, or with `partition` only that partition's entries of it."""
+    """A whole run file, or with `partition` only that partition's entries of it. `combined`: what a file
+    merged from the outputs of several attempts stands for."""
 
     def __init__(
         self, fs: Filesystem, path: str, files: OpenFiles | None = None, partition: int | None = None
@@ -102,7 +103,7 @@ class RunFileReader:
         self.path = path
         self._files = files if files is not None else OpenFiles(fs)
         self._codec = pa.Codec("lz4_raw")
-        index, infos = self._read_index()
+        index, infos, self.combined = self._read_index()
         self.runs: tuple[Run, ...] = tuple(self._make_runs(index, infos, partition))
 
     def entries(self, partition: int) -> list[run_arrow.Entries]:
@@ -146,7 +147,9 @@ class RunFileReader:
             raise run_format.corrupt(self.path, f"{length - len(data)} of {length} bytes missing", offset)
         return data
 
-    def _read_index(self) -> tuple[run_arrow.Entries, tuple[run_format.RunInfo, ...]]:
+    def _read_index(
+        self,
+    ) -> tuple[run_arrow.Entries, tuple[run_format.RunInfo, ...], run_format.Combined | None]:
         try:
             size = self._files.get(self.path).size_bytes
         except OSError as error:
@@ -155,7 +158,7 @@ class RunFileReader:
         index = np.frombuffer(footer.index, run_arrow.ENTRY)
         if len(index) and int((index["offset"] + index["stored_bytes"]).max()) > footer.blocks_end:
             raise run_format.corrupt(self.path, "an entry points behind the blocks", footer.blocks_end)
-        return index, footer.runs
+        return index, footer.runs, footer.combined
 
     def _make_runs(
         self, index: run_arrow.Entries, infos: tuple[run_format.RunInfo, ...], partition: int | None

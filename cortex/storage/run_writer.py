@@ -142,11 +142,12 @@ class RunFileWriter:
         self._runs.append(run_format.RunInfo(run_arrow.encode_schema(self._schema), self._run_entries))
         self._schema = None
 
-    def close(self) -> RunFileSummary:
-        """Write the index and close the file, which is whole now and still under its private name."""
+    def close(self, combined: run_format.Combined | None = None) -> RunFileSummary:
+        """Write the index and close the file, which is whole now and still under its private name.
+        `combined`: what it stands for, if it was merged from the outputs of several attempts."""
         if self._schema is not None:
             raise InternalError(f"{self.path}: a run is open")
-        self._write(run_format.encode_footer(self._index, self._runs))
+        self._write(run_format.encode_footer(self._index, self._runs, combined))
         self._flush()
         try:
             self._file.close()

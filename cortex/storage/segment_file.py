@@ -4,7 +4,8 @@
 
 Its blocks are the source's, byte for byte and in their order; its index is the source's for them, with
 offsets of its own; runs without rows of the partition are left out. So whoever reads run files reads
-it, and a merge over segments gives the rows of a merge over the files they were cut from.
+it, and a merge over segments gives the rows of a merge over the files they were cut from. What a
+combined file stands for goes with the segment, for its partition.
 
 `plan_segment` says what it will be, from the source's footer alone; `SegmentCutter` reads it piece by
 piece, for a sender; `check_segment` is for the receiver. No NumPy and no Arrow: the node does this.
@@ -47,6 +48,8 @@ class SegmentPlan:
     """All that stands behind the blocks."""
     size_bytes: int
     rows: int
+    members: tuple[str, ...] = ()
+    """The attempts it stands for, in map order, if the source is a combined file and has rows of it."""
 
 
 def plan_segment(fs: Filesystem, path: str, partition: int) -> SegmentPlan:
@@ -70,12 +73,15 @@ def plan_segment(fs: Filesystem, path: str, partition: int) -> SegmentPlan:
             rows += entry[1]
         source += entries
         runs.append(RunInfo(run.schema, (high - low) // ENTRY_PACKED.size))
-    tail = encode_footer(index, runs)
-    return SegmentPlan(path, bytes(source), tail, offset + len(tail), rows)
+    combined = None if footer.combined is None else footer.combined.of(partition)
+    tail = encode_footer(index, runs, combined)
+    members = () if combined is None else combined.members
+    return SegmentPlan(path, bytes(source), tail, offset + len(tail), rows, members)
 
 
-def check_segment(fs: Filesystem, path: str, partition: int) -> int:
-    """The rows of a segment file that was received whole. Raises CorruptRun if it is not what it should be.
+def check_segment(fs: Filesystem, path: str, partition: int, members: tuple[str, ...] = ()) -> int:
+    """The rows of a segment file that was received whole. Raises CorruptRun if it is not what it should be:
+    of this partition, and standing for these attempts (none: for one map's output, whose it is).
 
     Its blocks are not read: who merges them checks them.
     """
@@ -92,6 +98,9 @@ def check_segment(fs: Filesystem, path: str, partition: int) -> int:
         rows += block_rows
     if offset != footer.blocks_end:
         raise corrupt(path, f"its blocks end at {offset}, its index begins at {footer.blocks_end}", offset)
+    found_members = () if footer.combined is None else footer.combined.members
+    if found_members != members or (footer.combined and partition not in footer.combined.partitions):
+        raise corrupt(path, f"it stands for {len(found_members)} map outputs, and {len(members)} were said")
     return rows
 
 

@@ -1,7 +1,8 @@
 """A reduce attempt: merge one partition's segments in rounds, reduce each group, write the part.
 
 The segments are read in place, in map order. The rows that their indexes have are counted: the server
-compares the count with what the maps wrote, and the merge with what it hands out.
+compares the count with what the maps wrote, and the merge with what it hands out. A segment that a node
+combined counts for what it stands for, and its members are read with it.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ import pyarrow as pa
 
 from cortex.errors import CorruptRun, CortexError, ValueTypeError
 from cortex.ids import AttemptId, job_of
-from cortex.job.types import arrow_type
 from cortex.shuffle.aggregation import Aggregation
-from cortex.shuffle.collector import Combiner
 from cortex.shuffle.keys import decode_keys, key_array
 from cortex.shuffle.merge import GiantGroup, RunSource, SortedGroups, common_layout, fan_in, merge_rounds
 from cortex.shuffle.run_schema import STATES, VALUES, Layout
 from cortex.shuffle.segments import EarlyMerges, reduce_fan_in, sources_of
 from cortex.shuffle.values import decode_values, encode_values, tag_of
+from cortex.storage.run_format import Combined, corrupt
+from cortex.storage.run_reader import RunFileReader
+from cortex.tasks.combiners import aggregation_as_mapped, combiner_of
 from cortex.tasks.held_columns import held_batch
 from cortex.tasks.pair_emitters import (
     PYTHON_FOLDS,
     complex_values,
-    folded_columns,
-    method_fold,
-    python_fold,
 )
 from cortex.tasks.part_output import PairWriter, PartWriter
 from cortex.tasks.program import Program
@@ -102,53 +101,43 @@ class ReduceAttempt:
         """Every segment of the partition in map order, in few enough runs to merge at once."""
         program, partition = self._program, self._task.partition
         sources: list[RunSource] = []
-        for output in map_outputs(self._task.inputs, job_of(AttemptId(self._attempt))):
+        outputs = [each.attempt for each in map_outputs(self._task.inputs, job_of(AttemptId(self._attempt)))]
+        with_another: set[str] = set()
+        for attempt in outputs:
+            if attempt in with_another:
+                continue
             try:
-                reader = program.store.open(output.attempt, partition)
+                reader = program.store.open(attempt, partition)
                 found = sources_of(reader, partition)
+                if reader.combined is not None:
+                    with_another.update(self._members(reader, reader.combined, attempt, outputs))
             except CorruptRun as error:
-                error.details["attempt"] = output.attempt
+                error.details["attempt"] = attempt
                 raise
-            sources += [self._counted(source, output.attempt) for source in found]
+            if reader.combined is None:
+                self._rows_in += sum(int(source.rows.sum()) for source in found)
+                self._bytes_in += sum(int(source.sizes_bytes.sum()) for source in found)
+            sources += [_named(source, attempt) for source in found]
         columns = max((source.layout.columns for source in sources), default=0)
         runs_max = fan_in(program.budget.merge, columns)
         if len(sources) <= runs_max:
             return sources
-        level, written = reduce_fan_in(
-            sources, runs_max, program.budget.merge, self._temporary, self._combiner(sources)
-        )
+        combine = combiner_of(program, sources[0].layout)
+        level, written = reduce_fan_in(sources, runs_max, program.budget.merge, self._temporary, combine)
         self._merged_bytes = written
         return level
 
-    def _counted(self, source: RunSource, attempt: str) -> RunSource:
-        """The source with its rows counted, and its faults named by attempt."""
-        self._rows_in += int(source.rows.sum())
-        self._bytes_in += int(source.sizes_bytes.sum())
-        read = source.read
-
-        def named(index: int) -> pa.RecordBatch:
-            try:
-                return read(index)
-            except CorruptRun as error:
-                error.details["attempt"] = attempt
-                raise
-
-        return RunSource(
-            source.layout, source.first_hashes, source.last_hashes, source.sizes_bytes, source.rows, named
-        )
-
-    def _combiner(self, sources: Sequence[RunSource]) -> Combiner | None:
-        """What folds groups while runs are merged early."""
-        spec, payload = self._program.spec, sources[0].layout.payload
-        if payload.startswith(STATES):
-            return self._aggregation(sources[0].layout).combine
-        if spec.combine == "method":
-            return method_fold(self._program.code.combine)
-        if spec.combine == "binary":
-            return python_fold(self._program.code.combine_function)
-        if spec.combine:
-            return python_fold(PYTHON_FOLDS[spec.combine])
-        return None
+    def _members(
+        self, reader: RunFileReader, combined: Combined, attempt: str, outputs: Sequence[str]
+    ) -> tuple[str, ...]:
+        """What a combined segment stands for, which is counted as the maps wrote it."""
+        partition, wanted = self._task.partition, set(outputs)
+        made_of = combined.partitions.get(partition)
+        if made_of is None or combined.members[:1] != (attempt,) or not wanted.issuperset(combined.members):
+            raise corrupt(reader.path, "it stands for map outputs that this reduce does not read")
+        self._rows_in += made_of.rows
+        self._bytes_in += made_of.raw_bytes
+        return combined.members
 
     def _rounds(self, sources: Sequence[RunSource]) -> Iterator[SortedGroups | GiantGroup]:
         for item in merge_rounds(sources, self._program.budget.merge):
@@ -158,12 +147,7 @@ class ReduceAttempt:
     # --- aggregates -------------------------------------------------------------------------------
 
     def _aggregation(self, layout: Layout) -> Aggregation:
-        """As the maps had it: the arguments' types stand in the runs' layout."""
-        combine, what = self._program.spec.combine, layout.payload.partition(":")[2]
-        types = [arrow_type(name) for name in what.split(";")] if what else []
-        if combine:
-            return folded_columns(combine, types)
-        return Aggregation(indexed_calls(self._program.calls)[0], types)
+        return aggregation_as_mapped(self._program, layout)
 
     def _aggregate(self, sources: Sequence[RunSource]) -> tuple[OutputPart, ...]:
         spec = self._program.spec
@@ -413,6 +397,22 @@ class ReduceAttempt:
             )
         names = [*spec.group_by, *(name for name, _ in layout.payload_fields)]
         return pa.RecordBatch.from_arrays([*keys, *batch.columns[1 + layout.keys :]], names=names)
+
+
+def _named(source: RunSource, attempt: str) -> RunSource:
+    """The source with its faults named by attempt."""
+    read = source.read
+
+    def named(index: int) -> pa.RecordBatch:
+        try:
+            return read(index)
+        except CorruptRun as error:
+            error.details["attempt"] = attempt
+            raise
+
+    return RunSource(
+        source.layout, source.first_hashes, source.last_hashes, source.sizes_bytes, source.rows, named
+    )
 
 
 class _InHand:

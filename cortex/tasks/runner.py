@@ -19,12 +19,14 @@ from cortex.storage.shared_output import begin_shared, commit_shared, is_committ
 from cortex.storage.spill_quota import SpillQuota
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import ClientInput, Fetched
+from cortex.tasks.combine_task import CombineAttempt
 from cortex.tasks.job_bundle import enter_bundle, versions_told
 from cortex.tasks.map_task import MapAttempt
 from cortex.tasks.program import Program
 from cortex.tasks.reduce_task import ReduceAttempt
 from cortex.version import VERSION
 from cortex.wire.messages import (
+    CombineTask,
     CommitResult,
     CommitTask,
     MapTask,
@@ -102,6 +104,8 @@ class JobContext:
             return MapAttempt(program, task, attempt, progress).run()
         if isinstance(task, ReduceTask):
             return ReduceAttempt(program, task, attempt, progress).run()
+        if isinstance(task, CombineTask):
+            return CombineAttempt(program, task, attempt, progress).run()
         if isinstance(task, CommitTask):
             return self._commit(task, attempt)
         raise InternalError(f"a task of type {type(task).__name__} reached an executor")

@@ -6,7 +6,7 @@ Light, because the node's process starts with it: nothing of what an executor ne
 from __future__ import annotations
 
 from cortex.units import format_bytes
-from cortex.wire.messages import CommitTask, PlanTask, ReduceTask, ScanTask, Task
+from cortex.wire.messages import CombineTask, CommitTask, PlanTask, ReduceTask, ScanTask, Task
 
 
 def describe_task(task: Task) -> str:
@@ -18,6 +18,8 @@ def describe_task(task: Task) -> str:
     if isinstance(task, ReduceTask):
         maps = sum(task.spans[1::2]) - sum(task.spans[::2])
         return f"reduce: partition {task.partition}, {maps} map outputs"
+    if isinstance(task, CombineTask):
+        return f"combining {len(task.members)} map outputs of this node, from {task.members[0]} on"
     if isinstance(task, CommitTask):
         return f"commit: {len(task.parts)} parts of the output"
     if not task.splits:

@@ -11,10 +11,10 @@ from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, FetchFailed, ProtocolError, from_report
 from cortex.limits import FETCH_RECEIVE_BYTES
-from cortex.transfer.fetch_queue import Wanted
+from cortex.transfer.fetch_queue import Ask, Wanted
 from cortex.transfer.landing import Landing
 from cortex.wire.framing import encode_frame
-from cortex.wire.messages import FetchSegment, FromSegmentServer, SegmentHeader
+from cortex.wire.messages import FetchSegment, FromSegmentServer, SegmentHeader, SegmentLater
 from cortex.wire.segment_framing import SegmentDecoder
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class FetchConnection(Protocol):
         self._decoder = SegmentDecoder()
         self._asked: deque[tuple[int, Wanted]] = deque()
         self._landing: Landing | None = None
+        self._covers: tuple[int, ...] = ()
+        """Requests that what is landing answers as well."""
         self._paused = False
         self._ended = False
 
@@ -45,11 +47,12 @@ class FetchConnection(Protocol):
         """True while bytes are due."""
         return bool(self._asked) and not self._paused
 
-    def ask(self, request: int, wanted: Wanted) -> None:
+    def ask(self, ask: Ask) -> None:
         if not self._asked:
             self.heard_at = self._fetcher.clock()
-        self._asked.append((request, wanted))
-        message = FetchSegment(request, wanted.job, wanted.attempt, wanted.partition)
+        wanted, others = ask.wanted, tuple(each.attempt for each in ask.others)
+        self._asked.extend(enumerate((wanted, *ask.others), ask.request))
+        message = FetchSegment(ask.request, wanted.job, wanted.attempt, wanted.partition, others, ask.ahead)
         self.transport.write(encode_frame(message))
 
     def pause(self) -> None:
@@ -111,12 +114,34 @@ class FetchConnection(Protocol):
             raise ProtocolError(f"an answer came to request {answer.request}, which was not next")
         request, wanted = self._asked[0]
         if isinstance(answer, SegmentHeader):
-            self._landing = self._fetcher.begin(request, wanted, answer.size_bytes)
+            others = self._take_covered(wanted, answer.covers)
+            self._covers = answer.covers
+            self._landing = self._fetcher.begin(request, wanted, answer.size_bytes, others)
             if not answer.size_bytes:
                 self._take(b"")
+        elif isinstance(answer, SegmentLater):
+            self._asked.popleft()
+            self._fetcher.later(request)
         else:
             self._asked.popleft()
             self._fetcher.refused(request, from_report(answer.error))
+
+    def _take_covered(self, wanted: Wanted, covers: tuple[int, ...]) -> list[Wanted]:
+        """What a combined segment answers besides the first: asked for with it, and waited for no more here.
+        Until all bytes have come, the queue counts it as asked for."""
+        if not covers:
+            return []
+        some = iter(self._asked)
+        next(some)  # the first itself
+        found = {number: other for number, other in some if number in covers}
+        alike = all(
+            other.combines and (other.job, other.partition) == (wanted.job, wanted.partition)
+            for other in (wanted, *found.values())
+        )
+        if len(found) != len(covers) or not alike:
+            raise ProtocolError("a segment stands for some that were not asked for with it")
+        self._asked = deque(each for each in self._asked if each[0] not in found)
+        return [found[number] for number in covers]
 
     def _take(self, data: bytes) -> None:
         landing = self._landing
@@ -124,7 +149,8 @@ class FetchConnection(Protocol):
         landing.add(data)
         if not landing.missing_bytes:
             self._landing = None
-            self._fetcher.received(self._asked.popleft()[0])
+            covers, self._covers = self._covers, ()
+            self._fetcher.received(self._asked.popleft()[0], covers)
         landing.write_on()
 
     def _end(self) -> None:

@@ -11,12 +11,17 @@ only it brings about is its own). A holder that fails tries_max times without a 
 given up with all that is waited for from it, so that its loss is found once, not segment by segment; a
 segment that fails as often, alone. A refusal is final at once if what was asked for is lost (fault LOST),
 else it may be had later. Whatever went wrong, the holder rests first, longer each time.
+
+Of a job that combines, segments of one holder and partition are asked for together, in map order: the
+holder may answer several with one, combined. They then land together or fail together, and after a failure
+each is asked for alone. What is wanted ahead may be put off by its holder, until more of that partition is
+wanted of it, or this one no longer ahead: then nothing is put off any more.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cortex.errors import CortexError, Fault, FetchFailed
@@ -29,8 +34,10 @@ from cortex.limits import (
     FETCH_CONNECTIONS_MAX,
     FETCH_CONNECTIONS_PER_HOLDER,
     FETCH_IDLE_S,
+    FETCH_LOOKED_AT_MAX,
     FETCH_REQUESTS_AHEAD,
     FETCH_STALL_S,
+    FETCH_TOGETHER_MAX,
     FETCH_TRIES_MAX,
     FETCH_WRITERS,
 )
@@ -38,13 +45,19 @@ from cortex.limits import (
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A segment to fetch. `size_bytes` is what is known of its size, or 0: for the order only."""
+    """A segment to fetch. `size_bytes` is what is known of its size, or 0: for the order only.
+
+    `combines`: it may be had together with others, combined. `ahead`: nobody waits for it yet, so it may be
+    put off until somebody does; it is then wanted again, and no longer ahead.
+    """
 
     job: str
     holder: str
     attempt: str
     partition: int
     size_bytes: int = 0
+    combines: bool = False
+    ahead: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -59,9 +72,13 @@ class Connect:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
+    """Ask for `wanted`, and for `others` under the numbers that follow `request`."""
+
     connection: int
     request: int
     wanted: Wanted
+    others: tuple[Wanted, ...] = ()
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +99,14 @@ Instruction = Connect | Ask | Close | GiveUp
 
 @dataclass(frozen=True)
 class FetchPolicy:
-    """The limits of one node's fetching; the last five are the fetcher's, the others the queue's."""
+    """The limits of one node's fetching; the last five are the fetcher's, the others the queue's.
+    `requests_ahead` is when a connection has enough: what is asked for together may be more."""
 
     connections_max: int = FETCH_CONNECTIONS_MAX
     connections_per_holder: int = FETCH_CONNECTIONS_PER_HOLDER
     requests_ahead: int = FETCH_REQUESTS_AHEAD
+    together_max: int = FETCH_TOGETHER_MAX
+    looked_at_max: int = FETCH_LOOKED_AT_MAX
     tries_max: int = FETCH_TRIES_MAX
     backoff_first_s: float = FETCH_BACKOFF_FIRST_S
     backoff_s_max: float = FETCH_BACKOFF_S_MAX
@@ -102,8 +122,11 @@ class FetchPolicy:
 class _Segment:
     wanted: Wanted
     holder: _Holder
+    ahead: bool
     tries: int = 0
     """Failures of its own."""
+    alone: bool = False
+    """Not to be had combined: that went wrong."""
 
 
 @dataclass(eq=False, slots=True)
@@ -121,6 +144,8 @@ class _Holder:
     name: str
     waiting: deque[_Segment] = field(default_factory=deque)
     waiting_bytes: int = 0
+    put_off: dict[tuple[str, int], dict[tuple[str, int], _Segment]] = field(default_factory=dict)
+    """(Job, partition) -> segments that it will give later, by key."""
     connections: list[_Connection] = field(default_factory=list)
     failures: int = 0
     """In a row."""
@@ -143,8 +168,8 @@ class FetchQueue:
         self._connections: dict[int, _Connection] = {}
         self._asked: dict[int, _Connection] = {}
         """Requests whose bytes are not all there."""
-        self._landing: dict[int, _Segment] = {}
-        """Requests whose bytes are, but not yet the file."""
+        self._landing: dict[int, list[_Segment]] = {}
+        """Requests whose bytes are, but not yet the file: of one segment, or of several combined."""
         self._last_connection = 0
         self._last_request = 0
 
@@ -159,12 +184,19 @@ class FetchQueue:
         """Segments to fetch. One that is already wanted is not fetched twice."""
         touched: dict[str, _Holder] = {}
         for each in wanted:
-            if each.key in self._segments:
+            known = self._segments.get(each.key)
+            if known is not None:
+                if not each.ahead and known.ahead:
+                    known.ahead = False
+                    self._take_up(known)
+                    touched[known.holder.name] = known.holder
                 continue
             holder = self._holders.get(each.holder)
             if holder is None:
                 holder = self._holders[each.holder] = _Holder(each.holder)
-            segment = self._segments[each.key] = _Segment(each, holder)
+            segment = self._segments[each.key] = _Segment(each, holder, each.ahead)
+            for other in holder.put_off.pop((each.job, each.partition), {}).values():
+                self._wait(other)
             self._wait(segment)
             touched[each.holder] = holder
         out: list[Instruction] = []
@@ -187,10 +219,20 @@ class FetchQueue:
             holder.waiting_bytes = 0
             for segment in kept:
                 self._wait(segment)
+            for key in [key for key in holder.put_off if key[0] == job]:
+                del holder.put_off[key]
             self._forget_idle(holder)
-        self._landing = {n: segment for n, segment in self._landing.items() if segment.wanted.job != job}
+        self._landing = {n: some for n, some in self._landing.items() if some[0].wanted.job != job}
         self._segments = {key: each for key, each in self._segments.items() if each.wanted.job != job}
         return self._next(now, out)
+
+    def moved(self, holder: str, now: float) -> list[Instruction]:
+        """The holder has another address, where nothing has failed yet."""
+        found = self._holders.get(holder)
+        if found is None:
+            return []
+        found.failures, found.rests_until = 0, now
+        return self._next(now, [])
 
     # --- what happened to a connection ---
 
@@ -222,12 +264,15 @@ class FetchQueue:
 
     # --- what happened to a segment ---
 
-    def received(self, request: int, now: float) -> list[Instruction]:
-        """All its bytes are there; `landed`, `damaged` or `not_kept` follows."""
+    def received(self, request: int, now: float, covers: Sequence[int] = ()) -> list[Instruction]:
+        """All its bytes are there, which are those of the requests `covers` as well; `landed`, `damaged` or
+        `not_kept` follows."""
         connection = self._asked.pop(request, None)
         if connection is None:
             return []
-        self._landing[request] = connection.asked.pop(request)
+        self._landing[request] = [connection.asked.pop(number) for number in (request, *covers)]
+        for number in covers:
+            del self._asked[number]
         connection.holder.failures = 0
         connection.idle_since = now
         return self._next(now, [], connection.holder)
@@ -247,30 +292,46 @@ class FetchQueue:
             self._failed(holder, error, now, out)
         return self._next(now, out, holder)
 
+    def later(self, request: int, now: float) -> list[Instruction]:
+        """Its holder puts it off, as it was asked for ahead."""
+        connection = self._asked.pop(request, None)
+        if connection is None:
+            return []
+        segment, holder = connection.asked.pop(request), connection.holder
+        holder.failures = 0
+        connection.idle_since = now
+        if segment.ahead:
+            wanted = segment.wanted
+            holder.put_off.setdefault((wanted.job, wanted.partition), {})[wanted.key] = segment
+        else:  # somebody waits for it since it was asked for
+            self._wait(segment)
+        return self._next(now, [], holder)
+
     def landed(self, request: int) -> None:
-        segment = self._landing.pop(request, None)
-        if segment is not None:
+        for segment in self._landing.pop(request, ()):
             del self._segments[segment.wanted.key]
 
     def damaged(self, request: int, error: CortexError, now: float) -> list[Instruction]:
         """It came whole, and is not what was asked for."""
-        segment = self._landing.pop(request, None)
-        if segment is None:
+        some = self._landing.pop(request, None)
+        if some is None:
             return []
         out: list[Instruction] = []
-        segment.holder = self._holders.setdefault(segment.holder.name, segment.holder)
-        self._try_again(segment, error, out)
-        self._failed(segment.holder, error, now, out)
-        self._forget_idle(segment.holder)
+        holder = self._holders.setdefault(some[0].holder.name, some[0].holder)
+        for segment in some:
+            segment.holder = holder
+            segment.alone = True
+            self._try_again(segment, error, out)
+        self._failed(holder, error, now, out)
+        self._forget_idle(holder)
         return self._next(now, out)
 
     def not_kept(self, request: int, error: CortexError) -> list[Instruction]:
         """This node could not write it: no fault of the holder's, and given up with `error` itself."""
-        segment = self._landing.pop(request, None)
-        if segment is None:
-            return []
-        del self._segments[segment.wanted.key]
-        return [GiveUp(segment.wanted, error)]
+        some = self._landing.pop(request, ())
+        for segment in some:
+            del self._segments[segment.wanted.key]
+        return [GiveUp(segment.wanted, error) for segment in some]
 
     # --- time ---
 
@@ -299,12 +360,33 @@ class FetchQueue:
             connection = min(open_ones, key=lambda each: len(each.asked), default=None)
             if connection is None or len(connection.asked) >= self._policy.requests_ahead:
                 return
+            some = self._take_together(holder)
+            first = self._last_request + 1
+            for segment in some:
+                holder.waiting_bytes -= segment.wanted.size_bytes
+                self._last_request += 1
+                connection.asked[self._last_request] = segment
+                self._asked[self._last_request] = connection
+            wanted = [segment.wanted for segment in some]
+            out.append(Ask(connection.number, first, wanted[0], tuple(wanted[1:]), some[0].ahead))
+
+    def _take_together(self, holder: _Holder) -> list[_Segment]:
+        """The next of what waits, and what may be asked for together with it, in map order."""
+        first = holder.waiting.popleft()
+        if first.alone or not first.wanted.combines:
+            return [first]
+        some, others = [first], list[_Segment]()
+        for _ in range(min(len(holder.waiting), self._policy.looked_at_max)):
+            if len(some) >= self._policy.together_max:
+                break
             segment = holder.waiting.popleft()
-            holder.waiting_bytes -= segment.wanted.size_bytes
-            self._last_request += 1
-            connection.asked[self._last_request] = segment
-            self._asked[self._last_request] = connection
-            out.append(Ask(connection.number, self._last_request, segment.wanted))
+            wanted = segment.wanted
+            fits = (wanted.job, wanted.partition, wanted.combines, segment.ahead, segment.alone) == (
+                first.wanted.job, first.wanted.partition, True, first.ahead, False
+            )  # fmt: skip
+            (some if fits else others).append(segment)
+        holder.waiting.extendleft(reversed(others))
+        return sorted(some, key=lambda segment: map_order(segment.wanted.attempt))
 
     def _connect(self, now: float, out: list[Instruction]) -> None:
         """Connect to holders with more waiting than their connections take."""
@@ -345,6 +427,12 @@ class FetchQueue:
         segment.holder.waiting.append(segment)
         segment.holder.waiting_bytes += segment.wanted.size_bytes
 
+    def _take_up(self, segment: _Segment) -> None:
+        """If it was put off, it waits again, with all of its partition."""
+        some = segment.holder.put_off.pop((segment.wanted.job, segment.wanted.partition), {})
+        for each in some.values():
+            self._wait(each)
+
     def _try_again(self, segment: _Segment, error: CortexError, out: list[Instruction]) -> None:
         segment.tries += 1
         if segment.tries >= self._policy.tries_max:
@@ -374,8 +462,10 @@ class FetchQueue:
         holder.rests_until = now + rest_s * (0.5 + self._jitter())
 
     def _give_up_waiting(self, holder: _Holder, error: CortexError, out: list[Instruction]) -> None:
-        for segment in holder.waiting:
+        put_off = [segment for some in holder.put_off.values() for segment in some.values()]
+        for segment in (*holder.waiting, *put_off):
             self._give_up(segment, error, out, unreachable=True)
+        holder.put_off.clear()
         holder.waiting.clear()
         holder.waiting_bytes = 0
 
@@ -387,8 +477,13 @@ class FetchQueue:
         out.append(GiveUp(wanted, fetch_failed(wanted, error, unreachable)))
 
     def _forget_idle(self, holder: _Holder) -> None:
-        if not holder.waiting and not holder.connections:
+        if not (holder.waiting or holder.connections or holder.put_off):
             self._holders.pop(holder.name, None)
+
+
+def map_order(attempt: str) -> tuple[int, str]:
+    """What sorts attempts of one job's maps; their numbers have six digits or more."""
+    return len(attempt.partition(".")[0]), attempt
 
 
 _OURS = ("attempt", "partition", "holder", "unreachable")

@@ -43,8 +43,9 @@ class Inflight:
 
 
 class Landing:
-    """One segment of `size_bytes`. `settled()` is called once, when no thread works for it any more and its
-    file is committed (`rows` is set), or removed (`error` is set and all bytes came, or it was abandoned)."""
+    """One segment of `size_bytes`, standing for `members` if it is combined. `settled()` is called once, when
+    no thread works for it any more and its file is committed (`rows` is set), or removed (`error` is set and
+    all bytes came, or it was abandoned)."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Landing:
         partition: int,
         size_bytes: int,
         *,
+        members: tuple[str, ...] = (),
         batch_bytes: int,
         inflight: Inflight,
         in_thread: Callable[..., None],
@@ -68,6 +70,7 @@ class Landing:
         self._store = store
         self._attempt = attempt
         self._partition = partition
+        self._members = members
         self._batch_bytes = batch_bytes
         self._inflight = inflight
         self._in_thread = in_thread
@@ -117,7 +120,9 @@ class Landing:
         rows, error = 0, None
         try:
             if self._incoming is None:
-                self._incoming = self._store.create(self._attempt, self._partition, self.size_bytes)
+                self._incoming = self._store.create(
+                    self._attempt, self._partition, self.size_bytes, self._members
+                )
             if pieces:
                 self._incoming.write(pieces)
             if whole:

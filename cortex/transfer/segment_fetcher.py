@@ -1,7 +1,8 @@
 """Fetches segments of map outputs that ran on other nodes, into the job's folder on this one.
 
-What is wanted is reported once each: `landed(wanted, size_bytes, rows)` when the segment lies under its
-name in the folder and its size and footer were found right, or `failed(wanted, error)`: FetchFailed
+What is wanted is reported once each: `landed(wanted, size_bytes, rows, others)` when the segment lies under
+its name in the folder and its size and footer were found right, with what else it stands for if it came
+combined, or `failed(wanted, error)`: FetchFailed
 (fault LOST: the map has to run again) when its holder cannot give it, SpillFull or SpillFailed when this
 node cannot keep it. Nothing is reported of a cancelled job.
 
@@ -67,7 +68,7 @@ class SegmentFetcher:
         clock: Callable[[], float],
         fs: Filesystem,
         connect: Callable[[str], Any],
-        landed: Callable[[Wanted, int, int], None],
+        landed: Callable[[Wanted, int, int, list[Wanted]], None],
         failed: Callable[[Wanted, CortexError], None],
         check: Callable[[str, Any], None] = lambda holder, transport: None,
         policy: FetchPolicy | None = None,
@@ -106,7 +107,8 @@ class SegmentFetcher:
         self._jobs[job] = _Job(FetchedSegments(self._fs, folder, quota))
 
     def fetch(self, wanted: Iterable[Wanted]) -> None:
-        """What is already being fetched is reported once. What landed before is fetched again."""
+        """What is already being fetched is reported once, and put off no longer if it is not wanted ahead any
+        more. What landed before is fetched again."""
         some = list(wanted)
         for each in some:
             if each.job not in self._jobs:
@@ -118,6 +120,10 @@ class SegmentFetcher:
         found = self._jobs.get(job)
         if found is not None:
             self._in_thread(_remove, found.store, found.store.set_aside(attempt, partition))
+
+    def holder_moved(self, holder: str) -> None:
+        """It is somewhere else now: what failed where it was is no reason to wait."""
+        self._obey(self._queue.moved(holder, self.clock()))
 
     def cancel(self, job: str, gone: Callable[[], None]) -> None:
         """Fetch nothing more for the job; `gone()` when no thread works in its folder any more."""
@@ -155,25 +161,29 @@ class SegmentFetcher:
 
     # --- what its connections call ---
 
-    def begin(self, request: int, wanted: Wanted, size_bytes: int) -> Landing:
-        """A segment's bytes are about to come."""
+    def begin(self, request: int, wanted: Wanted, size_bytes: int, others: list[Wanted]) -> Landing:
+        """A segment's bytes are about to come, combined with those of `others`."""
         job = self._jobs[wanted.job]
         landing = Landing(
             job.store,
             wanted.attempt,
             wanted.partition,
             size_bytes,
+            members=tuple(each.attempt for each in (wanted, *others)) if others else (),
             batch_bytes=self.policy.batch_bytes,
             inflight=self.inflight,
             in_thread=self._in_thread,
             from_thread=self._reactor.callFromThread,
-            settled=lambda: self._settled(job, request, wanted, landing),
+            settled=lambda: self._settled(job, request, wanted, others, landing),
         )
         job.landings.add(landing)
         return landing
 
-    def received(self, request: int) -> None:
-        self._obey(self._queue.received(request, self.clock()))
+    def received(self, request: int, covers: tuple[int, ...]) -> None:
+        self._obey(self._queue.received(request, self.clock(), covers))
+
+    def later(self, request: int) -> None:
+        self._obey(self._queue.later(request, self.clock()))
 
     def refused(self, request: int, error: CortexError) -> None:
         self._obey(self._queue.refused(request, error, self.clock()))
@@ -185,7 +195,9 @@ class SegmentFetcher:
 
     # --- inside ---
 
-    def _settled(self, job: _Job, request: int, wanted: Wanted, landing: Landing) -> None:
+    def _settled(
+        self, job: _Job, request: int, wanted: Wanted, others: list[Wanted], landing: Landing
+    ) -> None:
         job.landings.discard(landing)
         if job.gone is not None:
             self._check_gone(job)
@@ -193,7 +205,7 @@ class SegmentFetcher:
             return
         elif landing.error is None:
             self._queue.landed(request)
-            self._landed(wanted, landing.size_bytes, landing.rows)
+            self._landed(wanted, landing.size_bytes, landing.rows, others)
         elif isinstance(landing.error, CorruptRun):
             self._obey(self._queue.damaged(request, landing.error, self.clock()))
         else:
@@ -231,7 +243,7 @@ class SegmentFetcher:
             self._start_connecting(instruction.connection, instruction.holder)
         elif isinstance(instruction, Ask):
             if instruction.connection in self._open:  # not lost since the queue decided
-                self._open[instruction.connection].ask(instruction.request, instruction.wanted)
+                self._open[instruction.connection].ask(instruction)
         elif isinstance(instruction, Close):
             connecting = self._connecting.pop(instruction.connection, None)
             if connecting is not None:

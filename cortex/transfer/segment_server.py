@@ -21,7 +21,7 @@ import contextlib
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,7 @@ class SegmentServer(Factory):
         self.connections: set[_Serving] = set()
         self.of_peer: Counter[str] = Counter()
         self._jobs: dict[str, ServedJob] = {}
+        self._first_asked: dict[str, Callable[[], None]] = {}
         self._timer: Any = None
         self._stopping = False
         self._pool = None if threads is not None else ThreadPool(0, self.policy.readers, name="segment-read")
@@ -109,12 +110,23 @@ class SegmentServer(Factory):
         if self._pool is not None:
             self._pool.start()
 
-    def register_job(self, job: str, folder: str) -> None:
-        """From now on serve the map outputs in `folder`."""
+    def register_job(self, job: str, folder: str, asked: Callable[[], None] | None = None) -> None:
+        """From now on serve the map outputs in `folder`. `asked()` is called once, when one is asked for."""
         self._jobs[job] = ServedJob(folder)
+        if asked is not None:
+            self._first_asked[job] = asked
+
+    def combining(self, job: str, on: bool) -> None:
+        """Whether more of the job's map outputs will be combined here."""
+        self._jobs[job].combining = on
+
+    def combined(self, job: str, name: str, members: Sequence[str]) -> None:
+        """From now on the committed file `name` may be given in place of these map attempts' own."""
+        self._jobs[job].combined.update(dict.fromkeys(members, name))
 
     def unregister_job(self, job: str) -> None:
         """Begin no further answer for this job; one that is being sent is sent whole. None is fine."""
+        self._first_asked.pop(job, None)
         served = self._jobs.pop(job, None)
         if served is not None:
             served.ended = True
@@ -151,6 +163,10 @@ class SegmentServer(Factory):
     # --- for its connections ---
 
     def job(self, job: str) -> ServedJob | None:
+        """The job of which something is asked for."""
+        asked = self._first_asked.pop(job, None)
+        if asked is not None:
+            asked()
         return self._jobs.get(job)
 
     def in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
@@ -216,7 +232,8 @@ class _Serving(Protocol):
             if not self.peer:
                 self._identify()
             for request in self._decoder.feed(data):
-                if self.answers.unanswered >= self._server.policy.requests_max:
+                more = len(request.others) if isinstance(request, FetchSegment) else 0
+                if self.answers.unanswered + more >= self._server.policy.requests_max:
                     raise ProtocolError(f"it asks for more than {self._server.policy.requests_max} at once")
                 self.answers.ask(request, self._server.job(request.job))
         except CortexError as error:

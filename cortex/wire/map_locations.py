@@ -7,13 +7,13 @@ names ranges of maps. So neither the server's messages nor its decisions grow wi
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from cortex.errors import ProtocolError
-from cortex.ids import AttemptId, JobId, attempt_id, task_id
+from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, task_id
 from cortex.wire.messages import MapBlock, MapLocations, OutputNode, ReduceTask
 
 
@@ -35,6 +35,19 @@ def map_outputs(blocks: Iterable[MapBlock], job: JobId) -> Iterator[MapOutput]:
                 number = block.redone.get(index, 0)
                 yield MapOutput(index, attempt_id(task_id(job, "m", index), number), node)
             first += count
+
+
+def names(blocks: Sequence[MapBlock], attempt: str) -> bool:
+    """Is the output of this map attempt among those that blocks, in map order, name?"""
+    found = map_attempt(attempt)
+    if found is None:
+        return False
+    _, index, number = found
+    place = bisect.bisect_right(blocks, index, key=lambda block: block.first) - 1
+    if place < 0:
+        return False
+    block = blocks[place]
+    return index < block.first + sum(block.runs[::2]) and block.redone.get(index, 0) == number
 
 
 def pairs(flat: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -156,3 +156,19 @@ def test_without_its_only_holder_a_job_fails_by_name(tmp_path: Path) -> None:
         assert name in found.value.message
         assert "data:in.txt" in found.value.message
         assert "--data" in found.value.cure
+
+
+def test_a_server_that_starts_again_learns_anew_who_has_what(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    expected = write(first)
+    second.mkdir()
+    with QuickCluster(nodes=2, data=[first, second]) as cluster:
+        running = Running(Slow(input="data:in.txt"), cluster)
+        running.when_maps(3)
+        assert cluster.server is not None
+        cluster.server.kill()
+        cluster.server.wait()
+        cluster.start_server()
+        done = running.end()
+        assert dict(done) == expected
+        assert done.report.locality.client_bytes == 0

@@ -67,7 +67,7 @@ def fetch(folder: str, port: str, wanted: str) -> None:
         time.monotonic,
         LocalFilesystem(),
         lambda holder: TCP4ClientEndpoint(reactor, "127.0.0.1", int(port)),
-        lambda one, size, rows: say(f"landed {one.attempt} {one.partition}"),
+        lambda one, size, rows, others: say(f"landed {one.attempt} {one.partition}"),
         lambda one, error: say(f"failed {one.attempt} {one.partition} {error.code}"),
         policy=FetchPolicy(batch_bytes=64 << 10),
     )

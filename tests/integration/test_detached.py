@@ -76,7 +76,8 @@ def test_commands_submit_wait_fetch_and_forget(cluster: cortex.LocalCluster, fil
     files.open("map", "reduce")
     waited = files.command("job", job, "--wait", *where(cluster))
     assert waited.returncode == 0, waited.stderr
-    assert "its result is kept until 20" in waited.stdout
+    assert "result kept until" in waited.stdout
+    assert f"cortex fetch {job} --output FOLDER" in waited.stdout
     for output in ("one", "two"):
         fetched = files.command("fetch", job, "--output", output, *where(cluster))
         assert fetched.returncode == 0, fetched.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import random
 import resource
@@ -82,7 +83,7 @@ def below(roots: list[Path]) -> dict[str, bytes]:
         str(path.relative_to(root)): path.read_bytes()
         for root in roots
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "_SHA256SUMS"
     }
 
 
@@ -102,6 +103,11 @@ def test_a_csv_file_is_put_and_read_where_it_lies(put, roots, cluster, tmp_path,
     head = b"name,value\r\n"
     assert all(part.startswith(head) and len(part) <= 50_000 for part in parts.values())
     assert head + b"".join(parts[name].removeprefix(head) for name in sorted(parts)) == text.encode()
+
+    for root in roots:
+        for line in (root / "big" / "_SHA256SUMS").read_text().splitlines():
+            sha256, name = line.split("  ")
+            assert hashlib.sha256((root / "big" / name).read_bytes()).hexdigest() == sha256
 
     Totals(input=tmp_path / "big.csv", output=tmp_path / "here").run()
     done = Totals(input="data:big/*", output=tmp_path / "there").run(cluster)
@@ -139,7 +145,7 @@ def test_a_parquet_file_is_put_by_row_groups(put, roots, cluster, tmp_path) -> N
     assert output(tmp_path / "there") == output(tmp_path / "here")
 
 
-def test_a_name_that_is_there_is_refused_unless_it_is_to_be_replaced(put, roots, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_name_that_is_there_is_refused_or_replaced(put, roots, cluster, tmp_path, capfd) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "twice.csv").write_text(rows(3, 3000))
     assert put(tmp_path / "twice.csv", "--part-size", "5KB")[0] == 0
     before = below(roots)
@@ -151,6 +157,11 @@ def test_a_name_that_is_there_is_refused_unless_it_is_to_be_replaced(put, roots,
     assert code == 0
     after = {name: data for name, data in below(roots).items() if name.startswith("twice/")}
     assert len(after) == report["parts"] < sum(name.startswith("twice/") for name in before)
+
+    assert main(["put", str(tmp_path / "twice.csv"), "--overwrite", "--server", cluster.address]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("data:twice/*: 1 part, ")
+    assert [line.split(":")[1] for line in said[1:]] == [f" 1 part, {said[0].rpartition(', ')[2]}"]
 
     (roots[0] / "mine").mkdir()
     (roots[0] / "mine" / "notes.txt").write_text("not put")

@@ -138,7 +138,7 @@ class Fetching:
                 time.monotonic,
                 fs,
                 connect,
-                lambda one, size, rows: self.landed.append(one),
+                lambda one, size, rows, others: self.landed.append(one),
                 lambda one, error: self.failed.append((one, error)),
                 check,
                 FetchPolicy(**policy),

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortex.errors import InputError, UsageError
+from cortex.errors import InputError, PutFailed, UsageError
 from cortex.formats import file_parts
 from cortex.formats.file_parts import FileParts
 from cortex.job.spec import CsvDialect, InputSpec
@@ -120,6 +121,27 @@ def test_a_file_of_no_rows_is_one_part(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "none.parquet")
     (part,) = cut(str(tmp_path / "none.parquet"), 10, str(tmp_path))
     assert pq.read_table(pa.BufferReader(part)).schema.names == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["csv.gz", "parquet", "arrow"])
+def test_no_room_for_a_temporary_part_is_said_with_its_folder(kind: str, tmp_path: Path) -> None:
+    table = pa.table({"a": [os.urandom(1000).hex() for _ in range(200)]})
+    path = tmp_path / f"in.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "arrow":
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        path.write_bytes(gzip.compress(("a\n" + "\n".join(table["a"].to_pylist())).encode()))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(PutFailed, match="File too large") as found:
+            cut(str(path), 1 << 20, str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path) in found.value.message
 
 
 def test_gzip_is_not_read_from_its_middle(tmp_path: Path) -> None:

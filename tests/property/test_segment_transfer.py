@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.python.failure import Failure
 
 from cortex.errors import CortexError, FetchFailed
+from cortex.storage.segment_file import plan_segment
 from cortex.transfer.fetch_queue import FetchPolicy, Wanted
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.transfer.segment_server import SegmentServer, ServePolicy
@@ -27,6 +28,7 @@ from tests.segment_tools import (
     attempt,
     damage,
     segment_bytes,
+    write_combined,
     write_run,
 )
 
@@ -77,6 +79,7 @@ class World:
         os.mkdir(self.target)
         self.landed: dict[tuple[str, int], int] = {}
         self.failed: dict[tuple[str, int], CortexError] = {}
+        self.together: dict[tuple[str, int], tuple[str, ...]] = {}
         self.server = SegmentServer(
             self.reactor,
             self.reactor.seconds,
@@ -99,10 +102,13 @@ class World:
         )
         self.fetcher.open_job(JOB, self.target)
 
-    def on_landed(self, wanted: Wanted, size_bytes: int, rows: int) -> None:
-        assert wanted.key not in self.landed
-        assert wanted.key not in self.failed
-        self.landed[wanted.key] = size_bytes
+    def on_landed(self, wanted: Wanted, size_bytes: int, rows: int, others: list[Wanted]) -> None:
+        for each in (wanted, *others):
+            assert each.key not in self.landed
+            assert each.key not in self.failed
+            self.landed[each.key] = size_bytes
+        if others:
+            self.together[wanted.key] = tuple(each.attempt for each in (wanted, *others))
 
     def on_failed(self, wanted: Wanted, error: CortexError) -> None:
         assert wanted.key not in self.landed
@@ -176,4 +182,70 @@ def test_what_is_wanted_lands_or_fails_once_and_what_landed_is_right(
             assert fault or key == (attempt(broken), 0)
         assert damaged <= ((attempt(broken), 0) in world.failed)
         assert not [name for name in os.listdir(world.target) if name.endswith("partial")]
+        assert world.fetcher.inflight.held_bytes == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**32),
+    fault=st.sampled_from([0.0, 0.3]),
+    damaged=st.booleans(),
+    combining=st.booleans(),
+)
+def test_what_is_combined_comes_once_with_all_it_stands_for(
+    seed: int, fault: float, damaged: bool, combining: bool
+) -> None:
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(rng, folder, fault)
+        names = [attempt(index) for index in range(9)]
+        own = {name: write_run(world.source, name, partitions=3, blocks=1, block_bytes=500) for name in names}
+        rows = {name: {p for p in range(3) if rng.random() < 0.8} for name in names}
+        left, files = list(names), dict[str, str]()
+        rng.shuffle(left)
+        for number in range(2):
+            members, left = left[: (n := rng.randrange(2, 5))], left[n:]
+            if not any(rows[name] for name in members):
+                continue
+            file = f"{JOB}-c{number:06d}.0"
+            path = write_combined(
+                world.source, file, {name: rows[name] for name in members}, block_bytes=3_000
+            )
+            files.update(dict.fromkeys(members, path))
+            world.server.combined(JOB, file, members)
+            if damaged and number == 0:
+                damage(path, 20)  # in its first partition
+        world.server.combining(JOB, combining)
+        everything = [Wanted(JOB, "peer", name, p, combines=True) for name in names for p in range(3)]
+        rng.shuffle(everything)
+        early = [replace(each, ahead=True) for each in everything if rng.random() < 0.6]
+        world.fetcher.fetch(early)
+        for _ in range(rng.randrange(200)):
+            world.step()
+        world.fetcher.fetch([each for each in everything if each.key not in world.landed])
+        for _ in range(200_000):
+            world.step()
+            if len(world.landed) + len(world.failed) == len(everything) and not world.threads.waiting:
+                break
+        assert {**world.landed, **world.failed}.keys() == {each.key for each in everything}
+        if not fault:
+            assert not world.failed
+        covered = {
+            (name, partition)
+            for (first, partition), members in world.together.items()
+            for name in members
+            if name != first
+        }
+        for name, partition in world.landed.keys() - covered:
+            members = world.together.get((name, partition), ())
+            source = files[name] if members else own[name]
+            if members:
+                assert plan_segment(FS, source, partition).members == members
+                assert members == tuple(
+                    each for each in names if files.get(each) == source and partition in rows[each]
+                )
+            with open(os.path.join(world.target, f"{name}.p{partition:05d}.segment"), "rb") as file_here:
+                assert file_here.read() == segment_bytes(source, partition)
+        left_over = sorted(os.listdir(world.target))
+        assert len(left_over) == len(world.landed.keys() - covered)
         assert world.fetcher.inflight.held_bytes == 0

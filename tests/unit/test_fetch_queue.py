@@ -291,3 +291,125 @@ def test_what_is_told_of_strangers_is_ignored(event: str) -> None:
     assert getattr(fetches, event)(77, *error, 0.0) == []
     fetches.landed(77)
     assert not fetches.busy
+
+
+def test_a_holder_that_has_moved_does_not_rest_for_what_failed_where_it_was() -> None:
+    fetches = queue(tries_max=3)
+    (made,) = fetches.add([wanted(0)], 0.0)
+    assert isinstance(made, Connect)
+    assert fetches.disconnected(made.connection, BROKEN, 0.0) == []
+    assert fetches.tick(0.01) == []  # it rests
+    assert isinstance(fetches.moved("a", 0.02)[0], Connect)
+    assert fetches.moved("b", 0.02) == []
+
+
+# --- segments that may come combined ---
+
+
+def combining(index: int, partition: int = 0, ahead: bool = False, holder: str = "a") -> Wanted:
+    return Wanted(JOB, holder, f"{JOB}-m{index:06d}.0", partition, 10, combines=True, ahead=ahead)
+
+
+def test_segments_of_one_partition_are_asked_for_together_in_map_order() -> None:
+    fetches = queue(requests_ahead=4, together_max=3, connections_per_holder=1)
+    some = [combining(5), combining(1, 1), combining(2), combining(10), wanted(3), combining(7)]
+    _, (first, second) = connect(fetches, some)
+    assert [first.wanted, *first.others] == [combining(2), combining(5), combining(10)]
+    assert [each.wanted for each in (second,)] == [combining(1, 1)]
+    assert second.request == first.request + 3
+    # what is left of the first message counts, too: there is room when its requests are answered
+    out = fetches.received(first.request, 0.0, (first.request + 1, first.request + 2))
+    assert asked(out) == [wanted(3), combining(7)]
+
+
+def test_maps_of_seven_digits_come_after_those_of_six() -> None:
+    fetches = queue()
+    _, (ask,) = connect(fetches, [combining(1_000_000), combining(999_999)])
+    assert [ask.wanted, *ask.others] == [combining(999_999), combining(1_000_000)]
+
+
+def test_what_one_segment_answers_lands_with_it() -> None:
+    fetches = queue()
+    _, (ask,) = connect(fetches, [combining(i) for i in range(4)])
+    fetches.received(ask.request + 1, 0.0, (ask.request + 2,))
+    assert fetches.add([combining(1), combining(2)], 0.0) == []  # on their way
+    fetches.landed(ask.request + 1)
+    again = fetches.add([combining(1), combining(2)], 0.0)
+    assert [(each.wanted, each.others) for each in again if isinstance(each, Ask)] == [
+        (combining(1), (combining(2),))
+    ]
+
+
+def test_a_combined_segment_that_is_damaged_is_asked_for_one_by_one() -> None:
+    fetches = queue()
+    _, (ask,) = connect(fetches, [combining(i) for i in range(3)])
+    fetches.received(ask.request, 0.0, (ask.request + 1, ask.request + 2))
+    assert fetches.damaged(ask.request, CorruptRun("wrong"), 0.0) == []  # the holder rests
+    again = [each for each in fetches.tick(60.0) if isinstance(each, Ask)]
+    assert [(each.wanted, each.others) for each in again] == [(combining(i), ()) for i in range(3)]
+
+
+def test_a_combined_segment_that_cannot_be_kept_is_given_up_whole() -> None:
+    fetches = queue()
+    _, (ask,) = connect(fetches, [combining(i) for i in range(3)])
+    fetches.received(ask.request, 0.0, (ask.request + 2,))
+    assert given_up(fetches.not_kept(ask.request, SpillFull("full"))) == [combining(0), combining(2)]
+
+
+def test_a_connection_that_breaks_within_a_combined_segment_has_brought_none_of_it() -> None:
+    fetches = queue()
+    connection, (ask,) = connect(fetches, [combining(i) for i in range(3)])
+    fetches.disconnected(connection, BROKEN, 0.0)
+    (made,) = fetches.tick(60.0)
+    assert isinstance(made, Connect)
+    (again,) = fetches.connected(made.connection, 60.0)
+    assert isinstance(again, Ask)
+    assert {again.wanted, *again.others} == {combining(i) for i in range(3)}
+    assert again.request > ask.request + 2
+
+
+def test_what_is_wanted_ahead_may_be_put_off_until_more_of_it_is_wanted() -> None:
+    fetches = queue()
+    _, (ask,) = connect(fetches, [combining(i, ahead=True) for i in range(2)])
+    assert ask.ahead
+    assert fetches.later(ask.request, 0.0) == fetches.later(ask.request + 1, 0.0) == []
+    assert asked(fetches.tick(1.0)) == []
+    assert asked(fetches.add([combining(9, 1, ahead=True)], 1.0)) == [combining(9, 1, ahead=True)]
+    (again,) = fetches.add([combining(2, ahead=True)], 1.0)
+    assert isinstance(again, Ask)
+    assert [again.wanted, *again.others] == [combining(i, ahead=True) for i in range(3)]
+    assert again.ahead
+
+
+def test_what_a_reduce_waits_for_is_put_off_no_longer() -> None:
+    fetches = queue()
+    _, (ask,) = connect(fetches, [combining(i, ahead=True) for i in range(3)])
+    fetches.later(ask.request, 0.0)
+    fetches.later(ask.request + 1, 0.0)
+    (again,) = fetches.add([combining(i) for i in range(3)], 0.0)  # the third has no answer yet
+    assert isinstance(again, Ask)
+    assert not again.ahead
+    assert [each.attempt for each in (again.wanted, *again.others)] == [
+        combining(i).attempt for i in range(2)
+    ]
+    (third,) = fetches.later(ask.request + 2, 0.0)  # sent before its holder could know
+    assert isinstance(third, Ask)
+    assert (third.wanted.attempt, third.ahead) == (combining(2).attempt, False)
+
+
+def test_what_was_put_off_is_given_up_with_its_holder() -> None:
+    fetches = queue(tries_max=1)
+    connection, (ask,) = connect(fetches, [combining(i, ahead=True) for i in range(2)])
+    fetches.later(ask.request, 0.0)
+    out = fetches.disconnected(connection, BROKEN, 0.0)
+    assert {each.attempt for each in given_up(out)} == {combining(i).attempt for i in range(2)}
+    assert not fetches._holders
+
+
+def test_what_was_put_off_is_forgotten_with_its_job() -> None:
+    fetches = queue()
+    _, (ask,) = connect(fetches, [combining(0, ahead=True)])
+    fetches.later(ask.request, 0.0)
+    assert fetches.cancel(JOB, 0.0) == []
+    assert not fetches._segments
+    assert asked(fetches.add([combining(1, ahead=True)], 0.0)) == [combining(1, ahead=True)]

@@ -55,6 +55,16 @@ def tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def sums(root: Path, name: str = "big") -> dict[str, bytes]:
+    """What `_SHA256SUMS` says is there, checked as sha256sum would."""
+    found = {}
+    for line in (root / name / "_SHA256SUMS").read_text().splitlines():
+        sha256, called = line.split("  ")
+        found[f"{name}/{called}"] = (root / name / called).read_bytes()
+        assert hashlib.sha256(found[f"{name}/{called}"]).hexdigest() == sha256
+    return found
+
+
 def test_parts_have_no_name_before_all_have(root: Path, opened: Opened) -> None:
     folder = opened()
     keep(folder, 1, b"second")
@@ -65,7 +75,8 @@ def test_parts_have_no_name_before_all_have(root: Path, opened: Opened) -> None:
     named = {"big/part-00000-of-00003.csv": b"first!", "big/part-00001-of-00003.csv": b"second"}
     assert named.items() <= tree(root).items()
     folder.keep()
-    assert tree(root) == named
+    assert sums(root) == named
+    assert set(tree(root)) == {*named, "big/_SHA256SUMS"}
     assert [name for name, _ in DataRoots([str(root)]).list_files("data:big/*")] == [
         "data:big/part-00000-of-00003.csv",
         "data:big/part-00001-of-00003.csv",
@@ -112,11 +123,15 @@ def test_only_what_was_put_is_replaced(root: Path, opened: Opened) -> None:
     (root / "big" / "mine.csv").write_bytes(b"mine")
     with pytest.raises(OutputExistsError, match="not replaced"):
         opened(overwrite=True)
+    (root / "own").mkdir()
+    (root / "own" / part_name(0, 1, ".csv")).write_bytes(b"called like a part, and not put")
+    with pytest.raises(OutputExistsError, match="not replaced"):
+        opened(name="own", overwrite=True)
     (root / "linked").symlink_to(root / "big")
     with pytest.raises(OutputExistsError, match="not replaced"):
         opened(name="linked", overwrite=True)
     assert tree(root)["big/mine.csv"] == b"mine"
-    assert sorted(os.listdir(root)) == ["big", "linked"]
+    assert sorted(os.listdir(root)) == ["big", "linked", "own"]
 
 
 def test_a_damaged_part_is_refused_and_leaves_nothing(root: Path, opened: Opened) -> None:
@@ -222,5 +237,7 @@ def test_data_that_lacks_parts_is_an_error_for_who_asks_for_all() -> None:
     with pytest.raises(DataIncomplete, match="of 2 and of 3 parts"):
         files("data:big/*", (0, 2), (1, 2), (0, 3))
     assert len(files("data:big/part-00000*", (0, 3))) == 1
+    assert len(files("data:big/*", (1, 2), (2, 2))) == 2  # nothing of ours: counted from 1
+    assert len(files("data:big/*", (1, 2), (2, 2), (1, 1))) == 3
     assert len(files("data:big/part-00002-of-00003.csv", (2, 3))) == 1
     assert len(files("data:big/part-0000[02]*", (0, 3), (2, 3))) == 2

@@ -27,7 +27,7 @@ from tests.unit.test_scheduler import JOB, Driver, cannot, make_plan
 class DrainDriver(Driver):
     def show(self, instruction: events.Instruction) -> str:
         if isinstance(instruction, events.GiveUpNode):
-            return f"{instruction.node} is given up"
+            return f"{instruction.node} {'has left' if instruction.drained else 'is given up'}"
         if isinstance(instruction, events.SendToNode) and isinstance(instruction.message, m.Drain):
             return f"{instruction.node} <- Drain {instruction.message.seconds:g}"
         if isinstance(instruction, events.SendToNode) and isinstance(instruction.message, m.ShutDown):
@@ -70,8 +70,9 @@ def test_a_node_that_has_nothing_leaves_at_once() -> None:
     d.join("n")
     assert d.drain("n") == ["n <- Drain 100"]
     assert (d.states(), d.scheduler.leases.slots) == ({"n": "draining"}, 0)
-    assert d.tick() == ["n <- ShutDown", "n is given up"]
+    assert d.tick() == ["n <- ShutDown", "n has left"]
     assert d.states() == {}
+    assert d.scheduler.tally.nodes_lost == 0
     assert d.drain("n") == []  # it is not there any more
 
 
@@ -92,7 +93,7 @@ def test_it_finishes_what_runs_gives_back_the_rest_and_is_served_from_until_the_
     assert d.tick() == []
     d.done(f"{JOB}-r000000.0", reduce_result(0, 12), node="o")
     assert d.end().report.failed_attempts == 0
-    assert d.tick() == ["n <- ShutDown", "n is given up"]
+    assert d.tick() == ["n <- ShutDown", "n has left"]
 
 
 def test_when_its_time_is_over_the_rest_is_made_elsewhere() -> None:
@@ -102,7 +103,7 @@ def test_when_its_time_is_over_the_rest_is_made_elsewhere() -> None:
     d.tell(m.GivenBack("n", "1", ()))
     assert d.tick(9.0) == []
     lines = d.tick(2.0)
-    assert lines[:3] == ["n <- Revoke 1-m000002.0", "n <- ShutDown", "n is given up"]
+    assert lines[:3] == ["n <- Revoke 1-m000002.0", "n <- ShutDown", "n has left"]
     assert lines[3:] == ["o <- Lease 1-m000000.1 map 0+10:0>0"]
     assert d.mapped(1, node="o") == ["o <- Lease 1-m000002.1 map 20+10:0>0"]
     assert not d.scheduler.jobs[JOB].progress.failed_attempts
@@ -121,7 +122,7 @@ def test_a_finished_result_keeps_its_node_beyond_its_time() -> None:
     assert d.tick(1000.0) == []
     assert (d.states()["n"], d.waits("n")) == ("leaving", (f"parts of the result of {JOB}",))
     assert d.tell(m.JobReceived(JOB)) == ["n <- EndJob 1"]
-    assert d.tick() == ["n <- ShutDown", "n is given up"]
+    assert d.tick() == ["n <- ShutDown", "n has left"]
 
 
 def test_a_node_that_is_silent_has_nothing_left_and_is_drained_at_once() -> None:
@@ -132,7 +133,7 @@ def test_a_node_that_is_silent_has_nothing_left_and_is_drained_at_once() -> None
     assert d.states()["n"] == "silent"
     assert d.drain("n") == ["n <- Drain 100"]
     lines = [line for line in d.tell(events.Tick()) if "JobProgress" not in line]
-    assert lines == ["n <- ShutDown", "n is given up"]
+    assert lines == ["n <- ShutDown", "n has left"]
 
 
 def test_undo_lets_it_work_again_also_when_its_time_is_over() -> None:
@@ -162,7 +163,7 @@ def test_the_only_node_that_can_run_a_job_works_on_for_it() -> None:
     d.mapped(0, node="o")
     d.done(f"{JOB}-r000000.0", reduce_result(0, 4), node="o")
     assert isinstance(d.end(), m.JobDone)
-    assert d.tick() == ["o <- ShutDown", "o is given up"]
+    assert d.tick() == ["o <- ShutDown", "o has left"]
 
 
 def test_a_node_that_drains_is_told_again_when_its_link_is_back_and_says_so_to_a_later_life() -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cortex.storage.filesystem import Filesystem
 from cortex.transfer.fetch_queue import FetchPolicy, Wanted
 from cortex.transfer.segment_fetcher import SegmentFetcher
 from cortex.wire.framing import HEADER, FrameDecoder, encode_frame
-from cortex.wire.messages import FetchSegment, SegmentHeader, SegmentRefused, ToSegmentServer
+from cortex.wire.messages import FetchSegment, SegmentHeader, SegmentLater, SegmentRefused, ToSegmentServer
 from tests.faulty_filesystem import FaultyFilesystem
 from tests.segment_tools import (
     FS,
@@ -30,6 +31,7 @@ from tests.segment_tools import (
     Threads,
     attempt,
     segment_bytes,
+    write_combined,
     write_run,
 )
 
@@ -361,6 +363,57 @@ def test_an_answer_out_of_turn_ends_the_connection(
     assert len(side.holder.connections) == 2
     side.holder.say(answer(side.holder.asked()[0]))
     assert len(side.failed) == 1
+
+
+@pytest.mark.parametrize("covers", [(2,), (4,), (1,), (2, 2), (9,)])
+def test_a_segment_stands_only_for_what_was_asked_for_with_it(
+    tmp_path: Path, covers: tuple[int, ...]
+) -> None:
+    side = Side(tmp_path, tries_max=2)
+    alike = [replace(wanted(i), combines=True) for i in range(2)]
+    side.fetcher.fetch([*alike, replace(wanted(0, 1), combines=True), wanted(2)])
+    asked = side.holder.asked()
+    assert [(each.request, each.others) for each in asked] == [(1, (attempt(1),)), (3, ()), (4, ())]
+    side.holder.say(encode_frame(SegmentHeader(1, 10, 1, covers)))
+    # 2 was asked for with 1; 3 is of another partition, 4 of none that combine, and 9 of nothing
+    assert side.holder.connections[0][1].aborted is (covers != (2,))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_combined_segment_lands_under_the_name_of_its_first(tmp_path: Path, right: bool) -> None:
+    side = Side(tmp_path)
+    path = write_combined(str(tmp_path / "source"), f"{JOB}-c000000.0", {attempt(0): {0}, attempt(1): {0}})
+    some = [replace(wanted(i), combines=True) for i in range(2 if right else 3)]
+    side.fetcher.fetch(some)
+    data = segment_bytes(path, 0)
+    covers = tuple(range(2, 1 + len(some)))  # one that it does not stand for, if not right
+    side.holder.say(encode_frame(SegmentHeader(1, len(data), 1, covers)) + data)
+    side.threads.run()
+    if right:
+        assert [(found[0], found[3]) for found in side.landed] == [(some[0], some[1:])]
+        assert side.files() == [name(0)]
+    else:
+        assert side.landed == side.failed == []
+        assert side.files() == []
+        side.pass_time(1.0)
+        assert [each.others for each in side.holder.asked()[1:]] == [(), (), ()]  # each alone
+
+
+def test_what_its_holder_gives_later_is_asked_for_when_it_is_waited_for(tmp_path: Path) -> None:
+    side = Side(tmp_path)
+    early = replace(wanted(0), combines=True, ahead=True)
+    side.fetcher.fetch([early])
+    assert side.holder.asked()[0].ahead
+    side.holder.say(encode_frame(SegmentLater(1)))
+    side.pass_time(5.0)
+    assert len(side.holder.asked()) == 1
+    side.fetcher.fetch([replace(early, ahead=False)])
+    _, again = side.holder.asked()
+    assert (again.request, again.ahead) == (2, False)
+    part = side.segment(0)
+    side.holder.say(header(again, len(part)) + part)
+    side.threads.run()
+    assert len(side.landed) == 1
 
 
 def test_nothing_is_taken_from_a_peer_that_is_not_the_holder(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from twisted.python.failure import Failure
 from cortex.errors import CortexError, ProtocolError, from_report
 from cortex.limits import KIB
 from cortex.storage.filesystem import LocalReadableFile
+from cortex.storage.segment_file import plan_segment
 from cortex.transfer.segment_server import SegmentServer, ServePolicy
 from cortex.wire.framing import HEADER, encode_frame
-from cortex.wire.messages import FetchSegment, SegmentHeader, SegmentRefused, Stop
+from cortex.wire.messages import FetchSegment, SegmentHeader, SegmentLater, SegmentRefused, Stop
 from cortex.wire.segment_framing import SegmentDecoder
 from tests.segment_tools import (
     FS,
@@ -27,6 +28,7 @@ from tests.segment_tools import (
     attempt,
     damage,
     segment_bytes,
+    write_combined,
     write_run,
 )
 
@@ -223,7 +225,7 @@ def test_batches_get_smaller_as_more_is_held(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [HEADER.pack(2000), HEADER.pack(3) + b"abc", encode_frame(Stop()), encode_frame(SegmentHeader(1, 2, 3))],
+    [HEADER.pack(5000), HEADER.pack(3) + b"abc", encode_frame(Stop()), encode_frame(SegmentHeader(1, 2, 3))],
 )
 def test_what_is_no_request_ends_the_connection(tmp_path: Path, data: bytes) -> None:
     side = Side(tmp_path)
@@ -336,3 +338,120 @@ def test_files_of_lost_connections_are_closed(tmp_path: Path) -> None:
         side.threads.run()
         assert descriptors() == before
     assert side.server.held_bytes == 0
+
+
+# --- combined segments ---
+
+GROUP = f"{JOB}-c000000.0"
+
+
+class Combined(Side):
+    """Maps 0, 1 and 2 were combined; of these map 1 has no rows of partition 1."""
+
+    def __init__(self, folder: Path, **policy: Any) -> None:
+        super().__init__(folder, **policy)
+        members = {attempt(0): {0, 1}, attempt(1): {0}, attempt(2): {0, 1}}
+        self.combined = write_combined(self.folder, GROUP, members)
+        self.server.combined(JOB, GROUP, list(members))
+        self.connection, self.transport = self.connect()
+
+    def together(self, first: int, *others: int, partition: int = 0, ahead: bool = False) -> list[Any]:
+        """The answers to one message; its requests are numbered by their maps."""
+        before = len(self.drained(self.transport))
+        names = tuple(attempt(index) for index in others)
+        message = FetchSegment(first, JOB, attempt(first), partition, names, ahead)
+        self.connection.dataReceived(encode_frame(message))
+        self.threads.run()
+        return self.drained(self.transport)[before:]
+
+
+def test_outputs_asked_for_together_come_combined(tmp_path: Path) -> None:
+    side = Combined(tmp_path)
+    combined, other = side.together(0, 1, 2, 3)
+    assert (combined[0].request, combined[0].covers) == (0, (1, 2))
+    assert combined[1] == segment_bytes(side.combined, 0)
+    assert (other[0].request, other[0].covers) == (3, ())
+    assert other[1] == segment_bytes(side.paths[3], 0)
+
+
+def test_only_outputs_with_rows_of_the_partition_have_to_be_asked_for(tmp_path: Path) -> None:
+    side = Combined(tmp_path)
+    ((header, data),) = side.together(0, 2, partition=1)
+    # by number, not by map: what follows the first in its message
+    assert (header.request, header.covers) == (0, (1,))
+    assert data == segment_bytes(side.combined, 1)
+    assert check_segment_bytes(tmp_path, data, 1) == (attempt(0), attempt(2))
+
+
+def check_segment_bytes(folder: Path, data: bytes, partition: int) -> tuple[str, ...]:
+    path = folder / "received"
+    path.write_bytes(data)
+    return plan_segment(FS, str(path), partition).members
+
+
+def test_an_output_without_rows_comes_by_itself(tmp_path: Path) -> None:
+    side = Combined(tmp_path)
+    first, second = side.together(0, 1, partition=1)
+    assert [(each[0].request, each[0].covers) for each in (first, second)] == [(0, ()), (1, ())]
+    assert [each[1] for each in (first, second)] == [segment_bytes(side.paths[i], 1) for i in (0, 1)]
+
+
+def test_what_is_not_all_asked_for_in_one_message_comes_one_by_one(tmp_path: Path) -> None:
+    side = Combined(tmp_path)
+    data = b"".join(
+        encode_frame(FetchSegment(number, JOB, attempt(index), 0, others))
+        for number, index, others in ((0, 0, (attempt(1),)), (2, 2, ()))
+    )
+    side.connection.dataReceived(data)
+    side.threads.run()
+    got = side.drained(side.transport)
+    assert [(header.request, header.covers) for header, _ in got] == [(0, ()), (1, ()), (2, ())]
+    assert [data for _, data in got] == [segment_bytes(side.paths[i], 0) for i in range(3)]
+
+
+def test_what_is_asked_for_ahead_is_put_off_while_more_will_be_combined(tmp_path: Path) -> None:
+    side = Combined(tmp_path)
+    side.server.combining(JOB, True)
+    assert side.together(0, 1, ahead=True) == [SegmentLater(0), SegmentLater(1)]
+    ((header, _),) = side.together(0, 1, 2, ahead=True)
+    assert header.covers == (1, 2)
+    assert side.together(3, ahead=True) == [SegmentLater(3)]
+    ((header, _),) = side.together(3)  # a reduce waits for it
+    assert header.covers == ()
+    side.server.combining(JOB, False)
+    assert [header.covers for header, _ in side.together(0, 1, ahead=True)] == [(), ()]
+
+
+@pytest.mark.parametrize("block_bytes", [2000, 100_000])
+def test_a_combined_file_that_is_damaged_is_given_no_more(tmp_path: Path, block_bytes: int) -> None:
+    """If nothing of it was sent, each output comes by itself at once; else when it is asked for again."""
+    side = Combined(tmp_path, batch_bytes=50_000, batch_bytes_min=50_000, cached_bytes=50_000)
+    members = {attempt(index): {0} for index in range(3)}
+    os.unlink(side.combined)
+    path = write_combined(side.folder, GROUP, members, block_bytes=block_bytes, blocks=2)
+    damage(path, 40 if block_bytes == 2000 else 150_000)
+    got = side.together(0, 1, 2)
+    if block_bytes > 2000:
+        assert side.transport.aborted
+        side.connection, side.transport = side.connect()
+        got = side.together(0, 1, 2)
+    assert [(header.request, header.covers) for header, _ in got] == [(0, ()), (1, ()), (2, ())]
+    assert [data for _, data in got] == [segment_bytes(side.paths[i], 0) for i in range(3)]
+
+
+def test_the_first_that_asks_for_a_job_is_noticed(tmp_path: Path) -> None:
+    side = Side(tmp_path)
+    asked: list[int] = []
+    side.server.register_job(JOB, side.folder, lambda: asked.append(1))
+    connection, _ = side.connect()
+    assert asked == []
+    side.ask(connection, 0)
+    side.ask(connection, 1)
+    assert asked == [1]
+
+
+def test_one_message_may_not_ask_for_more_than_is_allowed_at_once(tmp_path: Path) -> None:
+    side = Combined(tmp_path, requests_max=3)
+    assert len(side.together(0, 1, 2)) == 1
+    side.together(0, 1, 2, 3)
+    assert side.transport.aborted

@@ -140,6 +140,8 @@ def test_map_outputs_are_dropped_after_an_hour_and_then_a_lost_node_loses_the_re
     life.clock.advance(PROGRESS_S)
     life.clock.advance(PROGRESS_S)
     assert life.node.heard.count(m.DropMapOutputs(job)) == 1
+    run = life.server.scheduler.kept[job]
+    assert (run.request.code, len(run.plan.splits)) == (b"", 0)  # which was the most of its memory
     life.clock.advance(JOURNAL_S)
     life = lives()  # which is known in a later life
     life.join((job,))

@@ -20,7 +20,7 @@ from cortex.storage.fetched_segments import FetchedSegments
 from cortex.storage.file_names import segment_path
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.map_output_store import MapOutputStore
-from cortex.storage.run_format import MAGIC, RunInfo, encode_footer
+from cortex.storage.run_format import MAGIC, Combined, RunInfo, StandsFor, encode_footer
 from cortex.storage.run_reader import RunFileReader
 from cortex.storage.run_writer import RunFileWriter
 from cortex.storage.segment_file import SegmentCutter, check_segment, plan_segment
@@ -369,3 +369,52 @@ def test_a_node_needs_neither_numpy_nor_arrow_for_it() -> None:
         "sys.exit(bool({'numpy', 'pyarrow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- what a combined file stands for ---
+
+MEMBERS = tuple(f"j0123456789ab-m00000{index}.0" for index in (1, 4, 7))
+
+
+def write_combined_file(path: Path) -> Combined:
+    combined = Combined(MEMBERS, {0: StandsFor(90, 9000, 0b111), 3: StandsFor(2**40, 2**50, 0b101)})
+    writer = RunFileWriter(FS, str(path))
+    writer.begin_run(SCHEMA)
+    writer.append(0, batch(0, 50), 0, 49)
+    writer.append(3, batch(2**40, 7), 2**40, 2**40 + 6)
+    writer.end_run()
+    writer.close(combined)
+    return combined
+
+
+def test_a_combined_file_says_what_it_stands_for_and_so_do_its_segments(tmp_path: Path) -> None:
+    source, segment = tmp_path / "combined.run", tmp_path / "segment"
+    assert RunFileReader(FS, str(source_of(tmp_path))).combined is None
+    combined = write_combined_file(source)
+    assert RunFileReader(FS, str(source)).combined == combined
+    segment.write_bytes(cut(source, 3))
+    assert plan_segment(FS, str(source), 3).members == (MEMBERS[0], MEMBERS[2])
+    found = RunFileReader(FS, str(segment)).combined
+    assert found == Combined((MEMBERS[0], MEMBERS[2]), {3: StandsFor(2**40, 2**50, 0b11)})
+    assert check_segment(FS, str(segment), 3, (MEMBERS[0], MEMBERS[2])) == 7
+    assert plan_segment(FS, str(source), 1).members == ()  # nobody has rows of it
+
+
+def source_of(tmp_path: Path) -> Path:
+    path = tmp_path / "plain.run"
+    write_run_file(path)
+    return path
+
+
+@pytest.mark.parametrize("members", [(), MEMBERS[:1], (MEMBERS[2], MEMBERS[0]), MEMBERS])
+def test_a_segment_that_stands_for_other_outputs_is_refused(tmp_path: Path, members: tuple[str, ...]) -> None:
+    source, segment = tmp_path / "combined.run", tmp_path / "segment"
+    write_combined_file(source)
+    segment.write_bytes(cut(source, 3))
+    with pytest.raises(CorruptRun, match="stands for 2 map outputs"):
+        check_segment(FS, str(segment), 3, members)
+    plain = tmp_path / "plain"
+    plain.write_bytes(cut(source_of(tmp_path), 3))
+    if members:
+        with pytest.raises(CorruptRun, match="stands for 0 map outputs"):
+            check_segment(FS, str(plain), 3, members)

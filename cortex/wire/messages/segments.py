@@ -12,13 +12,20 @@ from cortex.wire.messages.inputs import ReadInput
 
 
 class FetchSegment(Message, frozen=True):
-    """Ask a node for one partition of a map attempt that it ran. Answered in order, one by one."""
+    """Ask a node for one partition of a map attempt that it ran. Answered in order, one by one.
+
+    With `others`, for the same of those attempts, too: their requests have the numbers that follow. What one
+    message asks for may be answered by a combined segment, and nothing else may.
+    """
 
     request: int
     """The asker's number, which the answer repeats."""
     job: str
     attempt: str
     partition: int
+    others: tuple[str, ...] = ()
+    ahead: bool = False
+    """No reduce waits for it yet: SegmentLater may be the answer."""
 
 
 class SegmentHeader(Message, frozen=True):
@@ -31,6 +38,9 @@ class SegmentHeader(Message, frozen=True):
     request: int
     size_bytes: Annotated[int, msgspec.Meta(ge=0)]
     rows: int
+    covers: tuple[int, ...] = ()
+    """Requests of the same message that it answers as well: the segment is of all these map attempts,
+    combined. They are in map order, `request` is the first."""
 
 
 class SegmentRefused(Message, frozen=True):
@@ -40,5 +50,12 @@ class SegmentRefused(Message, frozen=True):
     error: ErrorReport
 
 
+class SegmentLater(Message, frozen=True):
+    """To what was asked for ahead: it may yet be combined with others, so ask again when these are wanted,
+    too, or when a reduce waits for it."""
+
+    request: int
+
+
 ToSegmentServer = Union[FetchSegment, ReadInput]  # noqa: UP007
-FromSegmentServer = Union[SegmentHeader, SegmentRefused]  # noqa: UP007
+FromSegmentServer = Union[SegmentHeader, SegmentRefused, SegmentLater]  # noqa: UP007

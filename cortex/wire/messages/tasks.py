@@ -89,7 +89,18 @@ class CommitTask(Message, frozen=True):
     parts: tuple[OutputPart, ...]
 
 
-Task = Union[PlanTask, ScanTask, MapTask, ReduceTask, CommitTask]  # noqa: UP007 (msgspec reads it at run time)
+class CombineTask(Message, frozen=True):
+    """A node's own, which no server leases: merge the outputs of these map attempts, which lie here, into one
+    file under the attempt's name. In map order."""
+
+    members: tuple[str, ...]
+    saving_min: float
+    """The part of their bytes that must be saved, or the file is not kept."""
+
+
+Task = Union[  # noqa: UP007 (msgspec reads it at run time)
+    PlanTask, ScanTask, MapTask, ReduceTask, CommitTask, CombineTask
+]
 
 
 class PlanResult(Message, frozen=True):
@@ -145,8 +156,20 @@ class ReduceResult(Message, frozen=True):
     types: OutputTypes = OutputTypes()
 
 
+class CombineResult(Message, frozen=True):
+    """With `neighbours_only` there is no file: these values may be joined in map order only, and the members
+    were not next to each other."""
+
+    bytes_in: int = 0
+    """Of the members' files, as they are on the disk."""
+    bytes_out: int = 0
+    """Of the file made of them."""
+    kept: bool = False
+    neighbours_only: bool = False
+
+
 class CommitResult(Message, frozen=True):
     """The output is in place, whole and durable."""
 
 
-Result = Union[PlanResult, ScanResult, MapResult, ReduceResult, CommitResult]  # noqa: UP007
+Result = Union[PlanResult, ScanResult, MapResult, ReduceResult, CommitResult, CombineResult]  # noqa: UP007
