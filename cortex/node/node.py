@@ -14,7 +14,7 @@ them (`cortex.transfer.part_streams`). When its link to the server ends it works
 what it holds, and ends of attempts that the server has not acknowledged are told again.
 
 Of its own accord it combines map outputs before others fetch them (`cortex.node.combining`): a task that the
-server does not know of, which waits behind reduces and before maps, and gives way to a reduce.
+server does not know of, which goes before its job's next map, and gives way to a reduce.
 
 Everything runs on the reactor's thread; reading parts and removing files do not (pools of their own).
 """
@@ -72,7 +72,6 @@ from cortex.wire.messages import (
     BlobLost,
     CannotServe,
     CombineResult,
-    CombineTask,
     Drain,
     DropMapOutputs,
     DropPart,
@@ -92,6 +91,7 @@ from cortex.wire.messages import (
     ListData,
     MapLocations,
     MapResult,
+    MapTask,
     NameParts,
     NodeHello,
     NodeLog,
@@ -228,7 +228,9 @@ class Node:
         self._combine = combine
         self._combined_bytes = self._combined_into_bytes = 0
         self._combines: dict[str, str] = {}
-        """Attempts of the node's own, queued or running -> their jobs: map outputs being combined."""
+        """Attempts of the node's own, waiting or running -> their jobs: map outputs being combined."""
+        self._own: deque[tuple[str, RunTask]] = deque()
+        """Those that wait."""
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
@@ -280,7 +282,7 @@ class Node:
     def figures(self) -> NodeFigures:
         """What it is doing, for its metrics."""
         shuffle = self._shuffle
-        queued = sum(run.attempt not in self._combines for _, run in self._queue) + len(self._bringing)
+        queued = len(self._queue) + len(self._bringing)
         running = len(self._job_of) - queued
         return NodeFigures(
             node=self._name,
@@ -443,6 +445,7 @@ class Node:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._queue.clear()
+        self._own.clear()
         self._bringing.clear()
         self._parts.drop_all()
         if self._puts is not None:
@@ -552,6 +555,7 @@ class Node:
         for _, run in [item for item in self._queue if item[0] == name]:
             self._forget(run.attempt)
         self._queue = deque(item for item in self._queue if item[0] != name)
+        self._drop_combines(name)
         self._send(CannotServe(self._name, self._incarnation, name, error.report()))
 
     def _planned(self, message: JobPlanned) -> None:
@@ -733,7 +737,7 @@ class Node:
         run = None if job.combining is None or job.ended else job.combining.next_group()
         if run is not None:
             self._combines[run.attempt] = name
-            self._queue.append((name, run))
+            self._own.append((name, run))
             self.room()
 
     def _combined(self, ended: TaskFinished | TaskFailed) -> None:
@@ -775,12 +779,21 @@ class Node:
             return
         combining.stop()
         self._shuffle.combining(name, False)
-        for _, run in [item for item in self._queue if self._combines.get(item[1].attempt) == name]:
+        for _, run in [item for item in self._own if item[0] == name]:
             self._drop_combine(run.attempt)
 
     def _drop_combines(self, name: str) -> None:
         for attempt in [attempt for attempt, of in self._combines.items() if of == name]:
             self._drop_combine(attempt)
+
+    def _own_in_turn(self) -> None:
+        """Put what is the node's own into the queue: in the place of its job's next map, else at the end."""
+        for job, run in self._own:
+            maps = (
+                n for n, (of, each) in enumerate(self._queue) if of == job and isinstance(each.task, MapTask)
+            )
+            self._queue.insert(next(maps, len(self._queue)), (job, run))
+        self._own.clear()
 
     def _give_way(self, full: bool) -> None:
         """For each reduce that waits kill one that runs, of its job, or of any if the slots are `full`."""
@@ -800,7 +813,7 @@ class Node:
         combining = self._jobs[name].combining
         assert combining is not None
         combining.dropped()
-        self._queue = deque(item for item in self._queue if item[1].attempt != attempt)
+        self._own = deque(item for item in self._own if item[1].attempt != attempt)
         self._pool.revoke(attempt)
 
     # --- what the pool says ---
@@ -812,8 +825,7 @@ class Node:
             return
         self._dispatching = True
         try:
-            if self._combines:
-                self._queue = deque(sorted(self._queue, key=_turn))
+            self._own_in_turn()
             waiting: deque[tuple[str, RunTask]] = deque()
             running = len(self._pool.running())
             for bound in (True, False):
@@ -832,8 +844,9 @@ class Node:
                 self._queue.extendleft(reversed(waiting))
             if self._queue and not (self.memory.paused and running):
                 self._pool.make_room([job for job, _ in self._queue], slots - running)
-            if self._combines:
-                self._give_way(running >= self._plan.slots)
+            self._own.extend(item for item in self._queue if item[1].attempt in self._combines)
+            self._queue = deque(item for item in self._queue if item[1].attempt not in self._combines)
+            self._give_way(running >= self._plan.slots)
         finally:
             self._dispatching = False
 
@@ -882,7 +895,7 @@ class Node:
 
     def attempt_returned(self, job: str, run: RunTask) -> None:
         if run.attempt in self._combines:
-            self._queue.appendleft((job, run))
+            self._own.appendleft((job, run))
         elif run.attempt in self._job_of:
             self._progress.pop(run.attempt, None)
             self._queue.appendleft((job, run))
@@ -965,9 +978,3 @@ class Node:
         self._progress.pop(attempt, None)
         if self._bringing.pop(attempt, None) is not None and self._shuffle is not None:
             self._shuffle.forget(attempt)
-
-
-def _turn(item: tuple[str, RunTask]) -> int:
-    """Reduces first, as all their inputs are here; then what others may come to wait for."""
-    task = item[1].task
-    return 0 if isinstance(task, ReduceTask) else 1 if isinstance(task, CombineTask) else 2

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.cases import check_stations, check_sums, check_words
 from benchmarks.cgroup import MemoryCgroup, unavailable
+from benchmarks.combining import main as combining_main
 from benchmarks.contest import Contender, environment, hold, peer
 from benchmarks.locality import missed as locality_missed
 from benchmarks.measure import run
@@ -166,3 +167,10 @@ def test_an_unknown_case_names_those_there_are(capsys: pytest.CaptureFixture[str
         main(["nosuch"])
     assert caught.value.code == 2
     assert "csv_stations" in capsys.readouterr().err
+
+
+def test_combining_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--lines", "9000", "--words", "500", "--rounds", "1", "--split-bytes", "10000"]
+    assert combining_main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert 0 < figures["combined"]["fetched_bytes"] < figures["plain"]["fetched_bytes"]

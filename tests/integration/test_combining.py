@@ -18,6 +18,7 @@ import pytest
 import cortex
 from cortex.ids import Role
 from tests.integration.test_cluster_metrics import Watched, ask, member, scraped
+from tests.segment_tools import damage
 
 PATIENCE_S = 60.0
 BEFORE, AFTER = (f"cortex_node_combined_bytes_total{{side={side}}}" for side in ("before", "after"))
@@ -245,3 +246,31 @@ def kill(cluster: Nodes, name: str) -> None:
     node.wait()
     cluster.start_node(name)
     wait_for(lambda: "metrics for clients" in cluster._output(name))
+
+
+def test_combined_files_that_are_damaged_are_replaced_by_what_they_were_made_of(
+    cluster: Nodes, tmp_path: Path
+) -> None:
+    """The first reduces, one a slot, have what they need; the others fetch when these are done."""
+    data, marks = text(tmp_path), tmp_path / "marks"
+    Floats(input=data, output=str(tmp_path / "local")).run()
+    marks.mkdir()
+    outcome: list[Any] = []
+    job = Gated(input=data, output=str(tmp_path / "out"), marks=str(marks), reducers=9)
+    thread = threading.Thread(target=lambda: outcome.append(job.run(cluster)), daemon=True)
+    thread.start()
+    wait_for(lambda: len(list(marks.iterdir())) == 3)
+    made = list((cluster.folder).glob("node*/spill/cortex-*/j*/j*-c*.run"))
+    assert made
+    for path in made:
+        for offset in range(8, path.stat().st_size // 2, 1000):
+            damage(str(path), offset)
+    (marks / "gate").touch()
+    thread.join(PATIENCE_S)
+    assert outcome
+    assert rows(tmp_path / "out") == rows(tmp_path / "local")
+
+
+def rows(folder: Path) -> list[bytes]:
+    """Of all parts, whose sequence does not depend on how many there are."""
+    return [line for data in parts(folder).values() for line in data.splitlines()[1:]]
