@@ -390,7 +390,7 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
             job.name,
             job.state,
             "" if _ended(job) else f"{job.slots}/{job.slots_wanted}",
-            str(job.priority),
+            "" if _ended(job) else str(job.priority),
             _tasks_done(job),
             local_share(job.locality),
             format_seconds(job.seconds),

@@ -30,6 +30,7 @@ from cortex.limits import (
     LIVES_MAX,
     NODE_RETURN_S,
     NODES_DECLINED_MAX,
+    NODES_IN_VAIN_MAX,
     PROGRESS_S,
     RECALL_JOBS_MAX,
     RECALL_NODES_MAX,
@@ -737,8 +738,10 @@ class Scheduler:
             self._ask_passed_over()
         granted: dict[str, tuple[list[RunTask], list[RunTask]]] = {}
         left = GRANTS_PER_DECISION_MAX
-        declined = 0
-        while left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX:
+        declined = in_vain = 0
+        while (
+            left > 0 and self.shares.ready and declined < NODES_DECLINED_MAX and in_vain < NODES_IN_VAIN_MAX
+        ):
             node = self.leases.roomiest()
             if node is None:
                 break
@@ -753,6 +756,7 @@ class Scheduler:
                 self._passed_over.append(node)
                 self.leases.set_aside(node)
                 declined += not node.free_slots
+                in_vain += 1
         for name, (begin, succeed) in granted.items():
             self._out.append(SendToNode(name, Lease((*begin, *succeed), len(succeed))))
         self.leases.settle()

@@ -13,7 +13,7 @@ from pathlib import Path
 import cortex
 from cortex.limits import LOG_FILES_KEPT, MIB, STDERR_FILE_BYTES_MAX
 from cortex.wire.join import parse_endpoint
-from tests.integration.test_cluster import Running
+from tests.integration.test_cluster import Running, wait_for
 
 _SMALL = """
 import sys
@@ -41,7 +41,7 @@ class LoggingCluster(cortex.LocalCluster):
 
 def test_logs_of_server_and_node_are_set_aside_and_the_oldest_removed() -> None:
     with LoggingCluster(nodes=1) as cluster:
-        assert "is connected to" in "".join(cluster.logs("node1").values())
+        wait_for(lambda: "is connected to" in "".join(cluster.logs("node1").values()))
         assert " is here, with 1 slot" in "".join(cluster.logs("server").values())
         at = parse_endpoint(cluster.address)
         for _ in range(200):  # strangers that leave again: a line each

@@ -27,7 +27,8 @@ started = os.getpid()
 def record():
     if os.getpid() != started:  # an executor, which the template forked
         return
-    name = next((n for n in ("embedded", "template") if sys.argv[0].endswith(f"{n}.py")), "client")
+    programs = {"embedded/__main__.py": "embedded", "template.py": "template"}
+    name = next((n for end, n in programs.items() if sys.argv[0].endswith(end)), "client")
     with open(os.path.join(os.environ["MODULES"], name), "w") as file:
         file.write("\\n".join(sorted(name for name, module in sys.modules.items() if module is not None)))
 def leave(status, leave=os._exit):

@@ -264,9 +264,9 @@ def test_a_later_life_goes_on_and_only_the_owner_may_attach(lives: Callable[[], 
     later.join((job,), {f"{job}-m000001.0": 0})
     assert later.leases() == []  # the node has it already
     later.finish(f"{job}-m000001.0", mapped(1))
-    assert later.leases() == [f"{job}-r000000.64"]
+    assert later.leases() == [f"{job}-r000000.256"]
     part = m.OutputPart("part-0", "staged", 1, 5, ())
-    later.finish(f"{job}-r000000.64", m.ReduceResult(0, m.TaskStats(rows_in=4), (part,)))
+    later.finish(f"{job}-r000000.256", m.ReduceResult(0, m.TaskStats(rows_in=4), (part,)))
     (done,) = link.take()
     assert isinstance(done, m.JobDone)
     assert [each.node for each in done.parts] == ["n"]

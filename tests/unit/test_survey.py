@@ -109,6 +109,21 @@ def test_who_has_what_is_kept_in_sets() -> None:
     assert isinstance(found.question("n2"), FindInput)  # it is back
 
 
+def test_a_node_that_has_not_said_all_may_have_what_nobody_else_has() -> None:
+    found = survey()
+    assert not found.has_alone("n1")  # not asked
+    assert isinstance(found.question("n1"), ListData)
+    assert found.has_alone("n1")
+    found.listed(DataListed("n1", JOB, ((file("b.csv"),),)))
+    assert found.has_alone("n1")  # it has listed a file, and others may not
+    assert found.settle(["n1"])
+    assert not found.has_alone("n1")
+    assert isinstance(found.question("n1"), FindInput)
+    assert found.has_alone("n1")
+    assert found.found(InputFound("n1", JOB, bytes([0b00])))
+    assert not found.has_alone("n1")
+
+
 def test_an_answer_that_was_lost_with_its_link_is_asked_for_again() -> None:
     found = survey()
     assert found.question("n1") is not None
