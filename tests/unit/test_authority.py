@@ -65,7 +65,7 @@ def test_a_certificate_says_who_it_is_for(authority: Authority, role: Role) -> N
 
 def test_lives_are_those_of_the_protocol() -> None:
     days = {role: life_s / DAY_S for role, life_s in LIFE_S.items()}
-    assert days == {Role.NODE: 30, Role.CLIENT: 90, Role.ADMIN: 90, Role.SERVER: 365}
+    assert days == {Role.NODE: 30, Role.CLIENT: 90, Role.ADMIN: 90, Role.SERVER: 365, Role.MONITOR: 90}
     assert AUTHORITY_S / DAY_S == 3650
 
 
