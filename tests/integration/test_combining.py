@@ -48,7 +48,16 @@ class Uncombined(Nodes):
     settings: ClassVar[dict[str, str]] = {"CORTEX_COMBINE": "off"}
 
 
-class Words(cortex.MapReduceJob):
+class Slow(cortex.MapReduceJob):
+    """Maps that are still running when nodes begin to fetch: before, nothing is combined."""
+
+    pause_s = 0.06
+
+    def setup(self) -> None:
+        time.sleep(self.pause_s)
+
+
+class Words(Slow):
     combine = sum
     reducers = 5
     split_size = 12_000
@@ -117,7 +126,7 @@ def orders(folder: Path) -> str:
     path = folder / "orders.csv"
     rows = (
         f"p{rng.randrange(2000):04},{rng.randrange(1, 9)},{rng.random() * 10 ** rng.randrange(9)!r}\n"
-        for _ in range(30_000)
+        for _ in range(60_000)
     )
     path.write_text("product,quantity,price\n" + "".join(rows))
     return str(path)
@@ -161,7 +170,8 @@ def test_fewer_bytes_cross_the_network_and_the_output_is_that_of_one_machine(
     cluster: Nodes, uncombined: Nodes, job: Any, tmp_path: Path
 ) -> None:
     data = orders(tmp_path) if job is Totals else text(tmp_path)
-    job(input=data, output=str(tmp_path / "local")).run()
+    at_once = {} if job is Totals else {"pause_s": 0.0}
+    job(input=data, output=str(tmp_path / "local"), **at_once).run()
     wanted = parts(tmp_path / "local")
     before = cluster.sum(BEFORE)
     combined_bytes = fetched(cluster, job(input=data, output=str(tmp_path / "combined")))
@@ -177,7 +187,7 @@ def test_fewer_bytes_cross_the_network_and_the_output_is_that_of_one_machine(
 def test_a_users_combiner_keeps_the_order_of_values(tmp_path: Path) -> None:
     """Only neighbours are combined, of which nodes with several slots have some."""
     data = text(tmp_path)
-    InOrder(input=data, output=str(tmp_path / "local")).run()
+    InOrder(input=data, output=str(tmp_path / "local"), pause_s=0.0).run()
     with Nodes(nodes=2, slots=4, memory="700MB") as cluster:
         InOrder(input=data, output=str(tmp_path / "out")).run(cluster)
         assert cluster.sum(BEFORE) > 0
@@ -187,7 +197,7 @@ def test_a_users_combiner_keeps_the_order_of_values(tmp_path: Path) -> None:
 def test_a_job_of_distinct_keys_stops_after_the_first_group_of_a_node(cluster: Nodes, tmp_path: Path) -> None:
     data = text(tmp_path, 6_000)
     before = cluster.sum(BEFORE)
-    Distinct(input=data, output=str(tmp_path / "local"), split_size=6_000).run()
+    Distinct(input=data, output=str(tmp_path / "local"), split_size=6_000, pause_s=0.0).run()
     Distinct(input=data, output=str(tmp_path / "out"), split_size=6_000).run(cluster)
     assert parts(tmp_path / "out") == parts(tmp_path / "local")
     stopped = [cluster.output(name).count("would save too little") for name in cluster.nodes]
@@ -217,7 +227,7 @@ class Gated(Floats):
 
 def test_nodes_killed_while_maps_are_combined_and_while_reduces_run_change_no_byte(tmp_path: Path) -> None:
     data, marks = text(tmp_path), tmp_path / "marks"
-    Floats(input=data, output=str(tmp_path / "local")).run()
+    Floats(input=data, output=str(tmp_path / "local"), pause_s=0.0).run()
     marks.mkdir()
     outcome: list[Any] = []
     with Nodes() as cluster:
@@ -253,7 +263,7 @@ def test_combined_files_that_are_damaged_are_replaced_by_what_they_were_made_of(
 ) -> None:
     """The first reduces, one a slot, have what they need; the others fetch when these are done."""
     data, marks = text(tmp_path), tmp_path / "marks"
-    Floats(input=data, output=str(tmp_path / "local")).run()
+    Floats(input=data, output=str(tmp_path / "local"), pause_s=0.0).run()
     marks.mkdir()
     outcome: list[Any] = []
     job = Gated(input=data, output=str(tmp_path / "out"), marks=str(marks), reducers=9)
