@@ -72,7 +72,8 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cap of everything cortex starts; 0: half of what the machine or its cgroup has. On a cluster: cap of
     the job's executors at each node, which has at least as much; 0: as its slots have."""
     slots: int = 0
-    """Executors at once; 0: as many as there are processors, fewer under a small cap."""
+    """Executors at once; 0: as many as there are processors, fewer under a small cap. On a cluster: slots of
+    all nodes together that the job may have; 0: its share."""
     reducers: int = -1
     """-1: from the input's bytes; 0: map-only."""
     split_bytes: int = 0

@@ -782,8 +782,13 @@ class Scheduler:
         if self._openings.get(name) != openings:
             self._openings[name] = openings
             self._is_news = True
+        held = self.leases.slots_of.get(name, 0)
         ready = 0 if job.state is JobState.PLANNING else job.ready_tasks(slots)
-        if self.shares.change(name, self.leases.slots_of.get(name, 0), ready or int(job.has_ready(slots))):
+        ready = ready or int(job.has_ready(slots))
+        most = job.request.spec.resources.slots
+        if 0 < most < slots:  # it asked for no more; with them it has no successors, which a node might begin
+            ready = min(ready, max(0, most - held))
+        if self.shares.change(name, held, ready):
             self._recall_due = True
 
     def _lease(self, node: Node, count: int, now: float) -> list[tuple[Running, bool]]:

@@ -827,6 +827,24 @@ def test_a_new_job_has_the_next_slot_that_a_task_leaves_and_then_half_of_all() -
         assert (shares.slots_of(JOB), shares.slots_of(OTHER)) == (1, 1)  # each has successors of its own
 
 
+def test_a_job_that_asks_for_few_slots_has_no_more_of_all_nodes() -> None:
+    d = Driver(slots=2)
+    d.join("n")
+    d.join("o")
+    spec = JobSpec("few", InputSpec(("/in/a.csv",)), resources=Resources(slots=3), reduce_form="aggregate")
+    d.tell(events.JobSubmitted(JOB, m.SubmitJob(spec, b"code", (), "/staging")))
+    job, leases = d.scheduler.jobs[JOB], d.scheduler.leases
+    d.done(f"{JOB}-plan.0", m.PlanResult(make_plan(12)), node=next(iter(job.running.values())).node)
+    done = 0
+    while maps := [each for each in job.running.values() if each.stage == "map"]:
+        assert leases.slots_of[JOB] == min(3, 12 - done)
+        assert len(maps) == leases.slots_of[JOB]  # none waits at a node for a slot that it may not have
+        d.mapped(maps[0].index, node=maps[0].node)
+        done += 1
+    assert done == 12
+    assert [each.stage for each in job.running.values()] == ["reduce"]
+
+
 def test_a_job_keeps_a_slot_for_a_turn() -> None:
     d = Driver(slots=1)
     d.start(make_plan(20))
