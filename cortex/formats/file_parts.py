@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
 
 from cortex.errors import InputError, PutFailed, UsageError
 from cortex.job.plan import InputFile
@@ -221,17 +221,15 @@ class _Growing:
         return Part(self._head, self._path, offset, self.length, self._hash.hexdigest())
 
 
-class _Columnar:
+class _Columnar(Protocol):
     """A file open for its units to be written into others."""
 
-    def close(self) -> None:
-        raise NotImplementedError
+    def close(self) -> None: ...
 
-    def write(self, to: BinaryIO, group: range) -> None:
-        raise NotImplementedError
+    def write(self, to: BinaryIO, group: range) -> None: ...
 
 
-class _Parquet(_Columnar):
+class _Parquet:
     def __init__(self, file: InputFile) -> None:
         import pyarrow.parquet as pq
 
@@ -261,7 +259,7 @@ def _codec(name: str) -> str:
     return {"UNCOMPRESSED": "none", "GZIP": "gzip", "ZSTD": "zstd", "BROTLI": "brotli"}.get(name, "snappy")
 
 
-class _Arrow(_Columnar):
+class _Arrow:
     def __init__(self, file: InputFile) -> None:
         import pyarrow as pa
 

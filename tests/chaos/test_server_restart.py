@@ -188,6 +188,16 @@ def test_before_the_plan_is_made(cluster: cortex.LocalCluster, tmp_path: Path) -
     once(run)
 
 
+def submit_here(cluster: cortex.LocalCluster, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From this process, whose connections a test can lay hands on; the job runs once and ends well."""
+    monkeypatch.syspath_prepend(run.folder)
+    monkeypatch.delitem(sys.modules, "words", raising=False)
+    words = importlib.import_module("words")
+    words.Words(output=os.fspath(run.folder / "out")).run(cluster.client)
+    assert parts(run.folder / "out") == run.expected()
+    once(run)
+
+
 @pytest.mark.parametrize("when", ["before it is sent", "when it is taken", "while it is written down"])
 def test_between_a_job_and_its_acceptance(
     cluster: cortex.LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -215,12 +225,7 @@ def test_between_a_job_and_its_acceptance(
         return ask(self, question, answer)
 
     monkeypatch.setattr(ClusterConnection, "ask", interrupted)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "words", raising=False)
-    words = importlib.import_module("words")
-    words.Words(output=os.fspath(tmp_path / "out")).run(cluster.client)
-    assert parts(tmp_path / "out") == run.expected()
-    once(run)
+    submit_here(cluster, run, monkeypatch)
     assert len(asked) == 2
     assert [(each.job, each.state) for each in jobs(cluster)] == [(asked[0], "done")]
 
@@ -245,12 +250,7 @@ def test_a_connection_that_ends_before_the_acceptance(
         return ask(self, question, answer)
 
     monkeypatch.setattr(ClusterConnection, "ask", cut)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "words", raising=False)
-    words = importlib.import_module("words")
-    words.Words(output=os.fspath(tmp_path / "out")).run(cluster.client)
-    assert parts(tmp_path / "out") == run.expected()
-    once(run)
+    submit_here(cluster, run, monkeypatch)
     assert len(asked) == 4
     assert [(each.job, each.state) for each in jobs(cluster)] == [(asked[0], "done")]
 

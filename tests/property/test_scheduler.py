@@ -499,7 +499,9 @@ class Simulation:
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 3), st.sampled_from([0, 0, 3, 10, 40]))
 @example(0, 3, 3, 200)
 def test_every_job_ends_and_ends_right(seed: int, jobs: int, nodes: int, faults: int) -> None:
-    Simulation(seed, jobs, nodes, faults).run()
+    simulation = Simulation(seed, jobs, nodes, faults)
+    simulation.run()
+    assert simulation.ends.keys() == simulation.worlds.keys()
 
 
 @settings(max_examples=60, deadline=None)

@@ -118,7 +118,9 @@ class DrainSimulation(RestartSimulation):
 def test_every_job_ends_and_ends_right_while_nodes_are_drained(
     drains: int, seed: int, jobs: int, nodes: int, faults: int, restarts: int, link_ends: int
 ) -> None:
-    DrainSimulation(drains, seed, jobs, nodes, faults, restarts, link_ends).run()
+    simulation = DrainSimulation(drains, seed, jobs, nodes, faults, restarts, link_ends)
+    simulation.run()
+    assert simulation.ends.keys() == simulation.worlds.keys()
 
 
 @settings(max_examples=150, deadline=None)

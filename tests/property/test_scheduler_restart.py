@@ -243,7 +243,9 @@ class RestartSimulation(Simulation):
 def test_every_job_ends_and_ends_right_across_the_servers_deaths(
     seed: int, jobs: int, nodes: int, faults: int, restarts: int, link_ends: int
 ) -> None:
-    RestartSimulation(seed, jobs, nodes, faults, restarts, link_ends).run()
+    simulation = RestartSimulation(seed, jobs, nodes, faults, restarts, link_ends)
+    simulation.run()
+    assert simulation.ends.keys() == simulation.worlds.keys()
 
 
 @settings(max_examples=200, deadline=None)

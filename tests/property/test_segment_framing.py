@@ -67,7 +67,8 @@ def test_chunking_does_not_matter(sent: list[Answer], tail: bytes, cuts: list[in
 def test_any_bytes_are_answers_or_a_typed_error(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)
     cuts = data.draw(st.lists(st.integers(0, max(len(stream), 1)), max_size=6))
-    every_cutting_gives(stream, cuts)
+    got, end = every_cutting_gives(stream, cuts)
+    assert end or sum(len(encode_frame(message)) + len(raw) for message, raw in got) == len(stream)
     if stream:
         at = data.draw(st.integers(0, len(stream) - 1))
         every_cutting_gives(stream[:at] + bytes([stream[at] ^ 0x81]) + stream[at + 1 :], cuts)
