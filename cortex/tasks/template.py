@@ -82,8 +82,11 @@ class Template:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._send(TemplateReady(pid=os.getpid(), single_threaded=not self._spawn))
+        poll = select.poll()  # not select: descriptors may have numbers above its 1,024
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
         while True:
-            readable, _, _ = select.select([self._sock.fileno(), self._wake_read], [], [])
+            readable = {fd for fd, _ in poll.poll()}
             if self._wake_read in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4 * KIB)

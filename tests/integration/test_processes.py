@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import socket
 import time
@@ -97,6 +99,28 @@ def side(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     found.template.close()
     found.executor.close()
     assert found.process.wait(5) == 0  # it ends with its link
+
+
+def test_descriptors_above_the_1024_of_select(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with many connections starts a template, whose link then has a large number."""
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1200 <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1200, hard))
+    taken = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while taken[-1] < 1030:
+            taken.append(os.dup(taken[0]))
+        found = Side(tmp_path, False, ("ok",))
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    found.plan()
+    assert isinstance(found.map(0), TaskFinished)
+    found.template.close()
+    found.executor.close()
+    assert found.process.wait(5) == 0
 
 
 def test_tasks_run_and_stop_is_a_clean_end(side: Side) -> None:
