@@ -10,7 +10,8 @@ from typing import NewType
 JobId = NewType("JobId", str)
 """``j`` and 12 hex digits."""
 TaskId = NewType("TaskId", str)
-"""``<job>-plan``, ``<job>-s000012`` (scan), ``<job>-m000012`` (map), ``<job>-r000003`` (reduce).
+"""``<job>-plan``, ``<job>-s000012`` (scan), ``<job>-m000012`` (map), ``<job>-r000003`` (reduce),
+``<job>-w000001`` (a worker, which runs calls).
 
 ``<job>-c000004`` is a node's own: map outputs combined there (`parse_attempt` knows none)."""
 AttemptId = NewType("AttemptId", str)
@@ -35,8 +36,8 @@ def role_named(text: str) -> Role | None:
 _JOB = re.compile(r"j[0-9a-f]{12}")
 JOB_ID_OR_NONE = r"\A(j[0-9a-f]{12})?\Z"
 """A pattern for messages."""
-_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|commit|[smrc][0-9]{6,9})\.[0-9]{1,7}")
-_KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|commit|[smr])([0-9]{6,9})?\.([0-9]{1,7})")
+_ATTEMPT = re.compile(r"j[0-9a-f]{12}-(plan|commit|[smrcw][0-9]{6,9})\.[0-9]{1,7}")
+_KINDS = re.compile(r"(j[0-9a-f]{12})-(plan|commit|[smrw])([0-9]{6,9})?\.([0-9]{1,7})")
 _MAP_ATTEMPT = re.compile(r"(j[0-9a-f]{12})-m([0-9]{6,9})\.([0-9]{1,7})")
 _CLUSTER = re.compile(r"k[0-9a-f]{12}")
 _PEER = re.compile(r"[sncam][0-9a-f]{12}")
@@ -62,7 +63,7 @@ def new_put_id() -> str:
 
 
 def task_id(job: JobId, kind: str, index: int | None = None) -> TaskId:
-    """`kind` is ``plan`` or ``commit`` (no index) or one of ``s``, ``m``, ``r``, ``c``."""
+    """`kind` is ``plan`` or ``commit`` (no index) or one of ``s``, ``m``, ``r``, ``c``, ``w``."""
     return TaskId(f"{job}-{kind}" if index is None else f"{job}-{kind}{index:06d}")
 
 

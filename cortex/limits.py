@@ -115,6 +115,18 @@ COMBINE_NEIGHBOURS_MIN: Final = 4  # the same where only neighbours may be merge
 COMBINE_MAPS_MAX: Final = FETCH_TOGETHER_MAX  # one bit each of 64; beyond, more saves little
 COMBINE_SAVING_MIN: Final = 0.2  # of the bytes: less does not repay reading and writing them once more
 
+# Calls (cortex compute)
+CELL_CALLS_MAX: Final = 65_536  # calls in one cell: a tenth of a microsecond each is 5 ms of work
+CELL_INLINE_BYTES_MAX: Final = 4 * MIB  # of a pickle in a frame: larger ones are attached
+ATTACH_BYTES: Final = 1 * MIB  # a cell's data from so much on travels outside of frames
+ATTACHED_ALIGN_BYTES: Final = 64  # where each buffer of an attachment begins: a cache line, Arrow's alignment
+CELL_S: Final = 0.005  # work in a cell, so that what it costs on its way is little: about 0.1 ms
+CELL_AHEAD_S: Final = 0.1  # a worker is sent a cell ahead if that is shorter: longer ones would wait
+CALL_STUCK_S: Final = 0.1  # a call that takes longer has what waits behind it in its worker given back
+CALL_DEATHS_MAX: Final = 4  # executors that may die of one call: as many as attempts of a task may fail
+PRINTED_S: Final = 0.25  # what a call prints is told so often while it runs
+PRINTED_BYTES_MAX: Final = 64 * KIB  # of one call: the rest is only counted, as a loop that prints is endless
+
 # Control plane
 FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: a plan of 1 M splits has 40
 HELLO_BYTES_MAX: Final = 4 * KIB  # first frame of a connection, before it is known who sends it

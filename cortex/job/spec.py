@@ -112,5 +112,7 @@ class JobSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The client's absolute paths of .py files and package folders that tasks import by name."""
     env: dict[str, str] = {}
     """Set in the job's executors before its code is loaded."""
+    compute: bool = False
+    """No input and no output: functions are called with what the client sends (`cortex compute`)."""
     priority: Annotated[int, msgspec.Meta(ge=PRIORITY_MIN, le=PRIORITY_MAX)] = 0
     """PRIORITY_MIN to PRIORITY_MAX, among the jobs of one user (`cortex.scheduling.fair_share`)."""

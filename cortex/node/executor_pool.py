@@ -43,11 +43,13 @@ from cortex.wire.messages import (
     ForkExecutor,
     FromExecutor,
     FromTemplate,
+    FromWorker,
     JobPlanned,
     Message,
     OpenJob,
     Retiring,
     RunTask,
+    ServeTask,
     SignalExecutor,
     Stop,
     TaskFailed,
@@ -55,6 +57,7 @@ from cortex.wire.messages import (
     TaskProgress,
     TaskStats,
     TemplateReady,
+    ToWorker,
 )
 from cortex.wire.transports import MessageProtocol, listen_unix
 
@@ -64,6 +67,9 @@ class PoolOwner(Protocol):
 
     def attempt_progress(self, job: str, progress: TaskProgress) -> None: ...
     def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None: ...
+    def worker_said(self, job: str, attempt: str, said: FromWorker) -> None:
+        """What an executor says that serves calls (`cortex.wire.messages.compute`)."""
+
     def attempt_returned(self, job: str, run: RunTask) -> None:
         """It was sent to an executor that ended before it began: give it again."""
 
@@ -207,6 +213,14 @@ class ExecutorPool:
             elif idle:
                 self._end(idle.pop())
 
+    def tell_worker(self, attempt: str, message: ToWorker) -> bool:
+        """Say it to the executor that runs this attempt; False if there is none."""
+        for executor in self._executors.values():
+            if executor.run is not None and executor.run.attempt == attempt and not executor.ending:
+                self._send(executor, message)
+                return True
+        return False
+
     def revoke(self, attempt: str) -> None:
         """Kill what runs this attempt; nothing more is said of it."""
         for executor in self._executors.values():
@@ -234,7 +248,7 @@ class ExecutorPool:
             if executor.link is None and not executor.ending and self._late(executor, now):
                 self._end(executor)
             if executor.run is not None and not executor.ending:
-                self._check_silence(executor, now)
+                self._check_silence(executor, executor.run, now)
             try:
                 if os.stat(executor.stderr_path).st_size > STDERR_FILE_BYTES_MAX:
                     os.truncate(executor.stderr_path, 0)
@@ -305,7 +319,9 @@ class ExecutorPool:
         if executor.exited is None and executor.index in self._executors:
             self._template.send(SignalExecutor(executor.index, number))
 
-    def _check_silence(self, executor: Executor, now: float) -> None:
+    def _check_silence(self, executor: Executor, run: RunTask, now: float) -> None:
+        if isinstance(run.task, ServeTask):  # a call takes what it takes, or says its time
+            return
         silent_s = now - executor.heard_at
         if silent_s < self._task_silence_s_max:
             executor.dumped_at = 0.0
@@ -313,7 +329,7 @@ class ExecutorPool:
             executor.dumped_at = now
             self._signal(executor, signal.SIGUSR1)  # faulthandler writes its stacks to the stderr file
         elif now - executor.dumped_at >= STACK_DUMP_S and executor.run is not None:
-            details = circumstances(executor, executor.run, self._jobs.get(executor.job))
+            details = circumstances(executor, run, self._jobs.get(executor.job))
             details["stack"] = details.pop("last output", "")
             where = next((line for line in details["stack"].splitlines() if line.startswith("  File")), "")
             cause = TaskTimeout(
@@ -348,7 +364,14 @@ class ExecutorPool:
                 executor.retiring = executor.ending = True
                 self._reactor.callLater(EXECUTOR_EXIT_S_MAX, self._signal, executor, signal.SIGKILL)
             return
-        if executor is None or executor.run is None or executor.run.attempt != message.attempt:
+        if executor is None or executor.run is None:
+            return
+        if not isinstance(message, TaskProgress | TaskFinished | TaskFailed):
+            if not executor.revoked:
+                executor.heard_at = self._clock()
+                self._owner.worker_said(executor.job, executor.run.attempt, message)
+            return
+        if executor.run.attempt != message.attempt:
             return  # of an attempt that is no longer its own
         executor.heard_at = self._clock()
         if isinstance(message, TaskProgress):

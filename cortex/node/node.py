@@ -58,6 +58,7 @@ from cortex.node.node_metrics import NodeFigures
 from cortex.node.put_keeper import PutKeeper
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
+from cortex.node.workers import Workers
 from cortex.storage.shared_output import staging_of
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
@@ -71,15 +72,21 @@ from cortex.wire.messages import (
     BlobChunk,
     BlobLost,
     CannotServe,
+    CellsTaken,
+    ChildrenDone,
     CombineResult,
     Drain,
+    DropCells,
     DropMapOutputs,
     DropPart,
     EndJob,
     EndPut,
+    EndServing,
     FetchAhead,
     FindInput,
     FromNode,
+    FromWorker,
+    FunctionCode,
     GivenBack,
     Heartbeat,
     InputBytes,
@@ -103,9 +110,11 @@ from cortex.wire.messages import (
     ReduceTask,
     ReportsKept,
     Revoke,
+    RunCells,
     RunTask,
     SendLogs,
     SendPart,
+    ServeTask,
     ShutDown,
     StartJob,
     TaskFailed,
@@ -113,6 +122,7 @@ from cortex.wire.messages import (
     TaskProgress,
     TaskStats,
     ToNode,
+    ToWorker,
 )
 
 _log = Logger()
@@ -231,6 +241,9 @@ class Node:
         """Attempts of the node's own, waiting or running -> their jobs: map outputs being combined."""
         self._own: deque[tuple[str, RunTask]] = deque()
         """Those that wait."""
+        self._workers = Workers(
+            name, lambda: self._incarnation, send, self._tell_worker, self._drop_result, keep=keep_reports
+        )
         self._bringing: dict[str, tuple[str, RunTask]] = {}
         """Reduces whose inputs are on their way."""
         self._all_ended: Callable[[], None] | None = None
@@ -327,6 +340,7 @@ class Node:
         )
         for report, _ in self._reports.values():
             self._send(report)
+        self._workers.hello()
         if self._pool is not None:
             self._beat()
         self._bundles.server_back()
@@ -395,6 +409,10 @@ class Node:
             self._revoke(message)
         elif isinstance(message, Recall):
             self._give_back(message)
+        elif isinstance(
+            message, FunctionCode | RunCells | DropCells | ChildrenDone | CellsTaken | EndServing
+        ):
+            self._workers.receive(message)
         elif isinstance(message, ReportsKept):
             for attempt in message.attempts:
                 self._reports.pop(attempt, None)
@@ -661,6 +679,7 @@ class Node:
         for attempt in [each for each in self._reports if each.startswith(f"{message.job}-")]:
             del self._reports[attempt]
         self._drop_combines(message.job)
+        self._workers.end_job(message.job)
 
         def folder_unused() -> None:
             if self._jobs.pop(message.job, None) is not None:
@@ -836,6 +855,8 @@ class Node:
                     job, run = self._queue.popleft()
                     if job not in refused and self._pool.run(job, run, bound):
                         running += 1
+                        if isinstance(run.task, ServeTask):
+                            self._workers.began(job, run.attempt)
                         if run.attempt not in self._combines:
                             self._progress[run.attempt] = TaskProgress(run.attempt, TaskStats())
                     else:
@@ -853,6 +874,18 @@ class Node:
     def attempt_progress(self, job: str, progress: TaskProgress) -> None:
         if progress.attempt in self._job_of:
             self._progress[progress.attempt] = progress
+
+    def worker_said(self, job: str, attempt: str, said: FromWorker) -> None:
+        if attempt in self._job_of:
+            self._workers.said(attempt, said)
+
+    def _tell_worker(self, attempt: str, message: ToWorker) -> bool:
+        return self._pool is not None and self._pool.tell_worker(attempt, message)
+
+    def _drop_result(self, job: str, name: str) -> None:
+        found = self._jobs.get(job)
+        if found is not None and found.staging_dir:
+            self._folders.discard_file(os.path.join(found.staging_dir, os.path.basename(name)))
 
     def attempt_ended(self, job: str, ended: TaskFinished | TaskFailed) -> None:
         if ended.attempt in self._combines:
@@ -973,6 +1006,7 @@ class Node:
 
     def _forget(self, attempt: str) -> None:
         self._job_of.pop(attempt, None)
+        self._workers.ended(attempt)
         self._with_slot.discard(attempt)
         self._versions_read.pop(attempt, None)
         self._progress.pop(attempt, None)

@@ -69,6 +69,10 @@ class SpillFolders:
         """A failed job's output on a path that all nodes share, as far as it was written."""
         self._removers.callInThread(shutil.rmtree, folder, ignore_errors=True)
 
+    def discard_file(self, path: str) -> None:
+        """A file that nobody wants any more; others may have removed it."""
+        self._removers.callInThread(_remove_file, path)
+
     def keep_output(self, work_dir: str) -> None:
         """Of the job's folder only its parts of the result are needed any more."""
         self._removers.callInThread(_remove_but_output, work_dir)
@@ -88,6 +92,11 @@ def free_bytes(folders: Sequence[str]) -> int:
         with contextlib.suppress(OSError):
             free[os.stat(folder).st_dev] = shutil.disk_usage(folder).free
     return sum(free.values()) if free else -1
+
+
+def _remove_file(path: str) -> None:
+    with contextlib.suppress(OSError):  # gone with its folder, or removed by who has read it
+        os.unlink(path)
 
 
 def _free_bytes(folder: str) -> int:

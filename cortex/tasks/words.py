@@ -6,7 +6,7 @@ Light, because the node's process starts with it: nothing of what an executor ne
 from __future__ import annotations
 
 from cortex.units import format_bytes
-from cortex.wire.messages import CombineTask, CommitTask, PlanTask, ReduceTask, ScanTask, Task
+from cortex.wire.messages import CombineTask, CommitTask, PlanTask, ReduceTask, ScanTask, ServeTask, Task
 
 
 def describe_task(task: Task) -> str:
@@ -22,6 +22,8 @@ def describe_task(task: Task) -> str:
         return f"combining {len(task.members)} map outputs of this node, from {task.members[0]} on"
     if isinstance(task, CommitTask):
         return f"commit: {len(task.parts)} parts of the output"
+    if isinstance(task, ServeTask):
+        return "calls of functions"
     if not task.splits:
         return f"map {task.map_index}: no splits"
     first = task.splits[0]

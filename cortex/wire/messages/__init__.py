@@ -1,9 +1,9 @@
 """Every message between processes, as msgspec structs: decoding one is checking it.
 
-A module a link: `executor`, `inputs`, `node`, `client`, `admission`, `segments`, `embedded`; `puts` for those
-of ``cortex put``, and what all of them say in `base` and `tasks`. A frame holds one message of the link's
-union (see `cortex.wire.framing`; for who may send what to the server, see `cortex.wire.permissions`). User
-code and results are opaque bytes on the way.
+A module a link: `executor`, `inputs`, `node`, `client`, `admission`, `segments`, `embedded`; `compute` and
+`puts` for those of ``cortex compute`` and ``cortex put``, and what all of them say in `base` and `tasks`. A
+frame holds one message of the link's union (see `cortex.wire.framing`; for who may send what to the server,
+see `cortex.wire.permissions`). User code and results are opaque bytes on the way.
 """
 
 from cortex.wire.messages.admission import (
@@ -70,6 +70,32 @@ from cortex.wire.messages.client import (
     TaskSummary,
     ToServer,
 )
+from cortex.wire.messages.compute import (
+    Attached,
+    CallFailed,
+    CallForm,
+    CallPrinted,
+    Cell,
+    CellDone,
+    CellsDone,
+    CellsGivenBack,
+    CellsRun,
+    CellsTaken,
+    ChildCells,
+    ChildrenAwaited,
+    ChildrenDone,
+    ChildrenDropped,
+    DropCells,
+    EndCalls,
+    EndServing,
+    FromWorker,
+    FunctionCode,
+    Piece,
+    RunCells,
+    SendCells,
+    WorkerHolds,
+    WorkerSaid,
+)
 from cortex.wire.messages.embedded import EmbeddedReady, EmbeddedSetup, FromEmbedded
 from cortex.wire.messages.executor import (
     ExecutorExited,
@@ -90,6 +116,7 @@ from cortex.wire.messages.executor import (
     TemplateReady,
     ToExecutor,
     ToTemplate,
+    ToWorker,
 )
 from cortex.wire.messages.inputs import (
     FromInputDoor,
@@ -187,6 +214,8 @@ from cortex.wire.messages.tasks import (
     Result,
     ScanResult,
     ScanTask,
+    ServeResult,
+    ServeTask,
     Task,
     TaskStats,
 )
@@ -194,6 +223,7 @@ from cortex.wire.messages.tasks import (
 __all__ = [
     "AdminDone",
     "AttachJob",
+    "Attached",
     "AttemptFailed",
     "AttemptFinished",
     "AuditTail",
@@ -203,9 +233,22 @@ __all__ = [
     "BlobTaken",
     "BlobsTaken",
     "BlobsWanted",
+    "CallFailed",
+    "CallForm",
+    "CallPrinted",
     "CancelJob",
     "CannotServe",
+    "Cell",
+    "CellDone",
+    "CellsDone",
+    "CellsGivenBack",
+    "CellsRun",
+    "CellsTaken",
     "CertificateRenewed",
+    "ChildCells",
+    "ChildrenAwaited",
+    "ChildrenDone",
+    "ChildrenDropped",
     "ClientHello",
     "ClusterStatus",
     "CombineResult",
@@ -218,12 +261,15 @@ __all__ = [
     "Diagnosis",
     "Drain",
     "DrainNode",
+    "DropCells",
     "DropMapOutputs",
     "DropPart",
     "EmbeddedReady",
     "EmbeddedSetup",
+    "EndCalls",
     "EndJob",
     "EndPut",
+    "EndServing",
     "Examine",
     "Examined",
     "ExecutorExited",
@@ -248,6 +294,8 @@ __all__ = [
     "FromServerAdmin",
     "FromServerJoin",
     "FromTemplate",
+    "FromWorker",
+    "FunctionCode",
     "GetAudit",
     "GetDiagnosis",
     "GetLogs",
@@ -311,6 +359,7 @@ __all__ = [
     "PartUnread",
     "PartsNamed",
     "PeersRevoked",
+    "Piece",
     "PlanMade",
     "PlanResult",
     "PlanTask",
@@ -331,14 +380,18 @@ __all__ = [
     "Revoke",
     "RevokePeer",
     "RevokeToken",
+    "RunCells",
     "RunTask",
     "ScanResult",
     "ScanTask",
     "SegmentHeader",
     "SegmentLater",
     "SegmentRefused",
+    "SendCells",
     "SendLogs",
     "SendPart",
+    "ServeResult",
+    "ServeTask",
     "ServerHello",
     "ShutDown",
     "SignalExecutor",
@@ -361,7 +414,10 @@ __all__ = [
     "ToServerAdmin",
     "ToServerJoin",
     "ToTemplate",
+    "ToWorker",
     "TokenCreated",
     "TokenInfo",
     "TokenList",
+    "WorkerHolds",
+    "WorkerSaid",
 ]

@@ -14,6 +14,15 @@ from cortex.job.spec import JobSpec
 from cortex.limits import RESULTS_S_MAX
 from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Counters, Message, Refused
+from cortex.wire.messages.compute import (
+    CallPrinted,
+    CellsDone,
+    CellsTaken,
+    DropCells,
+    EndCalls,
+    FunctionCode,
+    SendCells,
+)
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
 from cortex.wire.messages.node import NodeLog, PortClosed
 from cortex.wire.messages.puts import BeginPut, FinishPut, OfferPart, PartGone, PartKept, PutBegun, PutDone
@@ -393,6 +402,11 @@ ToServer = Union[  # noqa: UP007
     BeginPut,
     OfferPart,
     FinishPut,
+    FunctionCode,
+    SendCells,
+    DropCells,
+    CellsTaken,
+    EndCalls,
 ]
 FromServer = Union[  # noqa: UP007
     ServerHello,
@@ -414,5 +428,7 @@ FromServer = Union[  # noqa: UP007
     PartKept,
     PartGone,
     PutDone,
+    CellsDone,
+    CallPrinted,
     Refused,
 ]

@@ -9,6 +9,14 @@ from cortex.job.bundle import Package
 from cortex.job.plan import InputPlan
 from cortex.job.spec import JobSpec
 from cortex.wire.messages.base import Message
+from cortex.wire.messages.compute import (
+    ChildrenDone,
+    DropCells,
+    EndServing,
+    FromWorker,
+    FunctionCode,
+    RunCells,
+)
 from cortex.wire.messages.tasks import Result, Task, TaskStats
 
 
@@ -84,8 +92,11 @@ class TaskFailed(Message, frozen=True):
     peak_bytes: int
 
 
-ToExecutor = Union[OpenJob, JobPlanned, RunTask, Stop]  # noqa: UP007
-FromExecutor = Union[ExecutorHello, Retiring, TaskProgress, TaskFinished, TaskFailed]  # noqa: UP007
+ToWorker = Union[FunctionCode, RunCells, DropCells, ChildrenDone, EndServing]  # noqa: UP007
+ToExecutor = Union[OpenJob, JobPlanned, RunTask, Stop, ToWorker]  # noqa: UP007
+FromExecutor = Union[  # noqa: UP007
+    ExecutorHello, Retiring, TaskProgress, TaskFinished, TaskFailed, FromWorker
+]
 
 
 class ForkExecutor(Message, frozen=True):

@@ -13,6 +13,16 @@ from cortex.job.spec import JobSpec
 from cortex.limits import PROGRESS_S
 from cortex.machine_report import MachineReport
 from cortex.wire.messages.base import Message
+from cortex.wire.messages.compute import (
+    CellsTaken,
+    ChildrenDone,
+    DropCells,
+    EndServing,
+    FunctionCode,
+    RunCells,
+    WorkerHolds,
+    WorkerSaid,
+)
 from cortex.wire.messages.executor import JobPlanned, RunTask, TaskFailed, TaskFinished, TaskProgress
 from cortex.wire.messages.inputs import InputBytes, InputUnread, ReadInput
 from cortex.wire.messages.puts import (
@@ -403,6 +413,12 @@ ToNode = Union[  # noqa: UP007
     KeepPart,
     NameParts,
     EndPut,
+    FunctionCode,
+    RunCells,
+    DropCells,
+    ChildrenDone,
+    CellsTaken,
+    EndServing,
     ShutDown,
 ]
 FromNode = Union[  # noqa: UP007
@@ -424,4 +440,6 @@ FromNode = Union[  # noqa: UP007
     PutOpened,
     PartStored,
     PartsNamed,
+    WorkerSaid,
+    WorkerHolds,
 ]

@@ -98,8 +98,12 @@ class CombineTask(Message, frozen=True):
     """The part of their bytes that must be saved, or the file is not kept."""
 
 
+class ServeTask(Message, frozen=True):
+    """Of a compute job: run the cells that are sent (`cortex.wire.messages.compute`), until EndServing."""
+
+
 Task = Union[  # noqa: UP007 (msgspec reads it at run time)
-    PlanTask, ScanTask, MapTask, ReduceTask, CommitTask, CombineTask
+    PlanTask, ScanTask, MapTask, ReduceTask, CommitTask, CombineTask, ServeTask
 ]
 
 
@@ -172,4 +176,13 @@ class CommitResult(Message, frozen=True):
     """The output is in place, whole and durable."""
 
 
-Result = Union[PlanResult, ScanResult, MapResult, ReduceResult, CommitResult, CombineResult]  # noqa: UP007
+class ServeResult(Message, frozen=True):
+    """A worker has ended in order, with nothing in hand."""
+
+    calls: int = 0
+    failed_calls: int = 0
+
+
+Result = Union[  # noqa: UP007
+    PlanResult, ScanResult, MapResult, ReduceResult, CommitResult, CombineResult, ServeResult
+]
