@@ -338,9 +338,9 @@ class Node:
                 0 if self.held is None else len(self.held.roots),
             )
         )
+        self._workers.hello()  # results of workers, before their ends
         for report, _ in self._reports.values():
             self._send(report)
-        self._workers.hello()
         if self._pool is not None:
             self._beat()
         self._bundles.server_back()
