@@ -105,11 +105,21 @@ class CallCounts:
     """Of all calls of a job; a `progress.Counts`."""
 
     def __init__(self) -> None:
-        self.total = 0
+        self.known = 0
+        self.coming = 0
+        """That the client says will follow; -1: it does not know."""
         self.done = 0
         self.failed = 0
         self.leased = 0
         """In workers' hands."""
+
+    @property
+    def total(self) -> int:
+        return self.known + max(0, self.coming)
+
+    @property
+    def open_ended(self) -> bool:
+        return self.coming < 0
 
     @property
     def waiting(self) -> int:
@@ -184,7 +194,7 @@ class CallDesk:
             cell = self.cells[key] = _Cell(msgspec.structs.replace(message, source=source))
             if source:
                 self._children.setdefault(source, {})[message.cell] = cell
-            self.counts.total += message.end - message.start
+            self.counts.known += message.end - message.start
             self._wait(_Part(cell, message.start, message.end))
             for attempt, piece in self._claimed.pop(key, ()):
                 if attempt in self._workers:
@@ -203,7 +213,7 @@ class CallDesk:
             dropped.append(number)
             cell.dropped = True
             for part in list(cell.parts):
-                self.counts.total -= part.calls
+                self.counts.known -= part.calls
                 if part.worker == "":
                     self._not_due(part)
             if cell.parts:

@@ -69,6 +69,7 @@ class ComputeRun(Run):
                 self.desk.function(message)
             elif isinstance(message, SendCells):
                 self._submit("", message.cells)
+                self.desk.counts.coming = message.coming
             elif isinstance(message, DropCells):
                 self.desk.drop("", message.cells)
             elif isinstance(message, CellsTaken):

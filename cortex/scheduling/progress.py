@@ -40,6 +40,8 @@ class Counts(Protocol):
     def waiting(self) -> int: ...
     @property
     def finished(self) -> bool: ...
+    @property
+    def open_ended(self) -> bool: ...
 
 
 class StageTotals:
@@ -94,6 +96,7 @@ class StageTotals:
             self.sums[ROWS_IN] + self.live[ROWS_IN],
             self.sums[ROWS_OUT] + self.live[ROWS_OUT],
             self.seconds(now),
+            self.table.open_ended,
         )
 
 

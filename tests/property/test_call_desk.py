@@ -278,12 +278,8 @@ def test_idle_workers_end_first_and_a_long_cell_is_shared() -> None:
         [("w1", 0, 5), ("w2", 5, 10)],
         [("w1", 5, 10), ("w2", 0, 5)],
     )
-    desk.worker_ran(
-        "w1",
-        "n1",
-        False,
-        [CellDone("", 1, *next((m.cells[0].start, m.cells[0].end) for m in sent if m.attempt == "w1"), b"x")],
-    )
+    own = next(m.cells[0] for m in sent if m.attempt == "w1")
+    desk.worker_ran("w1", "n1", False, [CellDone("", 1, own.start, own.end, b"x")])
     assert desk.idle == 1
     desk.said.clear()
     assert desk.end_workers(1) == 1
