@@ -966,9 +966,9 @@ class Scheduler:
             return
         first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
         wanted = sum(self.shares.lacks(name, self.leases.slots) for name in first)
-        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
         in_turn = not self.shares.slots_of(waiting)  # it is due, however few slots others have
-        self._end_workers(waiting, wanted, in_turn, now)
+        self._end_workers(waiting, max(wanted, in_turn), in_turn, now)
+        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
         for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
             node = self.leases.with_successors.pop(name)
             self.leases.with_successors[name] = node  # the last of all, next time
