@@ -17,12 +17,12 @@ from typing import Any
 
 import cloudpickle
 import msgspec
-from cortex.tasks.travelling_function import TravellingFunction
 
 from cortex.client.attachments import map_and_remove
 from cortex.client.cells import cut, offsets
 from cortex.errors import UserCodeError
 from cortex.limits import ATTACH_BYTES
+from cortex.tasks.travelling_function import TravellingFunction
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     Attached,
