@@ -26,14 +26,18 @@ from cortex.wire.messages import Attached, CallForm, Cell, FunctionCode
 
 
 class Link(Protocol):
-    """A `CallLink`, or that of an executor whose call submits calls."""
+    """A `CallLink`, or that of an executor whose call submits calls (`nested`)."""
+
+    nested: bool
 
     @property
     def slots(self) -> int: ...
     def check(self) -> None: ...
     def join(self, owner: Any) -> None: ...
     def number(self) -> int: ...
-    def attach(self, pickled: Pickled) -> Attached: ...
+    def attach(self, pickled: Pickled) -> Attached | None:
+        """None: it goes in a frame all the same. Raises UsageError if it is too large for that."""
+
     def function(self, code: FunctionCode) -> None: ...
     def send(self, owner: Any, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None: ...
     def call_by_call(self, owner: Any, results: Results, start: int, stop: int, root: int) -> None: ...
@@ -96,6 +100,8 @@ def make_cell(link: Link, function: Function, group: Group, options: CallOptions
 class CallRun:
     """`entries` are what `options.form` says; `length` is how many there are, None if that is not known.
     `keep` lives as long as this does."""
+
+    reads_at_once = False
 
     def __init__(
         self,
