@@ -7,6 +7,7 @@ that are under way hold it.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -111,9 +112,8 @@ class Calls:
         """`form` beats `star`."""
         if type(retries) is not int or retries < 0:
             raise UsageError(f"retries={retries!r}: give a number of further tries, 0 or more")
-        timeout_s = 0.0 if timeout is None else parse_seconds(timeout, "timeout")
         form = form or (CallForm.STAR if star else CallForm.ONE)
-        options = CallOptions(form, ordered, discard, timeout_s, retries)
+        options = CallOptions(form, ordered, discard, _seconds(timeout), retries)
         opened = self._open()
         return CallRun(opened.link, opened.functions.fresh(function), iter(entries), length, options, self)
 
@@ -132,7 +132,7 @@ class Calls:
             raise ValueError("max_workers must be greater than 0")
         opened = self._open()
         submits = Submits(opened.link, max_workers, broken)
-        return CallExecutor(submits, opened.functions.of, self._new_future)
+        return CallExecutor(submits, opened.functions.of, lambda: CallFuture(opened.link, self))
 
     # --- the job ---
 
@@ -238,6 +238,15 @@ def _printer(on_output: list[OnOutput | None]) -> Callable[[CallPrinted, str], N
         sys.stdout.flush()
 
     return printed
+
+
+def _seconds(timeout: float | str | None) -> float:
+    if timeout is None:
+        return 0.0
+    seconds = parse_seconds(timeout, "timeout") if isinstance(timeout, str) else float(timeout)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"timeout={timeout!r}: give the seconds that one call may take, more than 0")
+    return seconds
 
 
 # --- results --------------------------------------------------------------------------------------

@@ -268,7 +268,9 @@ class CallRun:
             return Batch(first, stop - start, list(failures), tuple(failures))
         try:
             values = results.between(start, stop)
-        except Exception as error:  # whatever the user's classes raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's classes raise
             if stop - start > 1 and results.cell.attached is None:
                 return None
             failures = [
@@ -287,7 +289,10 @@ class CallRun:
         )
 
 
-def unreadable(name: str, index: int, error: Exception) -> UserCodeError:
+def unreadable(name: str, index: int, error: BaseException) -> BaseException:
+    """What a call fails with whose result raises this here."""
+    if not isinstance(error, Exception):
+        return error  # such as SystemExit
     failed = UserCodeError(
         f"the result of call {index} of {name} cannot be read here: {type(error).__name__}: {error}",
         cure="return what it is made of, or make its class importable here",

@@ -377,13 +377,12 @@ class CallLink:
                     self._drop_unwanted()
         except CortexError as error:
             self._fail(error)
-        except Exception as error:  # whoever waits for results would wait for ever
+        except BaseException as error:  # whoever waits for results would wait for ever
             if self._closing and isinstance(error, OSError):
-                error = Cancelled("this client was closed")
-                self._fail(error)
-            else:
-                self._fail(InternalError(f"the client's receiving thread failed: {error!r}"))
-                raise
+                self._fail(Cancelled("this client was closed"))
+                return
+            self._fail(InternalError(f"the client's receiving thread failed: {error!r}"))
+            raise
 
     def _forgotten(self) -> None:
         """Wait a moment for the server's word that it has heard us: a connection that is closed at once may

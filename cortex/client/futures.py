@@ -237,6 +237,7 @@ class Submits:
                     calls.append(self._queue.popleft())
                 self._making += 1
             self._send(calls)
+            del calls  # with their results, for as long as nothing more is to be sent
 
     def _send(self, calls: Sequence[_Call]) -> None:
         """`_making` counts it."""
@@ -287,7 +288,7 @@ class Submits:
         results = came.results
         try:
             values = results.between(came.start, came.stop)
-        except Exception as error:  # whatever the user's classes raise
+        except BaseException as error:  # whatever the user's classes raise; there is no Ctrl-C in this thread
             if came.stop - came.start > 1 and results.cell.attached is None:
                 return False
             for call in flying.calls[came.start : came.stop]:
@@ -330,9 +331,24 @@ class CallExecutor(Executor):
             future = self._new_future()
             try:
                 self._submits.submit(self._functions(fn), (args, kwargs), future)
+            except Cancelled as error:
+                raise RuntimeError("cannot schedule new futures after shutdown") from error
             except CortexError as error:
                 raise broken(error) from error
             return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """`chunksize` is of no use: calls go together as their time says."""
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        return super().map(fn, *iterables, timeout=timeout, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         with self._shut_lock:
