@@ -12,13 +12,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError
 from cortex.limits import (
     CALL_ERRORS_BYTES,
     CELL_INLINE_BYTES_MAX,
+    FUNCTIONS_LOADED_MAX,
     NESTED_DEPTH_MAX,
     NESTED_FRAMES,
     NESTED_WAIT_S,
@@ -91,7 +92,8 @@ class CallWorker:
         self.retires = False
         """The executor is to end with this attempt."""
         self._thread = threading.get_ident()
-        self._data = CellData(open_job, attempt)
+        self._process = os.getpid()
+        self._data = CellData(open_job, attempt, memory_limit)
         self._nested = nested_calls.NestedLink(open_job, attempt, self)
         self._arrived: deque[CellDone] = deque()
         self._printed = PrintedCalls(open_job.job, self._whose, self.say)
@@ -214,6 +216,8 @@ class CallWorker:
                 break
             except BaseException as error:
                 self._raised(run, error)
+        if os.getpid() != self._process:
+            os._exit(1)  # forked by a call, which it has come out of: the link is its parent's
         self._nested.end_of(run)
         with self.lock:
             outcomes = run.take_done(ended=True)
@@ -260,6 +264,8 @@ class CallWorker:
             except UserCodeError as error:  # the same for every cell
                 error.__traceback__ = error.__cause__ = error.__context__ = None
                 found = error
+            if len(self._functions) >= FUNCTIONS_LOADED_MAX:
+                del self._functions[next(iter(self._functions))]  # it is loaded again if it comes again
             self._functions[cell.function] = found
         if isinstance(found, CortexError):
             raise found
@@ -330,15 +336,20 @@ class CallWorker:
 
     # --- calls that wait for calls ---
 
-    def wait_in_call(self, until: Callable[[], bool], deadline: float | None) -> bool:
-        """For `NestedLink.wait`: runs cells of submitted calls until it is true."""
-        if until():
-            return True
+    def check_depth(self) -> None:
         if len(self._runs) > NESTED_DEPTH_MAX:
             raise UserCodeError(
                 f"calls wait for calls more than {NESTED_DEPTH_MAX} deep in one executor",
                 cure="submit what is independent of each other at once, or return what is to be called next",
             )
+
+    def drop_own(self, cells: Iterable[int]) -> None:
+        self._drop(DropCells(self._job.job, tuple(cells), self._attempt))
+
+    def wait_in_call(self, until: Callable[[], bool], deadline: float | None) -> bool:
+        """For `NestedLink.wait`: runs cells of submitted calls until it is true."""
+        if until():
+            return True
         run = self._runs[-1]
         with self.lock:
             self._reads = True
@@ -380,7 +391,7 @@ class CallWorker:
             if not self._runs:
                 return False
             for run in self._runs:
-                if 0 < run.cell.timeout_s < run.watched(now):
+                if run.watched(now) > run.cell.timeout_s > 0:
                     self._end_in_call(run)
             for run in self._runs:
                 if now - run.begun_at > stuck_s:

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cloudpickle
-
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_pickles import load_list
 from cortex.tasks.template_start import start_template
 from cortex.tasks.travelling_function import TravellingFunction
+from cortex.user_code import dump_code
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     CallForm,
@@ -45,7 +44,7 @@ M = TypeVar("M", bound=Message)
 
 
 def function_code(function: Callable[..., Any], modules: dict[str, bytes] | None = None) -> FunctionCode:
-    code = TravellingFunction(cloudpickle.dumps(function), modules or {}).encode()
+    code = TravellingFunction(dump_code(function), modules or {}).encode()
     name = getattr(function, "__name__", "f")
     return FunctionCode(JOB, hashlib.sha256(code).hexdigest()[:32], name, code)
 
@@ -53,7 +52,7 @@ def function_code(function: Callable[..., Any], modules: dict[str, bytes] | None
 class ComputeSide:
     """`memory_bytes` of the executor; 0: no limit."""
 
-    def __init__(self, folder: Path, memory_bytes: int = 400 * MIB) -> None:
+    def __init__(self, folder: Path, memory_bytes: int = 400 * MIB, input_socket: str = "") -> None:
         self.folder = folder
         self.process, sock = start_template("")
         self.template = BlockingConnection[FromTemplate](sock, FromTemplate)
@@ -69,7 +68,8 @@ class ComputeSide:
         self.link = BlockingConnection[FromExecutor](peer, FromExecutor)
         assert isinstance(self.link.receive(30), ExecutorHello)
         spec = JobSpec("t", InputSpec(()), compute=True)
-        self.link.send(OpenJob(JOB, spec, b"", (), str(folder), str(folder), memory_bytes))
+        here = str(folder)
+        self.link.send(OpenJob(JOB, spec, b"", (), here, here, memory_bytes, input_socket=input_socket))
         self.numbers = 0
         self.begin()
 
@@ -96,6 +96,13 @@ class ComputeSide:
             assert message is not None, (self.folder / "stderr").read_text()
             if not isinstance(message, TaskProgress):
                 return message
+
+    def soon(self) -> FromExecutor | None:
+        """What it has said by now."""
+        try:
+            return self.any(0.01)
+        except TimeoutError:
+            return None
 
     def receive(self, kind: type[M], timeout: float = 30.0) -> M:
         message = self.any(timeout)
