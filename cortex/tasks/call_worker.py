@@ -128,6 +128,8 @@ class CallWorker:
             self._data.close()
 
     def say(self, message: FromWorker) -> None:
+        if isinstance(message, FunctionCode):  # its node takes it for known here, and does not send it back
+            self._codes[message.function] = message
         self._link.send(message)
 
     def run_in_hand(self) -> CellRun | None:
