@@ -14,16 +14,26 @@ from cortex.wire.messages import (
     AttemptFailed,
     AttemptFinished,
     CannotServe,
+    CellsTaken,
     DataListed,
+    DropCells,
+    EndCalls,
     FromServer,
+    FunctionCode,
     GivenBack,
     Heartbeat,
     InputFound,
     JobReceived,
     NodeHello,
+    SendCells,
     SubmitJob,
     ToNode,
+    WorkerHolds,
+    WorkerSaid,
 )
+
+FromSubmitter = FunctionCode | SendCells | DropCells | CellsTaken | EndCalls
+"""What the client of a compute job says, as it is."""
 
 CANCELLED = "the job was cancelled"
 
@@ -137,6 +147,13 @@ Event = (
     | GivenBack
     | DrainRequested
     | CancelRequested
+    | FunctionCode
+    | SendCells
+    | DropCells
+    | CellsTaken
+    | EndCalls
+    | WorkerSaid
+    | WorkerHolds
     | JobReceived
     | Tick
 )

@@ -34,25 +34,22 @@ from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt,
 from cortex.job.output_types import OutputTypes
 from cortex.job.plan import UNKNOWN, InputFile, InputPlan, Split, SplitGroups
 from cortex.limits import (
-    ATTEMPTS_PER_LIFE,
     COMMIT_TASKS_MAX,
     HOLDER_RETURN_S,
-    LEASE_S,
     LOST_REDOS_MAX,
     SCAN_AHEAD_PER_SLOT,
     SCAN_SPLITS_PER_TASK,
 )
-from cortex.memory_plan import job_slots, too_large
 from cortex.scheduling.input_homes import InputHomes
-from cortex.scheduling.job_state import ENDED, JobEvent, JobState, next_job_state
+from cortex.scheduling.job_state import ENDED, JobEvent, JobState
 from cortex.scheduling.leases import COMMIT, MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
 from cortex.scheduling.map_outputs import MapOutputs, Redo
 from cortex.scheduling.placement import ANY, Placement
 from cortex.scheduling.prefetch import Prefetch
-from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, Progress, stats_tuple
+from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, stats_tuple
 from cortex.scheduling.records import JobRecord, MapsDropped, NodeGone, PartGone
+from cortex.scheduling.run import Run
 from cortex.scheduling.scan_chain import ScanPlan
-from cortex.scheduling.survey import Survey
 from cortex.scheduling.task_state import TaskEvent, TaskState, TaskTable
 from cortex.units import format_bytes, format_count
 from cortex.wire.messages import (
@@ -80,7 +77,6 @@ from cortex.wire.messages import (
     ReduceTask,
     ScanResult,
     ScanTask,
-    StartJob,
     SubmitJob,
     Task,
     TaskFailed,
@@ -102,7 +98,6 @@ def _counted(sums: Locality, origin: InputOrigin) -> Locality:
     )
 
 
-_UNFIT_SHOWN = 10  # nodes that a report or an error names one by one
 _LOST_SHOWN = 10  # parts that an error names
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r", COMMIT: "commit"}
 _RESULTS = {
@@ -115,49 +110,18 @@ _RESULTS = {
 _STAGES = {letter: stage for stage, letter in _LETTERS.items()}
 
 
-class JobRun:
-    """`state` tells how far it is; once FAILED or CANCELLED, `error` says why.
-
-    `lives`: those of the server that have worked at the job before this one; `replay` what they wrote down.
-    """
+class JobRun(Run):
+    """A MapReduce job; see `Run` for its arguments."""
 
     def __init__(self, job: JobId, request: SubmitJob, now: float, lives: int = 0) -> None:
-        self.job = job
-        self.request = request
-        self.began_at = now
-        self.state = JobState.PLANNING
-        self.error: ErrorReport | None = None
-        self.progress = Progress()
-        self.memory_peak_bytes = 0
-        self.maps_dropped = False
-        """It is done, and only its result is kept: what is lost of that is lost for good."""
-        self.was_done = False
-        """Its client was told so once."""
-        self.plan: InputPlan | None = None
-        self.planned_message: JobPlanned | None = None
-        """One object for all nodes, as `start_message` is: it may be large, and need be encoded only once."""
-        self._start_message: StartJob | None = None
+        super().__init__(job, request, now, JobState.PLANNING, lives)
         self.map_only = request.spec.reduce_form == "none"
-        self.commits = request.spec.output.at == "nodes" and bool(request.staging_dir)
-        """A node commits the output, which lies where all nodes see it."""
-        self.held_back = False
-        """Nothing is leased: what nodes hold of it is not known yet."""
-        self.running: dict[AttemptId, Running] = {}
         self._tables: dict[str, TaskTable] = {}
         self._parts: dict[int, tuple[OutputPart, ...]] = {}
         self._parts_at: dict[str, list[int]] = {}
         """Node -> tasks whose parts it made; some may have been made anew elsewhere."""
         self._types = {MAP: OutputTypes(), REDUCE: OutputTypes()}
-        self.unfit: dict[str, ErrorReport] = {}
-        """Nodes that cannot run this job at all, and why."""
-        self._unfit_notes: dict[str, str] = {}
-        """Of those nodes, and of those that were so in an earlier life."""
-        self._unfit_since: float | None = None
-        """Since when there is no node that can."""
-        self._revoked: list[Running] = []
         self._redos: dict[int, int] = {}
-        self.survey = Survey(job, request.spec.input, request.client_files)
-        self.locality = Locality()
         self._input_holders: tuple[int, InputHolders] | None = None
         """As of which version, one object for all nodes."""
         self._placements: dict[str, Placement] = {}
@@ -173,14 +137,8 @@ class JobRun:
         """Node -> the reduces that it fetches the inputs of while maps run."""
         self._scan_ahead = 0
         self._maps_begun = bytearray()
-        self._first_number = lives * ATTEMPTS_PER_LIFE
         self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._tables[PLAN].needs_met(0, 1)
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Its output is where no node's loss reaches it: nothing is needed any more once it is done."""
-        return bool(self.request.staging_dir)
 
     # --- who has its input ---
 
@@ -329,21 +287,6 @@ class JobRun:
     def openings(self) -> int:
         """Changes when there is something new to lease."""
         return sum(table.became_ready for table in self._tables.values()) + self.survey.version
-
-    def start_message(self, progress_s: float) -> StartJob:
-        """What a node is sent before anything else of the job."""
-        message, request = self._start_message, self.request
-        if message is None or message.progress_s != progress_s:
-            message = self._start_message = StartJob(
-                self.job,
-                request.spec,
-                request.code,
-                request.sys_path,
-                request.staging_dir,
-                progress_s,
-                request.bundle,
-            )
-        return message
 
     # --- what to do next ---
 
@@ -844,7 +787,7 @@ class JobRun:
     def node_lost(self, node: str) -> None:
         """What lies on `node` is gone: parts of the output that the client does not have, also of a job that
         is done (it goes on then), and map outputs, which are made anew while a reduce may need them."""
-        self.unfit.pop(node, None)  # when it is back, it may be fit
+        super().node_lost(node)
         if self.state not in (JobState.MAPPING, JobState.REDUCING, JobState.DONE):
             return
         self._ahead.pop(node, None)
@@ -871,7 +814,7 @@ class JobRun:
         under_way = self.state in (JobState.MAPPING, JobState.REDUCING) and not self.map_only
         return "map outputs" if under_way and self._outputs.are_on(node) else ""
 
-    def no_more_reduces_for(self, node: str) -> None:
+    def leave_node(self, node: str) -> None:
         """What it was to fetch ahead is anybody's."""
         if self._ahead.pop(node, None) is not None:
             self._prefetch.forget(node)
@@ -928,67 +871,15 @@ class JobRun:
 
     # --- nodes that cannot run it ---
 
-    def cannot_run_on(self, node: str, error: ErrorReport) -> None:
-        self.unfit[node] = error
-        self._unfit_notes[node] = f"{error.message}: the job went on without it; {error.cure}"
-
-    def look_for_fit_nodes(self, nodes: Iterable[str], now: float, *, wait: bool) -> None:
-        """Fail if none of `nodes` can run the job; with `wait` only when that was so for LEASE_S: one that
-        could may be back."""
-        if self.ended or not self.unfit or any(node not in self.unfit for node in nodes):
-            self._unfit_since = None
-            return
-        if self._unfit_since is None:
-            self._unfit_since = now
-        if wait and now - self._unfit_since < LEASE_S:
-            return
-        last = next(reversed(self.unfit.values()))
-        others = list(self.unfit.items())[:-1]
-        shown = {name: error.message for name, error in others[:_UNFIT_SHOWN]}
-        if len(others) > _UNFIT_SHOWN:
-            shown["and"] = f"{len(others) - _UNFIT_SHOWN} more nodes"
-        self.fail(msgspec.structs.replace(last, details={**last.details, **shown}, fault=Fault.FATAL.value))
-
-    def meet(self, node: Node) -> None:
-        """A node is there that has less memory than the job says: it does not run there."""
-        wanted, has = self.request.spec.resources.memory_bytes, node.hello.memory_bytes
-        if node.hello.data_address and wanted > has:
-            self.cannot_run_on(node.name, too_large(wanted, has, node.name).report())
-
-    def slots_at(self, node: Node) -> int:
-        """Slots that it may have there at once: its tasks share the memory that it says."""
-        memory_bytes = self.request.spec.resources.memory_bytes
-        if not memory_bytes or not node.hello.data_address:
-            return node.hello.slots
-        return job_slots(memory_bytes, node.hello.slots)
-
-    def unfit_notes(self) -> tuple[str, ...]:
-        notes = list(self._unfit_notes.values())
-        more = len(notes) - _UNFIT_SHOWN
-        return (*notes[:_UNFIT_SHOWN], *([f"the job went on without {more} more nodes"] if more > 0 else ()))
-
-    # --- how it ends ---
-
-    def fail(self, error: ErrorReport) -> None:
-        self.error = error
-        self._step(JobEvent.FAIL)
-
-    def cancel(self, error: ErrorReport) -> None:
-        self.error = error
-        self._step(JobEvent.CANCEL)
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-    def take_revoked(self) -> list[Running]:
-        """Attempts to stop at their nodes."""
-        revoked, self._revoked = self._revoked, []
-        return revoked
-
     def parts(self) -> tuple[OutputPart, ...]:
         """In output order: by partition, or by map in a map-only job."""
         return tuple(part for index in sorted(self._parts) for part in self._parts[index])
+
+    def totals(self) -> tuple[list[int], list[int]]:
+        stages = self.progress.stages
+        source = stages.get(MAP, stages[PLAN])
+        final = stages.get(MAP if self.map_only else REDUCE) or stages[PLAN]
+        return source.sums, final.sums
 
     # --- inside ---
 
@@ -1038,9 +929,6 @@ class JobRun:
                 f"the maps wrote {format_count(wrote)} bytes and the reduces read {format_count(read)}",
                 cure="this is a bug in cortex; please report it with the job",
             )
-
-    def _step(self, event: JobEvent) -> None:
-        self.state = next_job_state(self.state, event)
 
     def _open_stage(self, stage: str, table: TaskTable, bytes_total: int = 0) -> None:
         self._tables[stage] = table

@@ -5,6 +5,7 @@ MAPPING, REDUCING --OUTPUT_DONE--> DONE       any that has not ended --FAIL--> F
 MAPPING, REDUCING --OUTPUT_STAGED--> COMMITTING --OUTPUT_DONE--> DONE: where a node commits the output
 PLANNING --OUTPUT_DONE--> DONE                of a job that is its plan
 DONE --PART_LOST--> REDUCING, --MAP_LOST--> MAPPING: a node is lost with output that the client lacks
+COMPUTING --OUTPUT_DONE--> DONE               of a job that is calls of functions
 DONE --FAIL--> FAILED: so it is, and there is nothing left to make it anew from
 """
 
@@ -20,6 +21,7 @@ class JobState(enum.Enum):
     MAPPING = "mapping"
     REDUCING = "reducing"
     COMMITTING = "committing"
+    COMPUTING = "computing"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -51,6 +53,9 @@ JOB_TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.REDUCING, JobEvent.PART_LOST): JobState.REDUCING,
     (JobState.DONE, JobEvent.PART_LOST): JobState.REDUCING,
     (JobState.DONE, JobEvent.MAP_LOST): JobState.MAPPING,  # its output, of a map-only job
+    (JobState.COMPUTING, JobEvent.OUTPUT_DONE): JobState.DONE,
+    (JobState.COMPUTING, JobEvent.FAIL): JobState.FAILED,
+    (JobState.COMPUTING, JobEvent.CANCEL): JobState.CANCELLED,
     (JobState.DONE, JobEvent.FAIL): JobState.FAILED,
     (JobState.PLANNING, JobEvent.FAIL): JobState.FAILED,
     (JobState.MAPPING, JobEvent.FAIL): JobState.FAILED,

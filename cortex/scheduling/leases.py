@@ -33,7 +33,7 @@ from cortex.limits import (
 from cortex.scheduling.node_state import UP, Duty, NodeEvent, Presence, next_node_state
 from cortex.wire.messages import NodeHello, OutputNode, Task, TaskStats
 
-PLAN, SCAN, MAP, REDUCE, COMMIT = "plan", "scan", "map", "reduce", "commit"
+PLAN, SCAN, MAP, REDUCE, COMMIT, CALLS = "plan", "scan", "map", "reduce", "commit", "calls"
 NO_STATS = TaskStats()
 CONDITIONS: Final = ("up", "full", "away", "silent", "draining", "leaving")
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from operator import add, attrgetter, sub
+from typing import Protocol
 
 import msgspec
 
 from cortex.scheduling.columns import zeros
-from cortex.scheduling.leases import COMMIT, MAP, PLAN, REDUCE, SCAN, Running
-from cortex.scheduling.task_state import TaskTable
+from cortex.scheduling.leases import CALLS, COMMIT, MAP, PLAN, REDUCE, SCAN, Running
 from cortex.wire.messages import Counters, StageProgress, TaskStats, TaskSummary
 
 FIELDS = ("rows_in", "bytes_in", "rows_out", "bytes_out", "spilled_bytes", "shuffled_bytes", "groups")
@@ -27,10 +27,27 @@ def stats_tuple(stats: TaskStats) -> tuple[int, ...]:
     return _in_order(stats)
 
 
+class Counts(Protocol):
+    """Of the tasks of a stage, or of calls: a `TaskTable` is one."""
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def leased(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def open_ended(self) -> bool: ...
+
+
 class StageTotals:
     """The sums of one stage. `bytes_total` is 0 while unknown."""
 
-    def __init__(self, stage: str, table: TaskTable) -> None:
+    def __init__(self, stage: str, table: Counts) -> None:
         self.stage = stage
         self.table = table
         self.bytes_total = 0
@@ -79,6 +96,7 @@ class StageTotals:
             self.sums[ROWS_IN] + self.live[ROWS_IN],
             self.sums[ROWS_OUT] + self.live[ROWS_OUT],
             self.seconds(now),
+            self.table.open_ended,
         )
 
 
@@ -123,7 +141,7 @@ class Progress:
         self.failed_attempts = 0
         self.slowest: TaskSummary | None = None
 
-    def open_stage(self, stage: str, table: TaskTable, bytes_total: int = 0) -> StageTotals:
+    def open_stage(self, stage: str, table: Counts, bytes_total: int = 0) -> StageTotals:
         totals = self.stages[stage] = StageTotals(stage, table)
         totals.bytes_total = bytes_total
         return totals
@@ -138,7 +156,7 @@ class Progress:
         return self.slowest is None or seconds > self.slowest.seconds
 
     def stage_messages(self, now: float) -> tuple[StageProgress, ...]:
-        order = (PLAN, SCAN, MAP, REDUCE, COMMIT)
+        order = (PLAN, SCAN, MAP, REDUCE, COMMIT, CALLS)
         return tuple(self.stages[s].progress(now) for s in order if s in self.stages)
 
     def total(self, field: int, live: bool = False) -> int:

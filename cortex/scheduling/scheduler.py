@@ -20,7 +20,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 from cortex.errors import Cancelled, CortexError, InternalError, SpillFull
 from cortex.ids import AttemptId, JobId, job_of
@@ -38,10 +38,12 @@ from cortex.limits import (
     SERVER_STALL_S,
     SLOT_TURN_S,
 )
+from cortex.scheduling.compute_run import ComputeRun
 from cortex.scheduling.events import (
     CancelRequested,
     DrainRequested,
     Event,
+    FromSubmitter,
     GiveUpNode,
     Instruction,
     JobKept,
@@ -60,10 +62,11 @@ from cortex.scheduling.events import (
 from cortex.scheduling.fair_share import FairShares
 from cortex.scheduling.job_run import JobRun
 from cortex.scheduling.job_state import JobState
-from cortex.scheduling.leases import MAP, PLAN, REDUCE, LeaseBook, Node, Running, Told
+from cortex.scheduling.leases import REDUCE, LeaseBook, Node, Running, Told
 from cortex.scheduling.node_state import Duty
 from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, GROUPS, ROWS_IN, ROWS_OUT, SHUFFLED, SPILLED
 from cortex.scheduling.records import AttemptEnded, JobRecord, MapsDropped, NodeGone, PartGone
+from cortex.scheduling.run import Run
 from cortex.scheduling.tally import Tally
 from cortex.units import counted
 from cortex.wire.messages import (
@@ -74,6 +77,7 @@ from cortex.wire.messages import (
     Drain,
     DropMapOutputs,
     EndJob,
+    FunctionCode,
     GivenBack,
     Heartbeat,
     InputFound,
@@ -90,8 +94,11 @@ from cortex.wire.messages import (
     RunTask,
     ScanTask,
     ShutDown,
+    SubmitJob,
     TaskFailed,
     TaskFinished,
+    WorkerHolds,
+    WorkerSaid,
 )
 
 
@@ -104,6 +111,11 @@ class _Claim:
         self.node = node
         self.version = version
         self.report: AttemptFinished | AttemptFailed | None = None
+
+
+def _new_run(job: str, request: SubmitJob, now: float, lives: int = 0) -> Run:
+    kind = ComputeRun if request.spec.compute else JobRun
+    return kind(JobId(job), request, now, lives)
 
 
 class Scheduler:
@@ -124,11 +136,13 @@ class Scheduler:
         """Those that are back, but have not told again what was not acknowledged: a heartbeat follows it."""
         self._claims: dict[str, _Claim] = {}
         self.leases = LeaseBook()
-        self.jobs: dict[str, JobRun] = {}
+        self.jobs: dict[str, Run] = {}
         """Jobs under way; one that has ended is forgotten once its client is told."""
-        self.kept: dict[str, JobRun] = {}
+        self.kept: dict[str, Run] = {}
         """Jobs done, until their client has committed the result (or is gone): nodes keep what they have.
         One whose result is lost before goes on."""
+        self._serving: dict[str, ComputeRun] = {}
+        """Those under way that run calls."""
         self.stale_messages = 0
         self.tally = Tally()
         self.shares = FairShares(user_weights)
@@ -166,6 +180,9 @@ class Scheduler:
             CancelRequested: self._cancel_requested,
             PartUnreadable: self._part_lost,
             JobReceived: self._job_received,
+            **dict.fromkeys(get_args(FromSubmitter), self._client_said),
+            WorkerSaid: self._worker_said,
+            WorkerHolds: self._worker_holds,
             DataListed: self._data_listed,
             InputFound: self._input_found,
             Tick: self._tick,
@@ -177,6 +194,9 @@ class Scheduler:
         self.leases.now = now
         self._handlers[type(event)](event, now)
         self._dispatch(now)
+        for run in self._serving.values():
+            if run.desk.said:
+                self._out += run.take_said()
         return self._out
 
     def may_return(self, name: str) -> bool:
@@ -190,22 +210,25 @@ class Scheduler:
         if event.job in self.jobs:
             raise InternalError(f"job {event.job} was submitted twice")
         self.tally.jobs_submitted += 1
-        job = JobRun(JobId(event.job), event.request, now)
+        job = _new_run(event.job, event.request, now)
         self._take_in(job, event.user)
         self._look_for_data(job, now)
 
-    def _take_in(self, job: JobRun, user: str) -> None:
+    def _take_in(self, job: Run, user: str) -> None:
         """It is under way from now on."""
         self.jobs[job.job], self._users[job.job] = job, user
+        if isinstance(job, ComputeRun):
+            self._serving[job.job] = job
         self.shares.add(job.job, user, job.request.spec.priority)
         self.leases.changed[job.job] = None
         for node in self.leases.nodes.values() if job.request.spec.resources.memory_bytes else ():
             job.meet(node)
 
-    def _take_out(self, job: JobRun) -> None:
+    def _take_out(self, job: Run) -> None:
         """It is not under way any more, and holds nothing."""
         self.leases.release(job.running.values())
         del self.jobs[job.job]
+        self._serving.pop(job.job, None)
         self.shares.remove(job.job)
         self._choosy.discard(job.job)
         self._no_successors_until.pop(job.job, None)
@@ -221,8 +244,8 @@ class Scheduler:
         self._settle(now)
 
     def _restore(self, kept: JobKept, now: float) -> None:
-        job = JobRun(JobId(kept.job), kept.request, now - kept.age_s, kept.lives)
-        job.held_back = True
+        job = _new_run(kept.job, kept.request, now - kept.age_s, kept.lives)
+        job.hold_back()
         self._take_in(job, kept.user)
         nodes: set[str] = set()
         at = now
@@ -329,6 +352,8 @@ class Scheduler:
             self._give_up(node.name, now)  # it had nothing any more
         elif node is not None:
             self.leases.send_away(node, now)
+            for job in self._serving.values():
+                job.node_away(node.name)
 
     def _give_up(self, name: str, now: float) -> None:
         self._drop_node(name, now)
@@ -359,7 +384,7 @@ class Scheduler:
             job.holder_lost(name)  # a job that has failed by it ends on the next tick
         self._reopen(now)
 
-    def _lose(self, job: JobRun, name: str) -> None:
+    def _lose(self, job: Run, name: str) -> None:
         job.node_lost(name)
         self.leases.changed[job.job] = None
         self._write_down(job, NodeGone(name))
@@ -382,11 +407,11 @@ class Scheduler:
                 self._ask_all(job)
             self._after(job, now)
 
-    def _write_down(self, job: JobRun, record: JobRecord) -> None:
+    def _write_down(self, job: Run, record: JobRecord) -> None:
         if self._journalled:
             self._out.append(WriteDown(job.job, record))
 
-    def _write_end(self, job: JobRun, running: Running, end: TaskFinished | TaskFailed, now: float) -> None:
+    def _write_end(self, job: Run, running: Running, end: TaskFinished | TaskFailed, now: float) -> None:
         if self._journalled:
             scan = running.task if isinstance(running.task, ScanTask) else None
             at_s = now - job.began_at
@@ -487,6 +512,63 @@ class Scheduler:
         job.look_for_fit_nodes(self._live_nodes(), now, wait=False)
         self._after(job, now)
 
+    # --- calls ---
+
+    def _client_said(self, event: FromSubmitter, now: float) -> None:
+        job = self._serving.get(event.job)
+        if job is not None:  # else it has just ended
+            job.client_said(event)
+            self._calls_changed(job, now)
+
+    def _worker_said(self, event: WorkerSaid, now: float) -> None:
+        node = self._hear(event.node, event.incarnation, now)
+        job = self._serving.get(job_of(AttemptId(event.attempt)))
+        if node is None or job is None:
+            self.stale_messages += 1
+            return
+        job.worker_said(node, event.attempt, event.said)
+        self._calls_changed(job, now)
+
+    def _worker_holds(self, event: WorkerHolds, now: float) -> None:
+        node = self._hear(event.node, event.incarnation, now)
+        job = self._serving.get(job_of(AttemptId(event.attempt)))
+        if node is None or job is None:
+            self.stale_messages += 1
+            return
+        job.worker_holds(event)
+        self._calls_changed(job, now)
+
+    def has_function(self, code: FunctionCode) -> bool:
+        """Whether the compute job has it already."""
+        job = self._serving.get(code.job)
+        return job is not None and job.desk.has_function(code.function)
+
+    def attached_at(self, job: str, name: str) -> str | None:
+        """The node where this large result of a compute job lies."""
+        run = self._serving.get(job)
+        return None if run is None else run.desk.attached_at(name)
+
+    def _calls_changed(self, job: ComputeRun, now: float) -> None:
+        self.leases.changed[job.job] = None
+        self._after(job, now)
+
+    def _end_workers(self, waiting: str, wanted: int, in_turn: bool, now: float) -> None:
+        """Have workers end for a job that waits for a slot: idle ones of any job, others of jobs that have
+        too many."""
+        for name, job in self._serving.items():
+            if name == waiting or not job.running:
+                continue
+            job.desk.end_workers(len(job.running), idle_only=True)
+            more = wanted - job.desk.ending
+            if more <= 0 or not (in_turn or self.shares.has_too_many(name, self.leases.slots)):
+                continue
+            for node in {running.node for running in job.running.values()}:
+                held = self.leases.nodes[node]
+                if more > 0 and self._gives_way(held, name, waiting, now):
+                    more -= job.desk.end_workers(more, node=node)
+
+    # --- input ---
+
     def _data_listed(self, event: DataListed, now: float) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
@@ -500,7 +582,7 @@ class Scheduler:
             job.found(event)
             self.leases.changed[job.job] = None
 
-    def _look_for_data(self, job: JobRun, now: float) -> None:
+    def _look_for_data(self, job: Run, now: float) -> None:
         """Ask the nodes with data roots what they have of the job's input, as far as they were not asked
         yet. One that is away may be back with some of it, and is waited for."""
         self._ask_all(job)
@@ -511,11 +593,11 @@ class Scheduler:
         if job.ended:
             self._after(job, now)
 
-    def _ask_all(self, job: JobRun) -> None:
+    def _ask_all(self, job: Run) -> None:
         for node in self.leases.nodes.values():
             self._ask(job, node)
 
-    def _ask(self, job: JobRun, node: Node) -> None:
+    def _ask(self, job: Run, node: Node) -> None:
         question = job.ask(node.name) if node.hello.data_roots and node.is_here else None
         if question is not None:
             self._introduce(node, job)
@@ -535,7 +617,7 @@ class Scheduler:
         else:
             self.leases.drain(node, now + event.seconds)
             for job in self.jobs.values():
-                job.no_more_reduces_for(node.name)
+                job.leave_node(node.name)
         self._out.append(SendToNode(node.name, Drain(-1.0 if event.undo else event.seconds)))
 
     def _given_back(self, event: GivenBack, now: float) -> None:
@@ -588,7 +670,7 @@ class Scheduler:
         needs = ((job.job, job.needs_of(node.name)) for job in (*self.jobs.values(), *self.kept.values()))
         return (*tasks, *sole, *(f"{what} of {job}" for job, what in needs if what))
 
-    def _only_node_for(self, job: JobRun, node: Node) -> bool:
+    def _only_node_for(self, job: Run, node: Node) -> bool:
         others = (n.name for n in self.leases.nodes.values() if n is not node and n.takes_work)
         return node.name not in job.unfit and all(name in job.unfit for name in others)
 
@@ -664,7 +746,7 @@ class Scheduler:
         for job in self._whose_progress():
             self._out.append(SendToClient(job.job, self._progress(job, now)))
 
-    def _whose_progress(self) -> list[JobRun]:
+    def _whose_progress(self) -> list[Run]:
         """All jobs, or where there are many some of them, in turns."""
         jobs = list(self.jobs.values())
         if len(jobs) <= JOBS_TOLD_MAX:
@@ -684,8 +766,10 @@ class Scheduler:
 
     # --- what follows ---
 
-    def _after(self, job: JobRun, now: float) -> None:
+    def _after(self, job: Run, now: float) -> None:
         """Carry out what a job has decided; take leave of it when it has ended."""
+        if isinstance(job, ComputeRun):
+            self._out += job.take_said()
         revoked = job.take_revoked()
         if job.state is JobState.DONE:
             for running in list(job.running.values()):  # a lost map's redo, which no reduce needed
@@ -810,6 +894,7 @@ class Scheduler:
                 while (
                     len(leased) < count
                     and node.successors_wanted(name) > 0
+                    and not self.jobs[name].serves
                     and self.shares.wants(name)
                     and now >= self._no_successors_until.get(name, 0.0)
                     and not (waiting is not None and self._gives_way(node, name, waiting, now))
@@ -820,7 +905,7 @@ class Scheduler:
             self.leases.put_back(node)
         return leased
 
-    def _next_job(self, node: Node, passed_over: set[str]) -> JobRun | None:
+    def _next_job(self, node: Node, passed_over: set[str]) -> Run | None:
         """Whose turn it is to have a slot of this node."""
         for name in self.shares.in_order():
             if name in passed_over:
@@ -835,7 +920,7 @@ class Scheduler:
             self._choosy.add(name)
         return None
 
-    def _lease_one(self, node: Node, job: JobRun, leased: list[tuple[Running, bool]], now: float) -> bool:
+    def _lease_one(self, node: Node, job: Run, leased: list[tuple[Running, bool]], now: float) -> bool:
         """Lease the job's next task to the node, if it has one for it."""
         name, slots = job.job, self.leases.slots
         running = job.next_task(node, slots, now)
@@ -881,8 +966,9 @@ class Scheduler:
             return
         first = islice(self.shares.in_order(), RECALL_JOBS_MAX)
         wanted = sum(self.shares.lacks(name, self.leases.slots) for name in first)
-        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
         in_turn = not self.shares.slots_of(waiting)  # it is due, however few slots others have
+        self._end_workers(waiting, max(wanted, in_turn), in_turn, now)
+        wanted = max(RECALLS_AT_ONCE, 2 * wanted) if wanted else 0  # whose next task ends first is not known
         for name in list(islice(self.leases.with_successors, RECALL_NODES_MAX)):
             node = self.leases.with_successors.pop(name)
             self.leases.with_successors[name] = node  # the last of all, next time
@@ -903,7 +989,7 @@ class Scheduler:
             if wanted <= 0:
                 return
 
-    def _prefetch(self, job: JobRun, live: list[Node]) -> None:
+    def _prefetch(self, job: Run, live: list[Node]) -> None:
         """Nodes that others fetch from may fetch as well, while maps run."""
         nodes = [n for n in live if n.name not in job.unfit] if job.unfit else live
         for node, ahead, locations in job.prefetch(nodes):
@@ -914,7 +1000,7 @@ class Scheduler:
             told.locations = job.locations_known()
             self._out.append(SendToNode(node.name, locations))
 
-    def _introduce(self, node: Node, job: JobRun, running: Running | None = None) -> Told:
+    def _introduce(self, node: Node, job: Run, running: Running | None = None) -> Told:
         """A node hears of a job, of its plan and of its map outputs before its first task that needs them."""
         told = node.told.get(job.job)
         if told is None:
@@ -937,7 +1023,7 @@ class Scheduler:
 
     # --- what the client is told ---
 
-    def _progress(self, job: JobRun, now: float) -> JobProgress:
+    def _progress(self, job: Run, now: float) -> JobProgress:
         self._note_peak(job)
         return JobProgress(
             job.job,
@@ -949,14 +1035,12 @@ class Scheduler:
             self.leases.slots,
         )
 
-    def _note_peak(self, job: JobRun) -> None:
+    def _note_peak(self, job: Run) -> None:
         job.memory_peak_bytes = max(job.memory_peak_bytes, self.leases.memory_peak_bytes)
 
-    def _report(self, job: JobRun, now: float) -> JobReport:
+    def _report(self, job: Run, now: float) -> JobReport:
         self._note_peak(job)
-        stages = job.progress.stages
-        source = stages.get(MAP, stages[PLAN]).sums
-        final = (stages.get(MAP if job.map_only else REDUCE) or stages[PLAN]).sums
+        source, final = job.totals()
         return JobReport(
             job=job.job,
             name=job.request.spec.name,

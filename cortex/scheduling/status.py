@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cortex.limits import NODE_RETURN_S
-from cortex.scheduling.job_run import JobRun
+from cortex.scheduling.run import Run
 from cortex.scheduling.scheduler import Scheduler
 from cortex.wire.messages import JobStatus, NodeStatus
 
@@ -35,7 +35,7 @@ def node_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
     )
 
 
-def _wanted(scheduler: Scheduler, run: JobRun) -> int:
+def _wanted(scheduler: Scheduler, run: Run) -> int:
     """Slots that a job has, or could fill with tasks that are leased or ready; no more than there are."""
     leased = max(len(run.running), scheduler.shares.slots_of(run.job))
     return min(scheduler.leases.slots, leased + scheduler.shares.ready_of(run.job))

@@ -111,6 +111,10 @@ class TaskTable:
         self._failures: dict[int, Failures] = {}
 
     @property
+    def open_ended(self) -> bool:
+        return False
+
+    @property
     def finished(self) -> bool:
         return self.done == self.total
 

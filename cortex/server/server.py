@@ -43,6 +43,7 @@ from cortex.scheduling.events import (
     CancelRequested,
     DrainRequested,
     Event,
+    FromSubmitter,
     GiveUpNode,
     JobSubmitted,
     MapsNotKept,
@@ -86,6 +87,7 @@ from cortex.wire.messages import (
     ForgetResult,
     FromNode,
     FromServer,
+    FunctionCode,
     GetLogs,
     GetStatus,
     Goodbye,
@@ -432,10 +434,18 @@ class Server:
             self._fetch_part(client, message)
         elif isinstance(message, PartTaken):
             self._relay.taken(client, message)
+        elif isinstance(message, FromSubmitter):
+            self._client_calls(client, message)
         else:
             self._handle(message)
             self._forget(client, message.job)
             self._take_answer(message.job, lambda: link.send(JobForgotten(message.job)))
+
+    def _client_calls(self, client: _Client, message: FromSubmitter) -> None:
+        if isinstance(message, FunctionCode) and not self._scheduler.has_function(message):
+            about = {"name": message.name, "code": message.function}
+            self._audit(actor_of(client.link), "function", message.job, DONE, about)
+        self._handle(message)
 
     def _greet(self, client: _Client, hello: ClientHello) -> None:
         if client.greeted:
@@ -649,6 +659,7 @@ class Server:
 
     def _fetch_part(self, client: _Client, message: FetchPart) -> None:
         node = self._parts.get(message.job, {}).get(message.staged_as)
+        node = node or self._scheduler.attached_at(message.job, message.staged_as)
         if node is not None and (node in self._nodes or self._scheduler.may_return(node)):
             self._relay.fetch(client, message, node)
         else:  # lost meanwhile: the job goes on, and says so when it is done again

@@ -77,7 +77,9 @@ def server_ailing(server: Server, journal: JournalDesk) -> list[str]:
 def _of_jobs(scheduler: Scheduler) -> Iterator[Family]:
     tally = scheduler.tally
     states = Counter(run.state.value for run in scheduler.jobs.values())
-    values = [((state,), states[state]) for state in ("planning", "mapping", "reducing", "committing")]
+    values = [
+        ((state,), states[state]) for state in ("planning", "mapping", "reducing", "committing", "computing")
+    ]
     values.append((("done, not fetched",), len(scheduler.kept)))
     yield by_label("cortex_jobs", "gauge", "Jobs under way.", ["state"], values)
     yield counter(

@@ -103,8 +103,12 @@ class RunFileReader:
         self.path = path
         self._files = files if files is not None else OpenFiles(fs)
         self._codec = pa.Codec("lz4_raw")
-        index, infos, self.combined = self._read_index()
-        self.runs: tuple[Run, ...] = tuple(self._make_runs(index, infos, partition))
+        try:
+            index, infos, self.combined = self._read_index()
+            self.runs: tuple[Run, ...] = tuple(self._make_runs(index, infos, partition))
+        except BaseException:
+            self.close()  # nobody else could
+            raise
 
     def entries(self, partition: int) -> list[run_arrow.Entries]:
         """Each run's entries of one partition, in the order of `runs`."""

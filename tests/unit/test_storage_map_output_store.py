@@ -162,7 +162,10 @@ def write_file(fs: Filesystem, path: Path, compression: str | None = "lz4") -> N
 
 def read_all(fs: Filesystem, path: Path) -> list[pa.RecordBatch]:
     reader = RunFileReader(fs, str(path))
-    return [batch for run in reader.runs for p in (0, 3) for batch in run.batches(p)]
+    try:
+        return [batch for run in reader.runs for p in (0, 3) for batch in run.batches(p)]
+    finally:
+        reader.close()
 
 
 def test_files_are_private(tmp_path: Path) -> None:

@@ -100,7 +100,9 @@ class JobAccepted(Message, frozen=True):
 
 
 class StageProgress(Message, frozen=True):
-    """`stage` is plan, scan, map or reduce; `bytes_total` is 0 while unknown."""
+    """`stage` is plan, scan, map, reduce, commit or calls; `bytes_total` is 0 while unknown.
+
+    Of calls, `rows_out` is how many are done, `rows_in` how many of these have failed."""
 
     stage: str
     tasks_done: int
@@ -111,6 +113,8 @@ class StageProgress(Message, frozen=True):
     rows_in: int
     rows_out: int
     seconds: float
+    open_ended: bool = False
+    """Of calls: more may come, nobody knows how many."""
 
 
 class JobProgress(Message, frozen=True):

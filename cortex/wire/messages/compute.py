@@ -157,6 +157,8 @@ class SendCells(Message, frozen=True):
 
     job: str
     cells: tuple[Cell, ...]
+    coming: int = 0
+    """Calls that will follow, of all that the client has under way; -1: it does not know."""
 
 
 class DropCells(Message, frozen=True):
