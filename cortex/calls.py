@@ -98,11 +98,13 @@ class Calls:
         discard: bool = False,
         timeout: float | str | None = None,
         retries: int = 0,
+        form: CallForm | None = None,
     ) -> CallRun:
+        """`form` beats `star`."""
         if type(retries) is not int or retries < 0:
             raise UsageError(f"retries={retries!r}: give a number of further tries, 0 or more")
         timeout_s = 0.0 if timeout is None else parse_seconds(timeout, "timeout")
-        form = CallForm.STAR if star else CallForm.ONE
+        form = form or (CallForm.STAR if star else CallForm.ONE)
         options = CallOptions(form, ordered, discard, timeout_s, retries)
         opened = self._open()
         return CallRun(opened.link, opened.functions.fresh(function), iter(entries), length, options, self)

@@ -71,10 +71,11 @@ class ComputeCalls:
             self._function,
             self._entries(),
             self._total,
-            form,
+            False,
+            form=form,
             ordered=file.mode in ("ordered", "collect"),
             discard=discard,
-            timeout=file.timeout_s or None,
+            timeout=f"{file.timeout_s:f}s" if file.timeout_s else None,
             retries=file.retries,
         )
         for batch in run:
