@@ -26,12 +26,12 @@ _MODES = {
 }
 
 
-def plan_lines(file: ComputeFile, function_file: str, count: int | None, place: Place) -> list[str]:
+def plan_lines(file: ComputeFile, count: int | None, place: Place) -> list[str]:
     function = file.function
     number = "an unknown number" if count is None else format_count(count)
     lines = [
         f"{file.name}:",
-        f"  function   {function.name} of {function_file or function.module}",
+        f"  function   {function.name} of {function.file or function.module}",
         f"  arguments  {number}: {file.arguments.text}",
         f"  mode       {_MODES[file.mode]}",
         f"  output     {_output(file)}",

@@ -44,7 +44,7 @@ def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) ->
     total = file.arguments.count()
     with _lines(file, config) as lines, _failures(file) as failures:
         if not quiet:
-            for line in plan_lines(file, file.function.file, total, place(file, config)):
+            for line in plan_lines(file, total, place(file, config)):
                 say(line)
             if not yes and sys.stdin.isatty() and sys.stderr.isatty():
                 click.confirm("Run it?", default=True, abort=True, err=True)

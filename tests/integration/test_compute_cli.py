@@ -487,7 +487,7 @@ def test_a_running_job_in_status(home: Path) -> None:
         try:
             deadline = time.monotonic() + 30
             said = ""
-            while not re.search(r"forget\s+running\s.*calls 2 of 4 · 2 running", said):
+            while not re.search(r"forget\s+computing\s.*calls 2 of 4 · 2 running", said):
                 assert time.monotonic() < deadline, said
                 said = subprocess.run(
                     [sys.executable, "-m", "cortex", "status", *where],

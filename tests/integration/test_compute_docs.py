@@ -19,7 +19,8 @@ SCRIPTS = re.findall(r"^```python\n(.*?)^```$", MIGRATION, re.M | re.S)
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.M | re.S)
+    return [text for of, text in found if of == language]
 
 
 @pytest.mark.parametrize("number", range(len(SCRIPTS)))

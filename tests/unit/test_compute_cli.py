@@ -109,7 +109,7 @@ def test_values_are_shown_short() -> None:
         def __repr__(self) -> str:
             raise OSError
 
-    assert shown(Broken()) == "<Broken, whose repr raised OSError>"
+    assert shown(Broken()).startswith("<Broken instance at 0x")
 
 
 def test_a_failure_of_user_code() -> None:
