@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from typing import Any
-
-from cortex.errors import ErrorReport, UserCodeError, from_report
+from cortex.tasks.cell_pickles import load_exception
 from cortex.wire.messages import CallFailed
 
 _TRACEBACK = "traceback"  # of an error report's details
@@ -42,7 +39,7 @@ class RemoteTraceback(Exception):
 def call_error(failed: CallFailed, index: int, name: str) -> CallError:
     """What was raised, with the executor's traceback as its cause."""
     traceback = failed.error.details.get(_TRACEBACK, "")
-    exception = _exception(failed, traceback)
+    exception = load_exception(failed)
     if traceback:
         exception.__cause__ = RemoteTraceback(f'\n"""\n{traceback.rstrip()}\n"""')
     exception.add_note(f"in call {index} of {name}")
@@ -52,20 +49,3 @@ def call_error(failed: CallFailed, index: int, name: str) -> CallError:
 def own_error(exception: Exception, index: int) -> CallError:
     """Of a call that was not sent, or whose result cannot be read here."""
     return CallError(index, exception)
-
-
-def _exception(failed: CallFailed, traceback: str) -> BaseException:
-    if not failed.pickled:
-        return from_report(failed.error)
-    try:
-        found: Any = pickle.loads(failed.pickled)
-    except Exception as error:  # a class whose __init__ takes more than its args, or that is not here
-        return _in_words(failed.error, error)
-    return found if isinstance(found, BaseException) else _in_words(failed.error, None)
-
-
-def _in_words(report: ErrorReport, why: Exception | None) -> BaseException:
-    details = dict(report.details)
-    if why is not None:
-        details["not shown as itself"] = f"its pickle cannot be read here: {why!r}"
-    return UserCodeError(report.message, cure=report.cure, details=details)

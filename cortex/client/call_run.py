@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from cortex.client.call_errors import CallError, own_error
 from cortex.client.call_window import CellSizes, Held, Order
-from cortex.client.cells import Blame, Dump, Group, Pickled, Results, pickle_calls
+from cortex.client.cells import Blame, Dump, Group, Results, pickle_calls
 from cortex.client.compute_link import Came
 from cortex.errors import CortexError, UserCodeError
 from cortex.limits import CELL_PULL_S, SEND_BYTES
+from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import Attached, CallForm, Cell, FunctionCode
 
 
@@ -77,13 +78,14 @@ def make_cell(link: Link, function: Function, group: Group, options: CallOptions
     pickled = group.pickled
     assert pickled is not None
     attached = link.attach(pickled) if pickled.is_large else None
+    data, buffers = pickled.inline() if attached is None else (b"", ())
     return Cell(
         cell=link.number(),
         function=function.code.function,
         count=group.count,
         form=options.form,
-        data=b"" if attached is not None else pickled.data,
-        buffers=() if attached is not None else tuple(map(bytes, pickled.buffers)),
+        data=data,
+        buffers=buffers,
         attached=attached,
         first=group.first,
         discard=options.discard,

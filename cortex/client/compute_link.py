@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses, map_and_remove
+from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
 from cortex.client.bundle_packing import PackedBundle, upload
 from cortex.client.call_window import Fresh, Ledger, to_retry
-from cortex.client.cells import Pickled, Results
+from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
 from cortex.client.part_fetches import PartFetches
 from cortex.errors import (
@@ -37,6 +37,8 @@ from cortex.errors import (
     from_report,
 )
 from cortex.limits import CANCEL_S_MAX, RECEIVED_S_MAX, SEND_BYTES
+from cortex.tasks.attached_files import map_attached
+from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import (
     Attached,
     AttachJob,
@@ -403,7 +405,7 @@ class CallLink:
             arrived = self._fetches.took(message)
             if arrived is not None:
                 done, path = arrived
-                self._arrived([(done, map_and_remove(path))])
+                self._arrived([(done, self._mapped(done, path))])
         elif isinstance(message, PartLost):
             lost = self._fetches.lost(message)
             if lost is not None:
@@ -415,30 +417,39 @@ class CallLink:
 
     def _cells_done(self, message: CellsDone) -> None:
         self.numbers.slots = max(1, message.slots)
-        arrived: list[tuple[CellDone, memoryview | None]] = []
+        arrived: list[tuple[CellDone, Sequence[memoryview]]] = []
         for done in message.results:
             if done.attached is None:
-                arrived.append((done, None))
+                arrived.append((done, ()))
             elif self._session.shares_files:
                 path = os.path.join(self.store.folder, os.path.basename(done.attached.name))
                 try:
-                    arrived.append((done, map_and_remove(path)))
+                    arrived.append((done, self._mapped(done, path)))
                 except FileNotFoundError:
                     self._run_again(done)  # a result that comes twice, most likely
-                except OSError as error:
-                    raise OutputFailed(
-                        f"a result cannot be read from {path}: {error.strerror or error}"
-                    ) from error
             else:
                 self._fetches.fetch(done)
         self._arrived(arrived)
 
-    def _arrived(self, arrived: Sequence[tuple[CellDone, memoryview | None]]) -> None:
+    def _mapped(self, done: CellDone, path: str) -> Sequence[memoryview]:
+        """The parts of a result in a file, which goes."""
+        assert done.attached is not None
+        try:
+            return map_attached(path, done.attached.sizes, unlink=True)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OutputFailed(
+                f"a result cannot be read from {path}: {error.strerror or error}",
+                cure="this machine's memory or its limit of mapped files may be used up",
+            ) from error
+
+    def _arrived(self, arrived: Sequence[tuple[CellDone, Sequence[memoryview]]]) -> None:
         """Results are here, with what was attached to them."""
         for_owner: defaultdict[Owner, list[Came]] = defaultdict(list)
         again: list[Cell] = []
         with self._lock:
-            for done, view in arrived:
+            for done, parts in arrived:
                 fresh = self._ledger.came(done)
                 if fresh is None:
                     continue
@@ -450,14 +461,14 @@ class CallLink:
                     self._uses.end(fresh.cell)
                 if ranges:
                     self._count(done, ranges)
-                    results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, view)
+                    results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, parts)
                     came = [Came(fresh.root, start, stop, results) for start, stop in ranges]
                     for_owner[fresh.owner] += came
         for owner, results_of in for_owner.items():
             owner.came(results_of)
         if again:
             self._send_cells(again)
-        taken = [each for each, view in arrived if view is not None or not self._session.shares_files]
+        taken = [each for each, parts in arrived if parts or not self._session.shares_files]
         if taken:
             pieces = tuple(Piece("", each.cell, each.start, each.stop) for each in taken)
             self._say(CellsTaken(self.job, pieces))
