@@ -23,6 +23,8 @@ from cortex.units import format_count, format_seconds
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from cortex.client.compute_link import CallNumbers
+
 _RATE_AFTER_S: Final = 0.5  # before it, rate and time left are noise
 _NOTEBOOK: Final = "JPY_PARENT_PID"
 """Jupyter sets it for a kernel and what it starts."""
@@ -30,7 +32,8 @@ _NOTEBOOK: Final = "JPY_PARENT_PID"
 
 @dataclass(frozen=True)
 class CallsSoFar:
-    """`total` is None where nobody knows; `sent` are those that the source has given. `slots` -1: unknown."""
+    """`total` is None where nobody knows; `sent` are those that the source has given. `slots` -1: unknown, 0:
+    there is no node."""
 
     done: int
     failed: int
@@ -47,6 +50,13 @@ class CallsSoFar:
     def running(self) -> int:
         under_way = max(0, self.sent - self.ended)
         return under_way if self.slots < 0 else min(under_way, self.slots)
+
+
+def slots_of(numbers: CallNumbers | None) -> int:
+    """For `CallsSoFar`."""
+    if numbers is None or not numbers.slots:
+        return -1
+    return 0 if numbers.nobody else numbers.slots
 
 
 def calls_text(total: int | None, done: int, running: int, failed: int, seconds: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cortex.calls import Calls, ClientOptions
+from cortex.cli.call_progress import slots_of
 from cortex.cli.terminal import printable, say
 from cortex.client.call_errors import CallError
 from cortex.config import Config
@@ -59,9 +60,7 @@ class ComputeCalls:
 
     @property
     def slots(self) -> int:
-        """-1: not known."""
-        numbers = self._calls.numbers
-        return -1 if numbers is None else numbers.slots
+        return slots_of(self._calls.numbers)
 
     def __iter__(self) -> Iterator[Outcome]:
         file = self._file

@@ -10,12 +10,14 @@ from cortex.units import counted, format_bytes, format_count, format_seconds
 
 @dataclass(frozen=True)
 class Place:
-    """Where calls will run. `server` "": this machine. `nodes` and `slots` are of the cluster, or of here."""
+    """Where calls will run. `server` "": this machine. `nodes` and `slots` are of the cluster, or of here;
+    `slots_max` is how many of the cluster's the calls may have, 0: their share."""
 
     server: str
     nodes: int
     slots: int
     memory_bytes: int = 0
+    slots_max: int = 0
 
 
 _MODES = {
@@ -52,7 +54,8 @@ def place_text(place: Place) -> str:
     slots = counted(place.slots, "slot")
     if place.server:
         none = " (calls wait for one: cortex node)" if not place.nodes else ""
-        return f"the cluster at {place.server}: {counted(place.nodes, 'node')}, {slots}{none}"
+        most = f", {place.slots_max} of them at most" if place.slots_max else ""
+        return f"the cluster at {place.server}: {counted(place.nodes, 'node')}, {slots}{most}{none}"
     return f"this machine: {slots}, {format_bytes(place.memory_bytes)}"
 
 

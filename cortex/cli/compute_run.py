@@ -36,9 +36,11 @@ from cortex.errors import EXIT_DONE, EXIT_FAILED, OutputExistsError, ResultNotJs
 from cortex.job.compute_spec import ComputeFile
 from cortex.limits import FAILURES_SHOWN
 from cortex.units import counted, format_count
+from cortex.user_code import make_importable
 
 
 def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) -> int:
+    make_importable(file.modules)
     function = load_function(file.function, os.path.dirname(file.path))
     file.arguments.check()
     total = file.arguments.count()
@@ -109,7 +111,7 @@ def place(file: ComputeFile, config: Config) -> Place:
 
         with ClusterConnection(config.home, config.server) as connection:
             nodes = connection.ask(GetStatus(), ClusterStatus).nodes
-        return Place(config.server, len(nodes), sum(node.slots for node in nodes))
+        return Place(config.server, len(nodes), sum(node.slots for node in nodes), slots_max=file.slots)
     from cortex.memory_plan import plan_memory
 
     plan = plan_memory(file.memory_bytes or config.memory_bytes, file.slots or config.slots)

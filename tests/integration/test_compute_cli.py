@@ -496,3 +496,47 @@ def test_a_running_job_in_status(home: Path) -> None:
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 130
+
+
+def test_what_travels_to_a_cluster(home: Path) -> None:
+    import cortex
+
+    (home / "lib").mkdir()
+    (home / "lib" / "listed.py").write_text("def shout(text):\n    return text.upper()\n")
+    (home / "words.txt").write_text("a word")
+    (home / "functions.py").write_text(
+        "import os\nimport cortex\nimport listed\nfrom beside import twice\n"
+        "def look(x):\n"
+        "    with open(cortex.file('words')) as file:\n"
+        "        return [twice(x), listed.shout(file.read()), os.environ['LEVEL']]\n"
+    )
+    config(
+        home, "look", "[1]", "files: {words: words.txt}", "modules: [lib/listed.py]", "env: {LEVEL: high}"
+    )  # fmt: skip
+    with cortex.LocalCluster(nodes=1) as cluster:
+        where = ("--server", cluster.address, "--home", str(cluster.folder / "server"))
+        assert results(compute(home, *where)) == [[2, "A WORD", "high"]]
+    assert results(compute(home)) == [[2, "A WORD", "high"]]
+
+
+def test_calls_wait_for_a_node_and_say_so(home: Path) -> None:
+    import cortex
+
+    config(home, "one", "[1, 2]")
+    with cortex.LocalCluster(nodes=1) as cluster:
+        cluster.nodes["node1"].kill()
+        cluster.nodes["node1"].wait()
+        where = ("--server", cluster.address, "--home", str(cluster.folder / "server"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cortex", "compute", "c.yaml", *where],
+            cwd=home, env=environment(home) | {"JPY_PARENT_PID": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        said = ""
+        while "0 of 2 · waiting for a node" not in said:
+            said += process.stderr.read(20)
+        cluster.start_node("node1")
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert lines_of(out) == [{"call": 0, "result": 1}, {"call": 1, "result": 2}]

@@ -14,6 +14,7 @@ from cortex.job.compute_file import load_compute_file
 from tests.integration.test_cli_examples import ROOT, run
 
 GUIDE = (ROOT / "docs" / "compute.md").read_text()
+README = (ROOT / "README.md").read_text()
 MIGRATION = (ROOT / "docs" / "from-multiprocessing-dask-ray.md").read_text()
 SCRIPTS = re.findall(r"^```python\n(.*?)^```$", MIGRATION, re.M | re.S)
 
@@ -81,3 +82,33 @@ def test_options_of_the_guide_are_those_of_the_command() -> None:
     )
     assert told - set(re.findall(r"--[a-z-]+", done.stdout)) == set()
     assert len(told) > 8
+
+
+def test_the_readmes_script_and_file(tmp_path: Path) -> None:
+    section = README.partition("## Any function over any arguments\n")[2].partition("\n## ")[0]
+    script, config = re.findall(r"^```(?:python|yaml)\n(.*?)^```$", section, re.M | re.S)
+    (tmp_path / "script.py").write_text(script)
+    assert run(tmp_path, "script.py").split() == [str(n * n) for n in range(1000)]
+    (tmp_path / "tools.py").write_text("import os\ndef resize(path):\n    return os.path.basename(path)\n")
+    (tmp_path / "photos" / "of").mkdir(parents=True)
+    (tmp_path / "photos" / "of" / "a.jpg").write_bytes(b"")
+    (tmp_path / "cortex_config.yaml").write_text(config)
+    run(tmp_path, "-m", "cortex", "compute", "cortex_config.yaml")
+    assert (tmp_path / "results.jsonl").read_text() == '{"call": 0, "result": "a.jpg"}\n'
+
+
+def test_progress_of_a_script_in_a_notebook(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import os, time\nimport cortex\n"
+        "os.environ['JPY_PARENT_PID'] = '1'\n"
+        "def nap(n):\n    time.sleep(0.4)\n    return n\n"
+        "if __name__ == '__main__':\n"
+        "    import sys\n    sys.stderr = sys.stdout\n"
+        "    with cortex.Client(slots=1) as client:\n"
+        "        client.submit(nap, 0).result()\n"
+        "        with client.show_progress(total=4):\n"
+        "            list(client.map(nap, range(4)))\n"
+    )
+    shown = [each.strip() for each in run(tmp_path, "script.py").replace("\r", "\n").splitlines()]
+    assert any(re.match(r"[123] of 4 · 1 running", each) for each in shown), shown
+    assert shown[-1] == ""

@@ -291,6 +291,10 @@ def test_the_plan() -> None:
     assert lines[4] == "  output     standard output, a JSON object a line"
     assert lines[5] == "  where      the cluster at head:8786: 3 nodes, 24 slots"
     assert lines[6] == "  a failure  is noted, and the others go on"
+    assert (
+        place_text(Place("h:1", 2, 8, slots_max=3))
+        == "the cluster at h:1: 2 nodes, 8 slots, 3 of them at most"
+    )
     assert place_text(Place("head:8786", 0, 0)).endswith("0 slots (calls wait for one: cortex node)")
 
 
