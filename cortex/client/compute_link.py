@@ -54,6 +54,7 @@ from cortex.wire.messages import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobProgress,
     JobReceived,
     Message,
     PartBytes,
@@ -110,6 +111,8 @@ class CallNumbers:
     """With those that failed."""
     failed: int = 0
     slots: int = 0
+    nobody: bool = False
+    """The cluster has no node that could run a call."""
 
 
 class CallLink:
@@ -399,6 +402,8 @@ class CallLink:
     def _take(self, message: object) -> None:
         if isinstance(message, CellsDone):
             self._cells_done(message)
+        elif isinstance(message, JobProgress):
+            self.numbers.nobody = message.slots == 0
         elif isinstance(message, CallPrinted):
             code = self._functions.get(message.function)
             self._on_printed(message, code.name if code is not None else "")
