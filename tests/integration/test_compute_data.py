@@ -36,6 +36,13 @@ def side(tmp_path: Path) -> Iterator[ComputeSide]:
     found.close()
 
 
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[ComputeSide]:
+    found = ComputeSide(tmp_path, patient=False)
+    yield found
+    found.close()
+
+
 def test_a_result_that_cannot_be_pickled_names_itself_alone(side: ComputeSide) -> None:
     def locked(x: int) -> Any:
         return threading.Lock() if x in (3, 4, 9) else x
@@ -237,7 +244,7 @@ def test_on_a_cluster_arguments_are_read_from_the_client(tmp_path: Path, memory_
         door.close()
 
 
-def test_a_deep_result_of_a_stuck_cell(side: ComputeSide) -> None:
+def test_a_deep_result_of_a_stuck_cell(hasty: ComputeSide) -> None:
     """The watch thread pickles on a stack of its own."""
 
     def nests(depth: float) -> Any:
@@ -247,9 +254,9 @@ def test_a_deep_result_of_a_stuck_cell(side: ComputeSide) -> None:
         time.sleep(depth % 1)
         return found
 
-    cell = side.cell(side.function(nests), [300, 5000, 1.5])
-    side.send(cell)
-    message = side.receive(CellsRun)
+    cell = hasty.cell(hasty.function(nests), [300, 5000, 1.5])
+    hasty.send(cell)
+    message = hasty.receive(CellsRun)
     assert [(each.start, each.stop, len(each.failed)) for each in message.results] == [(0, 1, 0), (1, 2, 1)]
     assert "excessively deep recursion" in message.results[1].failed[0].error.message
-    assert side.values(side.done()) == [[[]]]
+    assert hasty.values(hasty.done()) == [[[]]]
