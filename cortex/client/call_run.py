@@ -146,6 +146,9 @@ class CallRun:
         self._error = error
         self._news.set()
 
+    def finish(self) -> None:
+        """Results that are not read are not waited for."""
+
     # --- in the consumer's thread ---
 
     def __iter__(self) -> Iterator[Batch]:
