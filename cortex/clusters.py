@@ -203,6 +203,25 @@ class Client:
 
     _on_output: Callable[[str, CallPrinted], None] | None = None
 
+    @contextlib.contextmanager
+    def show_progress(self, total: int | None = None) -> Iterator[None]:
+        """Show on standard error, for as long as the ``with`` block lasts, how far its calls are: a bar on a
+        terminal, one line in a notebook, elsewhere a line every 10 s. `total` is how many there will be, for
+        the time left; the calls before the block do not count."""
+        from cortex.cli.call_progress import CallsSoFar, call_display, slots_of
+
+        before, began = self.progress(), time.monotonic()
+        sent, done, failed = before.sent, before.done, before.failed
+
+        def look() -> CallsSoFar:
+            now = self.progress()
+            bad = now.failed - failed
+            seconds = time.monotonic() - began
+            return CallsSoFar(now.done - done - bad, bad, now.sent - sent, total, slots_of(now), seconds)
+
+        with call_display(look):
+            yield
+
     def progress(self) -> CallNumbers:
         """What its calls have done so far."""
         from cortex.client.compute_link import CallNumbers

@@ -251,6 +251,12 @@ class OutputUnseen(CortexError):
     code = "output-unseen"
 
 
+class ResultNotJson(CortexError):
+    """A function's result is to be written as JSON, which does not have such values."""
+
+    code = "result-not-json"
+
+
 class ResultsLost(CortexError):
     """A finished part of the output is gone before the client had it: its node is lost, or its disk."""
 

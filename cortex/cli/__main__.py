@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
             return unprinted(error)
         return 0
     try:
-        if argv is None and arguments[:1] == ["mapreduce"]:
+        if argv is None and arguments[:1] in (["mapreduce"], ["compute"]):
             from cortex.client.embedded_start import start_early
 
             start_early(arguments[1:])
@@ -38,6 +38,22 @@ def server() -> int:
 def node() -> int:
     """Entry point of the command ``cortex_node``: ``cortex node``."""
     return main(["node", *sys.argv[1:]])
+
+
+def compute() -> int:
+    """Entry point of the command ``cortex_compute``: ``cortex compute``."""
+    sys.argv[1:1] = ["compute"]
+    return main()
+
+
+def status() -> int:
+    """Entry point of the command ``cluster_status``: ``cortex status``."""
+    return main(["status", *sys.argv[1:]])
+
+
+def kill_cluster() -> int:
+    """Entry point of the command ``kill_cluster``: ``cortex kill-cluster``."""
+    return main(["kill-cluster", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

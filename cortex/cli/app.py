@@ -9,6 +9,7 @@ import click
 from cortex import __version__
 from cortex.cli import cluster, detached, nodes
 from cortex.cli.audit import audit
+from cortex.cli.compute import compute
 from cortex.cli.doctor import doctor
 from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
@@ -34,13 +35,14 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings=HELP)
 @click.version_option(__version__, prog_name="cortex", message="%(prog)s %(version)s")
 def cortex() -> None:
-    """MapReduce over files larger than memory, in plain Python.
+    """MapReduce over files larger than memory, and any function over any arguments, in plain Python.
 
     \b
     Examples:
       cortex mapreduce job.yaml --input big.csv
       cortex mapreduce wordcount.py:WordCount --input 'docs/*.txt' --output counts/
       cortex ls-splits big.csv
+      cortex compute cortex_config.yaml
 
     Exit codes: 0 done, 1 the job failed, 2 wrong usage, 130 interrupted.
     """
@@ -65,6 +67,7 @@ def help_command(context: click.Context, command: str | None) -> None:
 
 
 cortex.add_command(mapreduce)
+cortex.add_command(compute)
 cortex.add_command(ls_splits)
 cortex.add_command(put)
 for _command in (
@@ -84,6 +87,7 @@ for _command in (
     cortex.add_command(_command)
 for _command in (cluster.token, cluster.kill_cluster, audit, doctor):
     cortex.add_command(_command)
+cortex.add_command(compute, "cortex_compute")
 cortex.add_command(cluster.status, "cluster_status")
 cortex.add_command(cluster.kill_cluster, "kill_cluster")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cortex.cli.call_progress import calls_text
 from cortex.cli.locality import local_share, shares
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
@@ -25,12 +26,14 @@ from cortex.units import counted, format_bytes, format_seconds, parse_bytes
 if TYPE_CHECKING:
     from cortex.client.cluster_client import ClusterConnection
     from cortex.wire.join import Endpoint
-    from cortex.wire.messages import ClusterStatus, JobStatus, NodeStatus
+    from cortex.wire.messages import ClusterStatus, JobStatus, NodeStatus, StageProgress
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SERVER_PORT = 8786
 _NODE_PORT = 8787
 _WATCH_S = 1.0
+_CALLS = "calls"
+"""The one stage of a job of `cortex compute`."""
 
 
 def of_cluster(function: _F) -> _F:
@@ -411,7 +414,20 @@ def when(seconds: float) -> str:
 
 
 def _tasks_done(job: JobStatus) -> str:
-    return ", ".join(f"{stage.stage} {stage.tasks_done}/{stage.tasks_total}" for stage in job.stages)
+    return ", ".join(
+        _calls(job, stage)
+        if stage.stage == _CALLS
+        else f"{stage.stage} {stage.tasks_done}/{stage.tasks_total}"
+        for stage in job.stages
+    )
+
+
+def _calls(job: JobStatus, stage: StageProgress) -> str:
+    """Of a job of `cortex compute`, whose client may not know how many calls there will be."""
+    total = None if stage.open_ended and not _ended(job) else stage.tasks_total
+    running = 0 if _ended(job) else min(stage.tasks_running, job.slots)  # others wait at their worker
+    failed = stage.rows_in
+    return "calls " + calls_text(total, stage.rows_out - failed, running, failed, stage.seconds)
 
 
 @click.command(name="jobs", context_settings=HELP)

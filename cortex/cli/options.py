@@ -12,7 +12,7 @@ import click
 
 from cortex.cli.terminal import replace_missing_streams, say, unprinted
 from cortex.errors import UsageError
-from cortex.job.overrides import Overrides, parse_priority, parse_reducers
+from cortex.job.overrides import Overrides, parse_priority, parse_reducers, parse_retries, parse_timeout
 from cortex.job.spec import FINGERPRINTS, INPUT_FORMATS, OUTPUT_FORMATS
 from cortex.limits import DAY_S, PRIORITY_MAX, PRIORITY_MIN, RESULTS_S
 from cortex.units import parse_bytes
@@ -40,12 +40,12 @@ class RunOptions:
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # older clicks' is no generic
     """An option whose text one of cortex's own parsers reads; its UsageError becomes click's."""
 
-    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], int | float]) -> None:
         self.name = name
         self.parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, int):
+        if isinstance(value, int | float):
             return value
         try:
             return self.parse(value)
@@ -57,6 +57,8 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # older clicks' is no
 SIZE = _Parsed("size", lambda text: parse_bytes(text))
 REDUCERS = _Parsed("N|auto", parse_reducers)
 PRIORITY = _Parsed("N", parse_priority)
+RETRIES = _Parsed("N", lambda text: parse_retries(text))
+TIMEOUT = _Parsed("time", lambda text: parse_timeout(text))
 
 split_size = click.option(
     "--split-size",

@@ -55,6 +55,7 @@ from cortex.wire.messages import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobProgress,
     JobReceived,
     Message,
     PartBytes,
@@ -113,6 +114,8 @@ class CallNumbers:
     """With those that failed."""
     failed: int = 0
     slots: int = 0
+    nobody: bool = False
+    """The cluster has no node that could run a call."""
 
 
 class CallLink:
@@ -412,6 +415,8 @@ class CallLink:
     def _take(self, message: object) -> None:
         if isinstance(message, CellsDone):
             self._cells_done(message)
+        elif isinstance(message, JobProgress):
+            self.numbers.nobody = message.slots == 0
         elif isinstance(message, CallPrinted):
             code = self._functions.get(message.function)
             self._on_printed(message, code.name if code is not None else "")

@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import yaml
 
@@ -31,78 +31,23 @@ from cortex.job.argument_sources import (
     ProductArguments,
     RangeArguments,
 )
-from cortex.job.overrides import absolute_path, current_folder, parse_slots
+from cortex.job.compute_spec import (
+    ERROR_MODES,
+    RESPONSE_MODES,
+    VALUE_FORMS,
+    ComputeFile,
+    ComputeOutput,
+    ComputeOverrides,
+    ErrorMode,
+    FunctionName,
+    ResponseMode,
+    ValueForm,
+)
+from cortex.job.overrides import absolute_path, current_folder, parse_retries, parse_slots, parse_timeout
 from cortex.job.yaml_nodes import Document, Mapping, Scalar
 from cortex.job.yaml_parts import CommonParts
 from cortex.job.yaml_values import plain_value
-from cortex.limits import CALL_RETRIES_MAX, CALL_S_MAX
-from cortex.units import format_seconds, parse_bytes, parse_seconds
-
-ResponseMode = Literal["ordered", "stream", "collect", "none"]
-RESPONSE_MODES: Final = ("ordered", "stream", "collect", "none")
-ErrorMode = Literal["raise", "collect"]
-ERROR_MODES: Final = ("raise", "collect")
-ValueForm = Literal["json", "repr", "pickle"]
-VALUE_FORMS: Final = ("json", "repr", "pickle")
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionName:
-    """Where a function is: `file`, absolute, or else the module of this dotted name."""
-
-    file: str
-    module: str
-    name: str
-    text: str
-    """As the user wrote it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeOutput:
-    """`path` is absolute; "": standard output."""
-
-    path: str = ""
-    values: ValueForm = "json"
-    """What becomes of a result that JSON does not have: an error (json), its repr, or its pickle."""
-    arguments: bool = False
-    """Each line has the call's arguments as well."""
-    overwrite: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeFile:
-    path: str
-    name: str
-    function: FunctionName
-    arguments: ArgumentSource
-    mode: ResponseMode = "ordered"
-    output: ComputeOutput = ComputeOutput()
-    memory_bytes: int = 0
-    slots: int = 0
-    retries: int = 0
-    timeout_s: float = 0.0
-    """Of one call; 0: none."""
-    errors: ErrorMode = "raise"
-    files: tuple[tuple[str, str], ...] = ()
-    modules: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
-    priority: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeOverrides:
-    """What the command line says; None: the file's word stands. Paths are relative to the current folder."""
-
-    mode: ResponseMode | None = None
-    output: str | None = None
-    overwrite: bool | None = None
-    values: ValueForm | None = None
-    memory_bytes: int | None = None
-    slots: int | None = None
-    retries: int | None = None
-    timeout_s: float | None = None
-    errors: ErrorMode | None = None
-    priority: int | None = None
+from cortex.units import parse_bytes
 
 
 def load_compute_file(
@@ -148,27 +93,6 @@ def _overridden(found: ComputeFile, given: ComputeOverrides, folder: str) -> Com
     }
     changes: dict[str, Any] = {key: value for key, value in plain.items() if value is not None}
     return replace(found, mode=mode, output=output, **changes)
-
-
-def parse_timeout(text: str | float, what: str = "timeout") -> float:
-    """Seconds: ``30``, ``1.5`` or ``30s``, ``2m``. Raises UsageError for anything else, and for 0."""
-    word = str(text).strip()
-    seconds = float(word) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", word) else parse_seconds(word, what)
-    if not 0 < seconds <= CALL_S_MAX:
-        raise UsageError(
-            f"{what}: a call cannot be given {text!r}",
-            cure=f"write seconds, more than 0 and at most {format_seconds(CALL_S_MAX)}, such as 30s",
-        )
-    return seconds
-
-
-def parse_retries(text: str | int, what: str = "retries") -> int:
-    word = "" if isinstance(text, bool) else str(text).strip()
-    if word.isascii() and word.isdigit() and len(word) < 6 and int(word) <= CALL_RETRIES_MAX:
-        return int(word)
-    raise UsageError(
-        f"{what}: {text!r} is not a number of retries", cure=f"write a number from 0 to {CALL_RETRIES_MAX}"
-    )
 
 
 _SECTIONS: Final = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import msgspec
@@ -10,7 +11,8 @@ import msgspec
 from cortex.errors import UsageError
 from cortex.job.data_names import DATA_PREFIX, below_roots, is_data_name
 from cortex.job.spec import INPUT_FORMATS, OUTPUT_FORMATS, CsvDialect, JobSpec
-from cortex.limits import PARTITIONS_MAX, PRIORITY_MAX, PRIORITY_MIN
+from cortex.limits import CALL_RETRIES_MAX, CALL_S_MAX, PARTITIONS_MAX, PRIORITY_MAX, PRIORITY_MIN
+from cortex.units import format_seconds, parse_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,27 @@ def parse_slots(text: str | int, what: str = "slots") -> int:
     if word.isascii() and word.isdigit() and len(word) < 6 and 1 <= int(word) <= 1024:
         return int(word)
     raise UsageError(f"{what}: {text!r} is not a number of slots", cure="write a number from 1 to 1024")
+
+
+def parse_timeout(text: str | float, what: str = "timeout") -> float:
+    """Seconds: ``30``, ``1.5`` or ``30s``, ``2m``. Raises UsageError for anything else, and for 0."""
+    word = str(text).strip()
+    seconds = float(word) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]+)?", word) else parse_seconds(word, what)
+    if not 0 < seconds <= CALL_S_MAX:
+        raise UsageError(
+            f"{what}: a call cannot be given {text!r}",
+            cure=f"write seconds, more than 0 and at most {format_seconds(CALL_S_MAX)}, such as 30s",
+        )
+    return seconds
+
+
+def parse_retries(text: str | int, what: str = "retries") -> int:
+    word = "" if isinstance(text, bool) else str(text).strip()
+    if word.isascii() and word.isdigit() and len(word) < 6 and int(word) <= CALL_RETRIES_MAX:
+        return int(word)
+    raise UsageError(
+        f"{what}: {text!r} is not a number of retries", cure=f"write a number from 0 to {CALL_RETRIES_MAX}"
+    )
 
 
 def dialect_problems(dialect: CsvDialect) -> list[tuple[str, str, str]]:

@@ -42,18 +42,21 @@ class _Worker:
         """That it was told."""
         self.in_hand: dict[_Key, Piece] = {}
         """In the order in which it got them."""
-        self.children: dict[int, Cell] = {}
-        """That it has submitted, and has no (whole) result of."""
+        self.children: dict[int, tuple[Cell, list[Piece]]] = {}
+        """That it has submitted, each with what it has no result of."""
 
     def done(self, source: str, cell: int, start: int, stop: int) -> None:
         """It has calls [start, stop) in hand no more."""
-        for key, piece in list(self.in_hand.items()):
-            if key[:2] == (source, cell):
-                left = piece.without(start, stop)
-                if left is None:
-                    del self.in_hand[key]
-                else:
-                    self.in_hand[key] = left  # it keeps its place
+        if not any(key[:2] == (source, cell) for key in self.in_hand):
+            return
+        left = [
+            each
+            for piece in self.in_hand.values()
+            for each in (
+                piece.without(start, stop) if (piece.source, piece.cell) == (source, cell) else [piece]
+            )
+        ]
+        self.in_hand = {(piece.source, piece.cell, piece.start): piece for piece in left}
 
 
 class Workers:
@@ -122,7 +125,8 @@ class Workers:
             self._functions.setdefault(worker.job, {})[said.function] = said
             worker.functions.add(said.function)
         elif isinstance(said, ChildCells) and self._keep:
-            worker.children.update((cell.cell, cell) for cell in said.cells)
+            for cell in said.cells:
+                worker.children[cell.cell] = cell, [Piece(attempt, cell.cell, cell.start, cell.end)]
         elif isinstance(said, ChildrenDropped):
             for number in list(worker.children) if said.all else said.cells:
                 worker.children.pop(number, None)
@@ -135,11 +139,12 @@ class Workers:
                 self._say(attempt, CellsRun(attempt, (done,)))
         for attempt, worker in self._workers.items():
             functions = self._functions.get(worker.job, {})
-            for name in sorted({cell.function for cell in worker.children.values()}):
+            children = tuple(cell for cell, _ in worker.children.values())
+            for name in sorted({cell.function for cell in children}):
                 if name in functions:
                     self._say(attempt, functions[name])
-            if worker.children:
-                self._say(attempt, ChildCells(attempt, tuple(worker.children.values())))
+            if children:
+                self._say(attempt, ChildCells(attempt, children))
             self._send(
                 WorkerHolds(
                     self._node,
@@ -182,9 +187,10 @@ class Workers:
         if not self._keep:
             return
         for done in message.results:
-            cell = worker.children.get(done.cell)
-            if cell is not None and done.start == cell.start and done.stop == cell.end:
-                del worker.children[done.cell]
+            cell, due = worker.children.pop(done.cell, (None, []))
+            left = [each for piece in due for each in piece.without(done.start, done.stop)]
+            if cell is not None and left:
+                worker.children[done.cell] = cell, left
         pieces = tuple(Piece(each.source, each.cell, each.start, each.stop) for each in message.results)
         self._say(message.attempt, CellsTaken(worker.job, pieces))
 

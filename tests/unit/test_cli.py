@@ -65,7 +65,10 @@ def test_help(arguments: list[str], expected: str, capsys: pytest.CaptureFixture
     ("arguments", "expected"),
     [
         (["mapredoce"], "Did you mean 'mapreduce'?"),
-        (["help", "x"], "Commands: audit, cancel, cluster_status, doctor, drain, fetch, forget, help"),
+        (
+            ["help", "x"],
+            "Commands: audit, cancel, cluster_status, compute, cortex_compute, doctor, drain, fetch, forget, help",
+        ),
         (["mapreduce"], "Missing argument 'TARGET'"),
         (["mapreduce", "job.yaml", "--memory", "12Q"], "'12Q' is not a size"),
         (["mapreduce", "job.yaml", "--slots", "0"], "--slots"),

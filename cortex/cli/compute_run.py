@@ -1,0 +1,193 @@
+"""What ``cortex compute`` does: the plan shown and confirmed, calls made, results written as they come,
+failures noted, and all of it summed up.
+
+What is read from the file is `cortex.job.compute_file`'s, lines are `cortex.cli.compute_output`'s,
+and how calls are made `cortex.cli.compute_calls`'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+
+from cortex.cli.call_progress import CallsSoFar, call_display, call_summary
+from cortex.cli.compute_calls import ComputeCalls, Outcome
+from cortex.cli.compute_output import (
+    FAILED_ENDING,
+    NO_ARGUMENTS,
+    Failure,
+    FileLines,
+    HeldLines,
+    Lines,
+    NoLines,
+    PrintedLines,
+    line_of,
+)
+from cortex.cli.compute_plan import Place, plan_lines
+from cortex.cli.functions import load_function
+from cortex.cli.terminal import say
+from cortex.config import Config
+from cortex.errors import EXIT_DONE, EXIT_FAILED, OutputExistsError, ResultNotJson
+from cortex.job.compute_spec import ComputeFile
+from cortex.limits import FAILURES_SHOWN
+from cortex.units import counted, format_count
+from cortex.user_code import make_importable
+
+
+def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) -> int:
+    make_importable(file.modules)
+    function = load_function(file.function, os.path.dirname(file.path))
+    file.arguments.check()
+    total = file.arguments.count()
+    with _lines(file, config) as lines, _failures(file) as failures:
+        if not quiet:
+            for line in plan_lines(file, total, place(file, config)):
+                say(line)
+            if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+                click.confirm("Run it?", default=True, abort=True, err=True)
+        counts = _Counts(total)
+        with ComputeCalls(file, function, total, config) as calls:
+
+            def look() -> CallsSoFar:
+                return counts.so_far(calls.sent, calls.slots)
+
+            visible = not quiet and not (isinstance(lines, PrintedLines) and sys.stdout.isatty())
+            with call_display(look, show=visible, then=lines.flush):
+                for outcome in calls:
+                    failure = _failure(file, lines, outcome)
+                    if failure is None:
+                        counts.done += 1
+                    elif file.errors == "raise":
+                        raise failure.error
+                    else:
+                        counts.failed += 1
+                        failures.add(failure)
+            so_far = look()
+        failures.commit()
+        lines.commit()
+    if not quiet:
+        say(call_summary(file.name, so_far))
+        if file.output.path:
+            say(f"  output   {file.output.path}: {counted(counts.done, 'line')}")
+    failures.tell()
+    return EXIT_FAILED if counts.failed else EXIT_DONE
+
+
+def _failure(file: ComputeFile, lines: Lines, outcome: Outcome) -> Failure | None:
+    """None for a call that is done, and its result written."""
+    call, arguments, failed = outcome.call, outcome.arguments, outcome.failed
+    if failed is not None:
+        return Failure(call, arguments, failed.exception, failed.traceback)
+    if file.mode != "none":
+        shown = arguments if file.output.arguments else NO_ARGUMENTS
+        try:
+            lines.write(line_of(call, outcome.result, file.output.values, shown))
+        except ResultNotJson as unwritten:
+            return Failure(call, arguments, unwritten)
+    return None
+
+
+class _Counts:
+    def __init__(self, total: int | None) -> None:
+        self.done = self.failed = 0
+        self._total = total
+        self._began = time.monotonic()
+
+    def so_far(self, sent: int, slots: int) -> CallsSoFar:
+        seconds = time.monotonic() - self._began
+        return CallsSoFar(self.done, self.failed, sent, self._total, slots, seconds)
+
+
+def place(file: ComputeFile, config: Config) -> Place:
+    """Where it will run. Raises what keeps the cluster from being asked, and MemoryTooSmall."""
+    if config.server:
+        from cortex.client.cluster_client import ClusterConnection
+        from cortex.wire.messages import ClusterStatus, GetStatus
+
+        with ClusterConnection(config.home, config.server) as connection:
+            nodes = connection.ask(GetStatus(), ClusterStatus).nodes
+        return Place(config.server, len(nodes), sum(node.slots for node in nodes), slots_max=file.slots)
+    from cortex.memory_plan import plan_memory
+
+    plan = plan_memory(file.memory_bytes or config.memory_bytes, file.slots or config.slots)
+    return Place("", 1, plan.slots, plan.cap_bytes)
+
+
+@contextlib.contextmanager
+def _lines(file: ComputeFile, config: Config) -> Iterator[Lines]:
+    """Where results go; of a run that does not end well nothing is left but what was printed."""
+    lines: Lines
+    if file.mode == "none":
+        lines = NoLines()
+    elif file.output.path:
+        lines = FileLines(file.output.path, file.output.overwrite)
+    elif file.mode == "collect":
+        lines = HeldLines(config.spill_dirs[0])
+    else:
+        lines = PrintedLines()
+    try:
+        yield lines
+    finally:
+        lines.abort()
+
+
+@contextlib.contextmanager
+def _failures(file: ComputeFile) -> Iterator[_Failures]:
+    failures = _Failures(file.output.path, file.output.overwrite)
+    try:
+        yield failures
+    finally:
+        failures.abort()
+
+
+class _Failures:
+    """Calls that failed, of a run that goes on: in a file beside the output, else said at once."""
+
+    def __init__(self, output: str, overwrite: bool) -> None:
+        self._path = output + FAILED_ENDING if output else ""
+        self._overwrite = overwrite
+        self._file: FileLines | None = None
+        self._first: list[str] = []
+        self._count = 0
+        if self._path and not overwrite and os.path.lexists(self._path):
+            raise OutputExistsError(
+                f"{self._path} exists already", cure="add --overwrite to replace it, or name another output"
+            )
+
+    def add(self, failure: Failure) -> None:
+        self._count += 1
+        if not self._path:
+            say(str(failure.error))
+            return
+        if self._file is None:
+            self._file = FileLines(self._path, self._overwrite)
+        self._file.write(failure.line())
+        if len(self._first) < FAILURES_SHOWN:
+            self._first.append(failure.short())
+
+    def commit(self) -> None:
+        if self._file is not None:
+            self._file.commit()
+        elif self._path and self._overwrite:  # of an earlier run
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    def abort(self) -> None:
+        if self._file is not None:
+            self._file.abort()
+
+    def tell(self) -> None:
+        """At the end: the first ones, and where all are."""
+        if not self._count:
+            return
+        for text in self._first:
+            say(text)
+        more = self._count - len(self._first)
+        if self._path and more:
+            say(f"... and {format_count(more)} more")
+        say(f"error: {counted(self._count, 'call')} failed" + (f": {self._path}" if self._path else ""))
