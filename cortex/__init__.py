@@ -1,8 +1,9 @@
 """cortex: MapReduce over files larger than memory, in plain Python.
 
-`MapReduceJob` is the job as a class, `Result` what its `run` returns, `Row` a tabular record; `Client` is a
-cluster to run it on, `LocalCluster` one of this machine's processes, `JobHandle` a job that is on one. `file`
-gives a task the path of one of the job's side files. Errors are `CortexError` subclasses (`cortex.errors`).
+`MapReduceJob` is the job as a class, `Result` what its `run` returns, `Row` a tabular record; `Client` calls
+functions on this machine or a cluster (`CallError`, `CallCounts`) and is a cluster to run jobs on,
+`LocalCluster` one of this machine's processes, `JobHandle` a job that is on one. `file` gives a task the path
+of one of the job's side files. Errors are `CortexError` subclasses (`cortex.errors`).
 Everything is imported on first use, so that the command line starts quickly.
 """
 
@@ -15,6 +16,8 @@ from cortex.version import VERSION
 
 if TYPE_CHECKING:
     from cortex.api import Counter, MapReduceJob
+    from cortex.calls import CallCounts
+    from cortex.client.call_errors import CallError
     from cortex.clusters import Client, LocalCluster
     from cortex.errors import CortexError
     from cortex.job.row import Row
@@ -24,11 +27,13 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 __all__ = [
-    "Client", "CortexError", "Counter", "JobHandle", "LocalCluster", "MapReduceJob", "Result", "Row",
-    "__version__", "file",
+    "CallCounts", "CallError", "Client", "CortexError", "Counter", "JobHandle", "LocalCluster",
+    "MapReduceJob", "Result", "Row", "__version__", "file",
 ]  # fmt: skip
 
 _HOMES = {
+    "CallCounts": "cortex.calls",
+    "CallError": "cortex.client.call_errors",
     "Client": "cortex.clusters",
     "Counter": "cortex.api",
     "CortexError": "cortex.errors",

@@ -114,6 +114,12 @@ def build_spec(job: MapReduceJob, code_name: str = "") -> JobSpec:
     return SpecBuilder(job, code_name).build()
 
 
+def build_compute_spec(options: Any) -> JobSpec:
+    """Of a client's calls: `options` has the attributes of a job that such a one takes (`name`, `memory`,
+    `slots`, `priority`, `files`, `modules`, `env`). Raises JobFileError with every problem, one a line."""
+    return SpecBuilder(options, "cortex.Client").build_compute()
+
+
 def _warn_of_misspellings(job: MapReduceJob) -> None:
     known = [name for name in vars(MapReduceJob) if not name.startswith("_")]
     classes = [cls for cls in type(job).__mro__ if issubclass(cls, MapReduceJob) and cls is not MapReduceJob]
@@ -184,6 +190,21 @@ class SpecBuilder:
             for option in ("files", "modules", "env"):
                 if getattr(spec, option):
                     self._problem(f"{option}: it is for a job's code, and a declared job runs none")
+        if self.problems:
+            raise JobFileError("\n".join(f"{self.code_name}: {p}" for p in self.problems))
+        return spec
+
+    def build_compute(self) -> JobSpec:
+        spec = JobSpec(
+            name=self._text("name", self.job.name),
+            input=InputSpec(()),
+            resources=Resources(memory_bytes=self._bytes("memory"), slots=self._count("slots")),
+            files=self._files(),
+            modules=self._modules(),
+            env=self._env(),
+            priority=self._priority(),
+            compute=True,
+        )
         if self.problems:
             raise JobFileError("\n".join(f"{self.code_name}: {p}" for p in self.problems))
         return spec

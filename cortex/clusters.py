@@ -17,8 +17,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +29,43 @@ from cortex.errors import CortexError, InternalError, UsageError
 from cortex.limits import CLUSTER_START_S_MAX, MIB, NODE_EXIT_S_MAX, STDERR_TAIL_BYTES
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+    from cortex.calls import CallCounts, Calls, Errors
+    from cortex.client.call_run import CallRun
+    from cortex.client.compute_link import CallNumbers
     from cortex.job_handle import JobHandle
-    from cortex.wire.messages import ClusterStatus
+    from cortex.wire.messages import CallPrinted, ClusterStatus
 
 _LOOK_S = 0.05
 
 
 class Client:
-    """A way to the cluster whose server is at `server` ("HOST:PORT"; default: CORTEX_SERVER, or where this
-    user logged in). `home` is the folder with the identity to show (default: CORTEX_HOME).
+    """Calls of functions on this machine or on a cluster, and the way to a cluster for jobs.
 
-    It holds no connection: each job, and each question, has its own. Use from any thread.
+    It is of the cluster whose server is at `server` ("HOST:PORT"; default: CORTEX_SERVER), else of this
+    machine. `home` is the folder with the identity to show (default: CORTEX_HOME). Its calls are one job of
+    the cluster, which begins with the first of them and ends with the ``with`` block, or `close`: `name`,
+    `memory`, `slots`, `priority`, `files`, `modules` and `env` are that job's, as a job class has them.
+
+    Jobs, and questions such as `status`, have a connection each, calls one together. Use from any thread. Not
+    from a process that is forked off while it has calls: such a process makes a client of its own. Inside a
+    function that is being called, a client is the way to the same executors.
     """
 
-    def __init__(self, server: str = "", *, home: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        server: str = "",
+        *,
+        home: str | os.PathLike[str] | None = None,
+        memory: str | int = "",
+        slots: int = 0,
+        name: str = "",
+        priority: int = 0,
+        files: Mapping[str, str] | Sequence[str | os.PathLike[str]] | str = (),
+        modules: Sequence[str | os.PathLike[str]] | str = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.config: Config = load_config(
             home=None if home is None else os.fspath(home), server=server or None
         )
@@ -49,6 +73,193 @@ class Client:
             from cortex.wire.join import parse_endpoint
 
             parse_endpoint(server, "the server")
+        self._options: dict[str, Any] = {
+            "name": name or os.path.basename(sys.argv[0]) or "python",
+            "memory": memory,
+            "slots": slots,
+            "priority": priority,
+            "files": files,
+            "modules": modules,
+            "env": dict(env or {}),
+        }
+        self._made_calls: Calls | None = None
+        self._making = threading.Lock()
+
+    # --- calls ---
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | str | None = None,
+        retries: int = 0,
+        errors: Errors = "raise",
+    ) -> Iterator[Any]:
+        """``function(x)`` for each x (``function(x, y)`` with two iterables, up to the end of the shorter),
+        in order, as they become ready.
+
+        Arguments are taken as executors can use them, by the thread that takes the results: an endless
+        iterable is fine, and results that are not taken hold it back. `timeout`: seconds of one call, whose
+        executor is then replaced. `retries`: how often a call that fails is tried again. `errors`: ``raise``
+        ends with what the first failing call raised; ``return`` gives a `CallError` in its place; ``collect``
+        gives the others, and raises all failures as an ExceptionGroup at the end.
+
+        Calls may run more than once where an executor or a machine is lost; each result comes once. An
+        iterator that is closed, or dropped, drops what has not begun.
+        """
+        if not iterables:
+            raise UsageError("map needs something to call the function with", cure="give an iterable")
+        if len(iterables) == 1:
+            return self._results(function, iterables[0], True, errors, timeout, retries)
+        lengths = [_length(each) for each in iterables]
+        known = [each for each in lengths if each is not None]
+        length = min(known) if len(known) == len(lengths) else None
+        zipped = zip(*iterables)
+        return self._results(function, zipped, True, errors, timeout, retries, length, star=True)
+
+    def imap_unordered(
+        self,
+        function: Callable[..., Any],
+        iterable: Iterable[Any],
+        *,
+        timeout: float | str | None = None,
+        retries: int = 0,
+        errors: Errors = "raise",
+    ) -> Iterator[Any]:
+        """As `map`, in the order in which calls end."""
+        return self._results(function, iterable, False, errors, timeout, retries)
+
+    def starmap(
+        self,
+        function: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        timeout: float | str | None = None,
+        retries: int = 0,
+        errors: Errors = "raise",
+    ) -> Iterator[Any]:
+        """As `map`: ``function(*xs)`` for each xs."""
+        return self._results(function, iterable, True, errors, timeout, retries, star=True)
+
+    def for_each(
+        self,
+        function: Callable[..., Any],
+        iterable: Iterable[Any],
+        *,
+        callback: Callable[[Any], object] | None = None,
+        timeout: float | str | None = None,
+        retries: int = 0,
+        errors: Errors = "raise",
+    ) -> CallCounts:
+        """``function(x)`` for each x; ``callback(result)`` for each result, here, in the order in which calls
+        end. Without a callback results stay where they are made: calls are only counted."""
+        from cortex.calls import each_of
+
+        run = self._run(function, iterable, False, timeout, retries, discard=callback is None)
+        return each_of(run, errors, callback)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """``function(*args, **kwargs)`` as a `concurrent.futures.Future`. It can be cancelled while it waits
+        for executors to be sent to. Its callbacks run in a thread of the client, which other results wait
+        for."""
+        return self._calls().submit(function, args, kwargs)
+
+    def as_completed(
+        self, futures: Iterable[Future[Any]], timeout: float | None = None
+    ) -> Iterator[Future[Any]]:
+        """Futures of this client as they end. Raises TimeoutError after so many seconds."""
+        from concurrent.futures import as_completed
+
+        return as_completed(futures, timeout)
+
+    def executor(self, max_workers: int | None = None) -> Executor:
+        """A `concurrent.futures.Executor`, with at most `max_workers` calls at a time. Shutting it down
+        leaves the client open."""
+        return self._calls().executor(max_workers)
+
+    def close(self) -> None:
+        """End the calls' job, when all that was submitted is done, and its processes on this machine."""
+        if self._made_calls is not None:
+            self._made_calls.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._made_calls is not None:
+            self._made_calls.close(cancel=kind is not None)
+
+    @property
+    def on_output(self) -> Callable[[str, CallPrinted], None] | None:
+        """What calls print is given to it, with the function's name, in a thread of the client. None: it is
+        printed here, each line with its call's number."""
+        return self._on_output
+
+    @on_output.setter
+    def on_output(self, hook: Callable[[str, CallPrinted], None] | None) -> None:
+        self._on_output = hook
+        if self._made_calls is not None:
+            self._made_calls.set_on_output(hook)
+
+    _on_output: Callable[[str, CallPrinted], None] | None = None
+
+    def progress(self) -> CallNumbers:
+        """What its calls have done so far."""
+        from cortex.client.compute_link import CallNumbers
+
+        return (self._made_calls.numbers if self._made_calls is not None else None) or CallNumbers()
+
+    def _results(
+        self,
+        function: Callable[..., Any],
+        entries: Iterable[Any],
+        ordered: bool,
+        errors: Errors,
+        timeout: float | str | None,
+        retries: int,
+        length: int | None = None,
+        star: bool = False,
+    ) -> Iterator[Any]:
+        from cortex.calls import results_of
+
+        run = self._run(function, entries, ordered, timeout, retries, length, star)
+        return results_of(run, errors)
+
+    def _run(
+        self,
+        function: Callable[..., Any],
+        entries: Iterable[Any],
+        ordered: bool,
+        timeout: float | str | None,
+        retries: int,
+        length: int | None = None,
+        star: bool = False,
+        discard: bool = False,
+    ) -> CallRun:
+        return self._calls().run(
+            function,
+            entries,
+            _length(entries) if length is None else length,
+            star,
+            ordered=ordered,
+            discard=discard,
+            timeout=timeout,
+            retries=retries,
+        )
+
+    def _calls(self) -> Calls:
+        if self._made_calls is None:
+            with self._making:
+                if self._made_calls is None:
+                    from cortex.calls import Calls, ClientOptions
+
+                    self._made_calls = Calls(self.config, ClientOptions(**self._options), self._on_output)
+        return self._made_calls
+
+    def __reduce__(self) -> Any:
+        return Client, (self.config.server,)
+
+    # --- jobs ---
 
     def status(self) -> ClusterStatus:
         """What the cluster is doing: nodes and jobs. Raises Unreachable, NotTrusted or UsageError."""
@@ -228,6 +439,11 @@ class LocalCluster:
                 details={"its last words": self.output(name)[-STDERR_TAIL_BYTES:]},
             )
         time.sleep(_LOOK_S)
+
+
+def _length(entries: Iterable[Any]) -> int | None:
+    """How many there are, where that is known."""
+    return len(entries) if isinstance(entries, Sized) else None
 
 
 def _free_port() -> int:

@@ -122,8 +122,43 @@ ATTACH_BYTES: Final = 1 * MIB  # a cell's data from so much on travels outside o
 ATTACHED_ALIGN_BYTES: Final = 64  # where each buffer of an attachment begins: a cache line, Arrow's alignment
 CELL_S: Final = 0.005  # work in a cell, so that what it costs on its way is little: about 0.1 ms
 CELL_AHEAD_S: Final = 0.1  # a worker is sent a cell ahead if that is shorter: longer ones would wait
+CELL_GROWTH_MAX: Final = 8  # times as many calls as in cells that are back: what is not yet known stays small
+CELL_RATE_MAX: Final = (
+    1000  # cells a second that client and server handle: with many slots each has more work
+)
+CELL_RATES_KEPT: Final = 4  # last cells whose seconds a call count: one slow call is forgotten after as many
+CELLS_IN_FLIGHT: Final = 3  # short cells for each slot: one in hand, one ahead, one on its way
+CELLS_SPARE: Final = 2  # long cells beyond one for each slot: a slot that is free has the next at once
+CELL_PULL_S: Final = 0.05  # a source slower than a cell's calls: those that it gave are sent after this
+RESULTS_HELD_BYTES: Final = (
+    128 * MIB
+)  # of one map, come before their turn or unread: then nothing more is sent
+RESULT_COST_BYTES: Final = (
+    1 * KIB
+)  # of a cell's results, beside their pickle: what Python objects for it need
+RESULTS_FILED_BYTES: Final = 4096 * MIB  # the same for results in files: room on a disk
+SEND_BYTES: Final = 4 * MIB  # of cells in one message
+FAILURES_KEPT_MAX: Final = 1000  # that errors="collect" raises together: of all further ones only the number
 CALL_STUCK_S: Final = 0.1  # a call that takes longer has what waits behind it in its worker given back
 CALL_DEATHS_MAX: Final = 4  # executors that may die of one call: as many as attempts of a task may fail
+CELL_BUFFER_BYTES_MIN: Final = (
+    4 * KIB
+)  # a smaller buffer is copied into its pickle: that costs less than to pass it
+CALL_ERROR_BYTES_MAX: Final = 256 * KIB  # of what a call raised, pickled: else only its words travel
+CALL_ERRORS_BYTES: Final = (
+    4 * MIB
+)  # failed calls of a cell are told when they have so much to say, for a frame's sake
+CALL_TIME_TICK_S: Final = 0.01  # how exactly a call's own time limit is seen, at most
+WORKER_REST_S: Final = (
+    1.0  # without a cell for so long the thread that watches over calls sleeps, until one comes
+)
+WORKER_MEMORY_S: Final = 0.5  # how often a worker looks whether its memory comes back: 30 µs each
+NESTED_DEPTH_MAX: Final = 64  # calls that wait for calls, one in the other, in one executor
+NESTED_FRAMES: Final = 100  # of Python's 1,000 frames a call may use, what one more of these adds
+NESTED_WAIT_S: Final = 0.05  # who waits for other calls looks so often whether it still has to
+NESTED_INLINE_BYTES_MAX: Final = (
+    32 * MIB
+)  # of a call that a call submits on a cluster, and of its result: in one frame
 PRINTED_S: Final = 0.25  # what a call prints is told so often while it runs
 PRINTED_BYTES_MAX: Final = 64 * KIB  # of one call: the rest is only counted, as a loop that prints is endless
 

@@ -17,13 +17,14 @@ import hashlib
 import importlib.util
 import io
 import os
+import pickle
 import sys
 import sysconfig
 import threading
 import traceback
 import types
 from collections import ChainMap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -36,7 +37,7 @@ from cortex.job.overrides import current_folder, utf8_path
 from cortex.tasks.code_names import named
 
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
-_PICKLING = threading.Lock()  # cloudpickle's registry of modules by value is global
+_PICKLING = threading.RLock()  # cloudpickle's registry of modules by value is global; pickling runs user code
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -186,6 +187,8 @@ class PickledCode:
     """Dotted names: modules that the pickle refers to, and what its functions import when they run."""
     roots: tuple[str, ...]
     """Folders that the job's own modules are imported from."""
+    by_value: tuple[types.ModuleType, ...] = ()
+    """Modules whose code travels in the pickle, besides ``__main__``."""
 
 
 def dump_code(code: Any, module_names: tuple[str, ...] = ()) -> bytes:
@@ -219,7 +222,7 @@ def pickle_code(code: Any, module_names: tuple[str, ...] = (), by_import: Iterab
                 raise failed from cause
 
 
-def _pickled(code: Any, by_value: list[types.ModuleType], roots: tuple[str, ...]) -> PickledCode:
+def _pickled(code: Any, by_value: Sequence[types.ModuleType], roots: tuple[str, ...]) -> PickledCode:
     imports: set[str] = set()
     pickled = _dumps(code, imports)
     names = {"__main__", *(module.__name__ for module in by_value)}
@@ -227,11 +230,40 @@ def _pickled(code: Any, by_value: list[types.ModuleType], roots: tuple[str, ...]
         imports.discard(".")
         imports.update(name.partition(".")[0] for name in names)
         names = {"__main__"}
-    return PickledCode(pickled, frozenset(imports - names), roots)
+    return PickledCode(pickled, frozenset(imports - names), roots, tuple(by_value))
+
+
+def pickle_again(code: Any, before: PickledCode) -> PickledCode:
+    """The same as `before`, as it is now: modules are not looked for anew. Raises what pickling raises."""
+    with _PICKLING, _by_value(before.by_value):
+        return _pickled(code, before.by_value, before.roots)
+
+
+def dump_values(
+    values: Sequence[Any], by_value: Sequence[types.ModuleType], in_band_bytes: int
+) -> tuple[bytes, list[memoryview]]:
+    """A list of values as a pickle, and its out-of-band buffers: those of `in_band_bytes` and more. Classes
+    of modules that travel by value do so as well, so that code and values mean the same ones.
+
+    Raises whatever pickling raises.
+    """
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < in_band_bytes:
+            return True
+        buffers.append(raw)
+        return False
+
+    if not by_value:
+        return _dumps(values, None, keep), buffers
+    with _PICKLING, _by_value(by_value):
+        return _dumps(values, None, keep), buffers
 
 
 @contextlib.contextmanager
-def _by_value(modules: list[types.ModuleType]) -> Iterator[None]:
+def _by_value(modules: Iterable[types.ModuleType]) -> Iterator[None]:
     cloudpickle: Any = import_module("cloudpickle")  # untyped
     registered = []
     try:
@@ -245,10 +277,14 @@ def _by_value(modules: list[types.ModuleType]) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _dumps(value: Any, imports: set[str] | None = None) -> bytes:
+def _dumps(
+    value: Any,
+    imports: set[str] | None = None,
+    buffer_callback: Callable[[pickle.PickleBuffer], bool] | None = None,
+) -> bytes:
     """The pickle; what unpickling and running it will import is added to `imports`."""
     buffer = io.BytesIO()
-    pickler = _pickler()(buffer, protocol=5)
+    pickler = _pickler()(buffer, protocol=5, buffer_callback=buffer_callback)
     pickler.imports = set() if imports is None else imports
     pickler.dump(value)
     return buffer.getvalue()

@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
 from cortex.client.embedded_start import take
@@ -63,6 +63,7 @@ from cortex.wire.messages import (
 )
 from cortex.wire.versions import check_versions, local_versions
 
+A = TypeVar("A", bound=Message)
 _GRACEFUL = b"q"
 _REAP_S = 0.1  # from the end of its pipe to the end of the child
 _WAKE_S = 1.0  # a wait is cut into these, so that a signal that lands between two calls is seen
@@ -178,6 +179,10 @@ class LocalSession:
             connection.send(JobReceived(job))
         connection.close()
 
+    def connect(self) -> LocalConnection:
+        """A connection of the caller's own, for a job that it follows itself. Raises as `wait_ready`."""
+        return LocalConnection(self, *self._greet())
+
     def finish(self) -> None:
         """No more jobs: the processes begin to end while the caller goes on. `close` waits for them."""
         for connection in list(self._open.values()):
@@ -193,6 +198,9 @@ class LocalSession:
     # --- inside ---
 
     def _connect(self) -> BlockingConnection[FromServer]:
+        return self._greet()[0]
+
+    def _greet(self) -> tuple[BlockingConnection[FromServer], ServerHello]:
         ready = self.wait_ready()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection = BlockingConnection[FromServer](sock, FromServer)
@@ -209,7 +217,7 @@ class LocalSession:
         except BaseException:
             connection.close()
             raise
-        return connection
+        return connection, hello
 
     def _send(self, connection: BlockingConnection[FromServer], message: Message) -> None:
         try:
@@ -217,11 +225,15 @@ class LocalSession:
         except OSError as error:
             raise self._cause_of_death() from error
 
-    def _next(self, connection: BlockingConnection[FromServer]) -> FromServer:
+    def _next(self, connection: BlockingConnection[FromServer], timeout_s: float | None = None) -> FromServer:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            left_s = _WAKE_S if deadline is None else min(_WAKE_S, max(0.0, deadline - time.monotonic()))
             try:
-                message = connection.receive(_WAKE_S)
+                message = connection.receive(left_s)
             except TimeoutError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
                 continue
             except OSError as error:
                 raise self._cause_of_death() from error
@@ -317,6 +329,36 @@ class LocalSession:
                     error.details.setdefault("last output", _tail(self._log))
                     return error
         return None
+
+
+class LocalConnection:
+    """A connection to the session's server, with the calls of `cluster_client.ClusterConnection`. One thread
+    may receive while others send. Closed by whoever asked for it."""
+
+    def __init__(
+        self, session: LocalSession, connection: BlockingConnection[FromServer], hello: ServerHello
+    ) -> None:
+        self._session = session
+        self._connection = connection
+        self.hello = hello
+
+    def ask(self, question: Message, answer: type[A]) -> A:
+        self.send(question)
+        said = self.receive()
+        if not isinstance(said, answer):
+            raise ProtocolError(f"the server answered {type(question).__name__} with {type(said).__name__}")
+        return said
+
+    def send(self, message: Message) -> None:
+        """Raises ServerDied, with the cause of its death."""
+        self._session._send(self._connection, message)
+
+    def receive(self, timeout_s: float | None = None) -> Any:
+        """Raises ServerDied, and what the server refuses us with. TimeoutError after `timeout_s`."""
+        return self._session._next(self._connection, timeout_s)
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 def _job_error(failed: JobFailed) -> CortexError:

@@ -78,6 +78,7 @@ class ClusterConnection:
         try:
             hello = self.ask(ClientHello(local_versions()), ServerHello)
             check_versions(hello.versions, local_versions(), "the server")
+            self.hello = hello
             self._renew()
             self._wait_for_renewal()  # a command may be over before it would come by the way
         except BaseException:

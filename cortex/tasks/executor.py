@@ -6,9 +6,9 @@ Stop or the end of the link. Every RunTask is answered by one TaskFinished or Ta
 them TaskProgress at most every PROGRESS_S, from inside the task (a task that does not report is
 silent, and the node kills what is silent too long).
 
-The work itself is the context's: `context_factory(OpenJob)` gives an object like
-`cortex.tasks.runner.JobContext`. Errors it raises on purpose are CortexErrors; running out of memory
-becomes UserMemoryError, what else comes out is a bug (InternalError with its traceback).
+The work itself is the context's, which `cortex.tasks.contexts` gives for OpenJob. Errors it raises on purpose
+are CortexErrors; running out of memory becomes UserMemoryError, what else comes out is a bug (InternalError
+with its traceback).
 
 An executor whose memory does not come back after a task says Retiring and ends; a task that the node
 had already sent it was not begun.
@@ -44,12 +44,14 @@ from cortex.errors import (
     from_report,
 )
 from cortex.limits import PROGRESS_S, PULSE_S, STDERR_TAIL_BYTES
-from cortex.process_memory import own_anonymous_bytes, peak_anonymous_bytes, reset_peak
+from cortex.process_memory import peak_anonymous_bytes, reset_peak
 from cortex.tasks.memory_limits import (
+    HeldMemory,
     MemoryLimit,
     be_first_to_die,
     die_with_parent,
     give_back_memory,
+    is_memory_error,
     no_core_files,
 )
 from cortex.tasks.pandas_on_demand import defer_pandas
@@ -74,16 +76,19 @@ from cortex.wire.messages import (
     ToExecutor,
 )
 
-DEFAULT_CONTEXT = "cortex.tasks.runner:JobContext"
+DEFAULT_CONTEXT = "cortex.tasks.contexts:open_context"
 _PULSE_STACK_BYTES = 256 * 1024  # it calls little; the default of 8 MB counts against RLIMIT_DATA
 _LINES_SHOWN = 20  # of what user code printed before it failed
 _PLAN_CURE = "take larger splits (--split-size), or join small input files into fewer"
 _ANSWER_CURE = "keep fewer counters, and shorter texts in what the job's code raises"
-_MEMORY_ERROR_NAMES = ("MemoryError", "ArrowMemoryError", "_ArrayMemoryError")
 
 
 class Context(Protocol):
-    """What runs a job's tasks; see `cortex.tasks.runner.JobContext`."""
+    """What runs a job's tasks; see `cortex.tasks.contexts`."""
+
+    @property
+    def retires(self) -> bool:
+        """After the task that it has run the executor is to be replaced."""
 
     def planned(self, plan: Any) -> None: ...
     def run(self, attempt: str, task: Task, progress: Callable[[TaskStats], None]) -> Result: ...
@@ -91,7 +96,8 @@ class Context(Protocol):
     def close(self) -> None: ...
 
 
-ContextFactory = Callable[[OpenJob], Context]
+ContextFactory = Callable[[OpenJob, BlockingConnection[ToExecutor]], Context]
+"""The executor's own link is for tasks that are sent to while they run; they read it themselves."""
 
 
 def load_context_factory(name: str) -> ContextFactory:
@@ -126,19 +132,9 @@ def memory_error(task: Task, memory_bytes: int, peak_bytes: int, error: BaseExce
     )
 
 
-def _is_memory_error(error: BaseException) -> bool:
-    """MemoryError, or one of its kinds that pyarrow and NumPy raise, or one of them as the cause."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, MemoryError) or type(seen).__name__ in _MEMORY_ERROR_NAMES:
-            return True
-        seen = seen.__cause__
-    return False
-
-
 def task_error(task: Task, memory_bytes: int, peak_bytes: int, error: BaseException) -> CortexError:
     """What a task raised -> the typed error that the scheduler decides on."""
-    if _is_memory_error(error):
+    if is_memory_error(error):
         return memory_error(task, memory_bytes, peak_bytes, error)
     if isinstance(error, CortexError):
         return error
@@ -165,7 +161,7 @@ class Executor:
         self._open_error: BaseException | None = None
         self._memory_bytes = 0
         self._memory_limit = MemoryLimit(0)
-        self._after_first_bytes: dict[type, int] = {}
+        self._held_memory = HeldMemory(0)
         self._parent = os.getppid()
         self._progress_due = 0.0
         self._in_hand = TaskProgress("", TaskStats())
@@ -181,7 +177,7 @@ class Executor:
                 if message is None or isinstance(message, Stop):
                     return 0
                 self._handle(message)
-                if isinstance(message, RunTask) and self._memory_does_not_come_back(type(message.task)):
+                if isinstance(message, RunTask) and self._retires(message.task):
                     self._connection.send(Retiring())
                     return 0
         finally:
@@ -197,25 +193,20 @@ class Executor:
         elif isinstance(message, RunTask):
             self._run(message)
 
-    def _memory_does_not_come_back(self, kind: type) -> bool:
-        """After a task: what stays is over half of the limit and a quarter more than after the first.
-
-        What the job's own setup holds is there after its first task (of each kind: a plan calls no user
-        code); a leak, or a heap in shreds, grows.
-        """
-        if self._memory_bytes <= 0:
-            return False
-        left_bytes = own_anonymous_bytes()
-        grown_bytes = left_bytes - self._after_first_bytes.setdefault(kind, left_bytes)
-        return left_bytes > self._memory_bytes // 2 and grown_bytes > self._memory_bytes // 4
+    def _retires(self, task: Task) -> bool:
+        """After it: is this executor to be replaced?"""
+        if self._context is not None and self._context.retires:
+            return True
+        return self._held_memory.does_not_come_back(type(task))
 
     def _open(self, job: OpenJob) -> None:
         """Open the job. An error waits for the first task, whose answer can carry it."""
         self._memory_bytes = job.memory_bytes
         self._memory_limit = MemoryLimit(job.memory_bytes)
         self._memory_limit.set()
+        self._held_memory = HeldMemory(job.memory_bytes)
         try:
-            self._context = self._context_factory(job)
+            self._context = self._context_factory(job, self._connection)
         except BaseException as error:
             self._open_error = error
 
@@ -287,7 +278,7 @@ class Executor:
             self._memory_limit.set()
         else:
             answer = TaskFinished(message.attempt, result, time.monotonic() - started, peak_anonymous_bytes())
-            if own_anonymous_bytes() > self._memory_bytes // 2 > 0:
+            if self._held_memory.is_much():
                 give_back_memory()
         self._in_hand = TaskProgress("", TaskStats())
         flush_output()

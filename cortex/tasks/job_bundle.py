@@ -1,4 +1,4 @@
-"""What travelled with a job, put in place in an executor: variables, modules, side files.
+"""What travelled with a job, put in place in an executor: paths, variables, modules, side files.
 
 Before the job's code is loaded, which may use all three when it is imported.
 """
@@ -20,6 +20,9 @@ from cortex.wire.messages import OpenJob
 
 def enter_bundle(open_job: OpenJob) -> None:
     """An executor serves one job: nothing is taken back."""
+    for folder in reversed(open_job.sys_path):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
     os.environ.update(open_job.spec.env)
     if "TZ" in open_job.spec.env:
         time.tzset()

@@ -21,6 +21,7 @@ from cortex.limits import DATA_SLACK_BYTES
 from cortex.process_memory import own_anonymous_bytes, own_data_bytes
 
 _PR_SET_PDEATHSIG: Final = 1
+_MEMORY_ERROR_NAMES: Final = ("MemoryError", "ArrowMemoryError", "_ArrayMemoryError")
 
 
 class MemoryLimit:
@@ -50,6 +51,31 @@ class MemoryLimit:
         if self._limit != resource.RLIM_INFINITY:
             _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
             resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+class HeldMemory:
+    """Whether the memory of a process that does one thing after the other comes back."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._after_first_bytes: dict[object, int] = {}
+
+    def is_much(self) -> bool:
+        """Worth giving back: over half of the limit."""
+        return own_anonymous_bytes() > self._memory_bytes // 2 > 0
+
+    def does_not_come_back(self, kind: object) -> bool:
+        """After something of this kind: what stays is over half of the limit and a quarter more than after
+        the first.
+
+        What the job's own setup holds is there after its first task (of each kind: a plan calls no user
+        code); a leak, or a heap in shreds, grows.
+        """
+        if self._memory_bytes <= 0:
+            return False
+        left_bytes = own_anonymous_bytes()
+        grown_bytes = left_bytes - self._after_first_bytes.setdefault(kind, left_bytes)
+        return left_bytes > self._memory_bytes // 2 and grown_bytes > self._memory_bytes // 4
 
 
 def no_core_files() -> None:
@@ -93,3 +119,13 @@ def give_back_memory() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """MemoryError, or one of its kinds that pyarrow and NumPy raise, or one of them as the cause."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or type(seen).__name__ in _MEMORY_ERROR_NAMES:
+            return True
+        seen = seen.__cause__
+    return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 
 from cortex.errors import InternalError, OutputUnseen
@@ -49,10 +48,9 @@ class JobContext:
     comes out is a bug.
     """
 
+    retires = False
+
     def __init__(self, open_job: OpenJob) -> None:
-        for folder in reversed(open_job.sys_path):
-            if folder not in sys.path:
-                sys.path.insert(0, folder)
         enter_bundle(open_job)
         fs, account = LocalFilesystem(), open_job.spill_account
         self._store = MapOutputStore(

@@ -31,7 +31,9 @@ Progress = Callable[[TaskStats], None]
 
 
 class Context:
-    def __init__(self, open_job: OpenJob) -> None:
+    retires = False
+
+    def __init__(self, open_job: OpenJob, _link: object) -> None:
         self.job = open_job
         self.plan: InputPlan | None = None
         self.kept: list[bytes] = []

@@ -146,7 +146,7 @@ class FunctionCode(Message, frozen=True):
     name: str
     """For people."""
     code: bytes
-    """cloudpickle of `cortex.tasks.compute_task.TravellingFunction`."""
+    """A `cortex.tasks.travelling_function.TravellingFunction`."""
 
 
 # --- client - server ---

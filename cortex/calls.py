@@ -1,0 +1,287 @@
+"""The calls of a `cortex.Client`: its compute job, opened with the first of them, and what it gives.
+
+`Calls` holds what the job needs on this machine (the session's processes, or the way to the cluster; a folder
+for large data) and ends all of it, be it closed, forgotten or left to the interpreter's end. Maps and futures
+that are under way hold it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from cortex.call_functions import Functions
+from cortex.class_spec import build_compute_spec
+from cortex.client.attachments import FiledData, MemoryData
+from cortex.client.bundle_packing import pack
+from cortex.client.call_errors import CallError
+from cortex.client.call_run import CallOptions, CallRun
+from cortex.client.compute_link import CallLink, CallNumbers
+from cortex.client.futures import CallExecutor, Submits, broken
+from cortex.errors import UsageError
+from cortex.ids import new_job_id
+from cortex.limits import FAILURES_KEPT_MAX
+from cortex.local_run import open_session, spill_folder
+from cortex.private_folders import PrivateFolder, new_name, remove_left_over
+from cortex.units import counted, parse_seconds
+from cortex.user_code import executor_sys_path
+from cortex.wire.messages import CallForm, CallPrinted, SubmitJob
+
+if TYPE_CHECKING:
+    from cortex.client.client import LocalSession
+    from cortex.client.cluster_session import ClusterSession
+    from cortex.config import Config
+
+Errors = Literal["raise", "return", "collect"]
+OnOutput = Callable[[str, CallPrinted], None]
+
+
+@dataclass(frozen=True)
+class CallCounts:
+    """What `Client.for_each` did."""
+
+    done: int
+    """With those that failed."""
+    failed: int = 0
+
+
+@dataclass
+class ClientOptions:
+    """As the attributes of a job class."""
+
+    name: str = ""
+    memory: str | int = ""
+    slots: int = 0
+    priority: int = 0
+    files: Any = ()
+    modules: Any = ()
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Opened:
+    session: LocalSession | ClusterSession
+    folder: PrivateFolder
+    link: CallLink
+    functions: Functions
+    submits: Submits
+
+
+class Calls:
+    """`on_output(function, printed)` is given the lines that calls print, in the link's thread."""
+
+    def __init__(self, config: Config, options: ClientOptions, on_output: OnOutput | None = None) -> None:
+        self._config = config
+        self._options = options
+        self._on_output: list[OnOutput | None] = [on_output]
+        self._lock = threading.RLock()
+        self._opened: _Opened | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        self._closed = False
+
+    # --- results of many ---
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        entries: Iterable[Any],
+        length: int | None,
+        star: bool,
+        *,
+        ordered: bool = True,
+        discard: bool = False,
+        timeout: float | str | None = None,
+        retries: int = 0,
+    ) -> CallRun:
+        if type(retries) is not int or retries < 0:
+            raise UsageError(f"retries={retries!r}: give a number of further tries, 0 or more")
+        timeout_s = 0.0 if timeout is None else parse_seconds(timeout, "timeout")
+        form = CallForm.STAR if star else CallForm.ONE
+        options = CallOptions(form, ordered, discard, timeout_s, retries)
+        opened = self._open()
+        return CallRun(opened.link, opened.functions.fresh(function), iter(entries), length, options, self)
+
+    # --- one at a time ---
+
+    def submit(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        opened = self._open()
+        future = self._new_future()
+        opened.submits.submit(opened.functions.of(function), (args, kwargs), future)
+        return future
+
+    def executor(self, max_workers: int | None) -> CallExecutor:
+        if max_workers is not None and (type(max_workers) is not int or max_workers < 1):
+            raise ValueError("max_workers must be greater than 0")
+        opened = self._open()
+        submits = Submits(opened.link, max_workers, broken)
+        return CallExecutor(submits, opened.functions.of, self._new_future)
+
+    # --- the job ---
+
+    @property
+    def numbers(self) -> CallNumbers | None:
+        """None before the first call."""
+        return None if self._opened is None else self._opened.link.numbers
+
+    @property
+    def job(self) -> str:
+        return "" if self._opened is None else self._opened.link.job
+
+    def set_on_output(self, on_output: OnOutput | None) -> None:
+        self._on_output[0] = on_output
+
+    def close(self, cancel: bool = False) -> None:
+        """End the job: when every submitted call has its result, or at once."""
+        with self._lock:
+            self._closed = True
+            opened, finalizer = self._opened, self._finalizer
+        if opened is None or finalizer is None:
+            return
+        if cancel:
+            opened.link.cancel()
+        else:
+            opened.submits.wait_idle()
+        finalizer()
+
+    def _new_future(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        future._cortex_calls = self  # type: ignore[attr-defined]  # lives as long as a call of it is under way
+        return future
+
+    def _open(self) -> _Opened:
+        opened = self._opened
+        if opened is not None and not self._closed:
+            return opened
+        with self._lock:
+            if self._closed:
+                raise UsageError("this client is closed", cure="make another cortex.Client")
+            if self._opened is None:
+                self._opened = self._begin()
+                parts = self._opened.link, self._opened.session, self._opened.folder
+                self._finalizer = weakref.finalize(self, _end, os.getpid(), *parts)
+            return self._opened
+
+    def _begin(self) -> _Opened:
+        spec = build_compute_spec(self._options)
+        session = open_session(spec.resources, self._config)
+        try:
+            home = spill_folder(self._config)
+            remove_left_over(home)
+            folder = PrivateFolder(new_name(home))
+        except BaseException:
+            session.close()
+            raise
+        try:
+            local = session.shares_files
+            request = SubmitJob(
+                spec=spec,
+                code=b"",
+                sys_path=executor_sys_path() if local else (),
+                staging_dir=folder.path if local else "",
+                bundle=(packed := pack(spec.files, spec.modules)).bundle,
+                job=new_job_id(),
+            )
+            store = FiledData(folder.path) if local else MemoryData(folder.path)
+            link = CallLink(session, request, packed, store, _printer(self._on_output))
+            functions = Functions(request.job, local, spec.modules)
+            return _Opened(session, folder, link, functions, Submits(link))
+        except BaseException:
+            folder.remove()
+            session.close()
+            raise
+
+
+def _end(process: int, link: CallLink, session: LocalSession | ClusterSession, folder: PrivateFolder) -> None:
+    if os.getpid() != process:
+        return  # it is the process's that this one was forked from
+    try:
+        link.close()
+    finally:
+        session.close()
+        folder.remove()
+
+
+def _printer(on_output: list[OnOutput | None]) -> Callable[[CallPrinted, str], None]:
+    def printed(message: CallPrinted, name: str) -> None:
+        hook = on_output[0]
+        if hook is not None:
+            hook(name, message)
+            return
+        tag = f"[{name} #{message.call}] "
+        lines = message.text.splitlines()
+        sys.stdout.write("".join(f"{tag}{line}\n" for line in lines))
+        sys.stdout.flush()
+
+    return printed
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def results_of(run: CallRun, errors: Errors) -> Iterator[Any]:
+    """What `errors` says: see `Client.map`."""
+    failures = Failures(run.name, errors)
+    for batch in run:
+        if not batch.failures:
+            yield from batch.values
+            continue
+        failed = {id(each) for each in batch.failures}
+        for value in batch.values:
+            if id(value) not in failed or failures.take(value):
+                yield value
+    failures.end()
+
+
+def each_of(run: CallRun, errors: Errors, callback: Callable[[Any], object] | None) -> CallCounts:
+    failures = Failures(run.name, errors)
+    done = 0
+    for batch in run:
+        done += batch.count
+        for each in batch.failures:
+            failures.take(each)
+        if callback is not None:
+            failed = set() if errors == "return" else {id(each) for each in batch.failures}
+            for value in batch.values:
+                if id(value) not in failed:
+                    callback(value)
+    failures.end()
+    return CallCounts(done, failures.count)
+
+
+class Failures:
+    """Of one map, by its `errors`."""
+
+    def __init__(self, name: str, errors: Errors) -> None:
+        if errors not in ("raise", "return", "collect"):
+            raise UsageError(f"errors={errors!r}", cure="give 'raise', 'return' or 'collect'")
+        self._name = name
+        self._errors = errors
+        self._kept: list[BaseException] = []
+        self.count = 0
+
+    def take(self, failed: CallError) -> bool:
+        """True if it is to be handed out. Raises what the call raised, if that is what was asked for."""
+        self.count += 1
+        if self._errors == "raise":
+            raise failed.exception
+        if self._errors == "collect" and len(self._kept) < FAILURES_KEPT_MAX:
+            self._kept.append(failed.exception)
+        return self._errors == "return"
+
+    def end(self) -> None:
+        """Raises what was collected."""
+        if not self._kept:
+            return
+        more = self.count - len(self._kept)
+        what = f"{counted(self.count, 'call')} of {self._name} failed"
+        if more:
+            what += f", of which these are the first {len(self._kept)}"
+        raise BaseExceptionGroup(what, self._kept)

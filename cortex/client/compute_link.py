@@ -1,0 +1,493 @@
+"""`CallLink`: a client's compute job, and the one connection that all its calls go over.
+
+Threads: callers send, one thread of the link receives, and hands results to their owners (a map, the
+submitted calls), which must not block in it. The link holds every cell until its results are here. When the
+server of a cluster is gone the receiving thread dials it again, attaches to the job, and sends all functions
+and unfinished cells once more: a result that comes twice counts once (`call_window.Ledger`).
+
+An error that ends the job ends the link: its owners hear of it, and every call of it raises it from then on.
+`close` ends the job in order. A process that was forked off must not use its parent's link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses, map_and_remove
+from cortex.client.bundle_packing import PackedBundle, upload
+from cortex.client.call_window import Fresh, Ledger, to_retry
+from cortex.client.cells import Pickled, Results
+from cortex.client.input_sender import InputSender
+from cortex.client.part_fetches import PartFetches
+from cortex.errors import (
+    Cancelled,
+    CortexError,
+    InternalError,
+    OutputFailed,
+    ServerDied,
+    Unreachable,
+    UsageError,
+    from_report,
+)
+from cortex.limits import CANCEL_S_MAX, RECEIVED_S_MAX, SEND_BYTES
+from cortex.wire.messages import (
+    Attached,
+    AttachJob,
+    CallPrinted,
+    CancelJob,
+    Cell,
+    CellDone,
+    CellsDone,
+    CellsTaken,
+    DropCells,
+    EndCalls,
+    FunctionCode,
+    JobAccepted,
+    JobDone,
+    JobFailed,
+    JobReceived,
+    Message,
+    PartBytes,
+    PartLost,
+    Piece,
+    ReadInput,
+    SendCells,
+    ServerHello,
+    SubmitJob,
+)
+
+if TYPE_CHECKING:
+    from cortex.client.client import LocalSession
+    from cortex.client.cluster_session import ClusterSession
+
+_GONE = (OSError, Unreachable, ServerDied)
+
+
+class Connection(Protocol):
+    hello: ServerHello
+
+    def ask(self, question: Message, answer: Any) -> Any: ...
+    def send(self, message: Message) -> None: ...
+    def receive(self, timeout_s: float | None = None) -> Any: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Came:
+    """Results of calls [start, stop) of the owner's cell `cell`."""
+
+    cell: int
+    start: int
+    stop: int
+    results: Results
+
+
+class Owner(Protocol):
+    """Who has sent cells. Both are called in the receiving thread."""
+
+    def came(self, results: Sequence[Came]) -> None: ...
+    def failed(self, error: CortexError) -> None: ...
+
+
+@dataclass
+class CallNumbers:
+    """What a link has done so far."""
+
+    sent: int = 0
+    done: int = 0
+    """With those that failed."""
+    failed: int = 0
+    slots: int = 0
+
+
+class CallLink:
+    """`request` has the job's id; its blobs are those of `packed`. Opening dials, and submits the job: raises
+    as the session does, and what the server refuses the job with."""
+
+    def __init__(
+        self,
+        session: LocalSession | ClusterSession,
+        request: SubmitJob,
+        packed: PackedBundle,
+        store: FiledData | MemoryData,
+        on_printed: Callable[[CallPrinted, str], None],
+    ) -> None:
+        self.job = request.job
+        self.store: DataStore = store
+        self.numbers = CallNumbers()
+        self._session = session
+        self._on_printed = on_printed
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        """Of everything but the connection's sending."""
+        self._send_lock = threading.Lock()
+        """Held while messages go out that belong together. Taken before `_lock`, never inside it."""
+        self._saying = threading.local()
+        """`now`: this thread is sending."""
+        self._ledger: Ledger[Owner] = Ledger()
+        self._uses = Uses(store)
+        self._owners: set[Owner] = set()
+        self._coming: dict[Owner, int | None] = {}
+        """Calls that owners will send."""
+        self._unwanted: deque[Owner] = deque()
+        """Whose cells the receiving thread is to drop: their owner could not wait for a lock."""
+        self._functions: dict[str, FunctionCode] = {}
+        self._error: CortexError | None = None
+        self._closing = False
+        self._sender: InputSender | None = None
+        self._fetches = PartFetches(self.job, store.folder, self._say)
+        self._connection = self._submit(request, packed)
+        self.numbers.slots = max(1, self._connection.hello.slots)
+        self._begin_sender()
+        self._thread = threading.Thread(target=self._receive_all, name="cortex calls", daemon=True)
+        self._thread.start()
+
+    @property
+    def slots(self) -> int:
+        return self.numbers.slots
+
+    # --- callers ---
+
+    def check(self) -> None:
+        """Raises the error that has ended the link, or UsageError in a process that was forked off."""
+        if self._error is not None:
+            raise self._error
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this client was opened in the process that this one was forked from",
+                cure="make a cortex.Client here",
+            )
+
+    def join(self, owner: Owner) -> None:
+        """It is told of the link's end, until it leaves."""
+        with self._lock:
+            self.check()
+            self._owners.add(owner)
+
+    def number(self) -> int:
+        """Of a new cell."""
+        with self._lock:
+            return self._ledger.number()
+
+    def attach(self, pickled: Pickled) -> Attached:
+        return self.store.put(pickled)
+
+    def function(self, code: FunctionCode) -> None:
+        """Before the first cell that names it."""
+        if code.function in self._functions:
+            return
+        with self._send_lock:
+            with self._lock:
+                self.check()
+                if code.function in self._functions:
+                    return
+                self._functions[code.function] = code
+            self._say(code)
+
+    def send(self, owner: Owner, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None:
+        """Have these run; `coming` calls of this owner will follow (None: it is not known how many). What is
+        lost on the way goes again by itself. Raises as `check`."""
+        with self._lock:
+            self.check()
+            self._coming[owner] = coming
+            for cell in cells:
+                self._uses.begin(cell)
+                self._ledger.add(cell, owner, retries)
+                self.numbers.sent += cell.end - cell.start
+        self._send_cells(cells)
+
+    def call_by_call(self, owner: Owner, results: Results, start: int, stop: int, root: int) -> None:
+        """These were not to be read together: have each call run once more, for a result of its own."""
+        again = Fresh(owner, root, ((start, stop),), results.cell, 0, True)
+        with self._lock:
+            self.check()
+            cells = [self._ledger.again(again, call, call + 1, 0) for call in range(start, stop)]
+            self.numbers.done -= stop - start
+        self._send_cells(cells)
+
+    def wait(self, event: threading.Event, timeout_s: float | None = None) -> bool:
+        """Until `event` is set, by an owner that hears of something."""
+        return event.wait(timeout_s)
+
+    def leave(self, owner: Owner) -> None:
+        """What it has under way is not wanted any more. Does not wait, as it may be called wherever Python
+        collects garbage."""
+        self._unwanted.append(owner)
+        self._drop_unwanted()
+
+    def cancel(self) -> None:
+        """End the job without its results."""
+        with contextlib.suppress(CortexError, OSError):
+            self._say(CancelJob(self.job))
+
+    def close(self) -> None:
+        """End the job when what is under way is done. Does nothing a second time, or in a forked process."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            first, self._closing = not self._closing, True
+        if first and self._error is None:
+            self._say(EndCalls(self.job))
+        if threading.current_thread() is not self._thread:
+            while self._thread.is_alive():
+                self._thread.join(RECEIVED_S_MAX)
+                with self._lock:
+                    if not len(self._ledger):
+                        break  # a server that does not say so within that time
+        self._connection.close()
+        self._end_sender()
+        self._fetches.close()
+
+    # --- sending ---
+
+    def _say(self, message: Message) -> None:
+        """A connection that has ended is the receiving thread's to notice, and to say why."""
+        self._saying.now = True
+        try:
+            self._connection.send(message)
+        except _GONE:
+            pass
+        finally:
+            self._saying.now = False
+
+    def _send_cells(self, cells: Sequence[Cell]) -> None:
+        batch: list[Cell] = []
+        size_bytes = 0
+        known = list(self._coming.values())
+        coming = -1 if None in known else sum(each or 0 for each in known)
+        with self._send_lock:
+            for cell in cells:
+                batch.append(cell)
+                size_bytes += len(cell.data) + sum(map(len, cell.buffers))
+                if size_bytes >= SEND_BYTES:
+                    self._say(SendCells(self.job, tuple(batch), coming))
+                    batch, size_bytes = [], 0
+            if batch:
+                self._say(SendCells(self.job, tuple(batch), coming))
+
+    def _drop_unwanted(self) -> None:
+        # Its holder is at work, which may be this very thread, where garbage is collected in between: the
+        # receiving thread looks again.
+        if getattr(self._saying, "now", False) or not self._lock.acquire(blocking=False):
+            return
+        try:
+            dropped: list[Cell] = []
+            while self._unwanted:
+                owner = self._unwanted.popleft()
+                self._owners.discard(owner)
+                self._coming.pop(owner, None)
+                dropped += self._ledger.drop(owner)
+            for cell in dropped:
+                self._uses.end(cell)
+        finally:
+            self._lock.release()
+        if dropped and self._error is None:
+            self._say(DropCells(self.job, tuple(cell.cell for cell in dropped)))
+
+    # --- opening, and opening again ---
+
+    def _submit(self, request: SubmitJob, packed: PackedBundle) -> Connection:
+        def submit(connection: Any) -> None:
+            upload(packed, connection.send, connection.receive)
+            connection.ask(request, JobAccepted)
+
+        connection: Any = self._session.connect()
+        try:
+            submit(connection)
+        except Unreachable as error:  # was it taken? It has its id: asking again takes it once
+            connection.close()
+            return self._come_back(submit, error)
+        except BaseException:
+            connection.close()
+            raise
+        return connection  # type: ignore[no-any-return]
+
+    def _come_back(self, begin: Callable[[Any], None], cause: CortexError) -> Connection:
+        from cortex.client.cluster_session import ClusterSession
+
+        if not isinstance(self._session, ClusterSession):
+            raise cause
+        return self._session.come_back(begin, cause)
+
+    def _reconnect(self, cause: CortexError) -> None:
+        def attach(connection: Any) -> None:
+            connection.ask(AttachJob(self.job), JobAccepted)
+
+        self._end_sender()
+        self._connection.close()
+        connection = self._come_back(attach, cause)
+        with self._send_lock:
+            with self._lock:
+                self._connection = connection
+                functions = list(self._functions.values())
+                cells = self._ledger.unfinished()
+                closing = self._closing
+            for code in functions:
+                self._say(code)
+        self._begin_sender()
+        self._send_cells(cells)
+        self._fetches.begin_again()
+        if closing:
+            self._say(EndCalls(self.job))
+
+    def _begin_sender(self) -> None:
+        if isinstance(self.store, MemoryData):
+            self._sender = InputSender(self.job, self.store, self._connection.send)
+            self._sender.__enter__()
+
+    def _end_sender(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.__exit__()
+
+    # --- receiving ---
+
+    def _receive_all(self) -> None:
+        try:
+            while True:
+                try:
+                    message = self._connection.receive(_LOOK_S)
+                except TimeoutError:
+                    self._drop_unwanted()
+                    continue
+                except Unreachable as error:
+                    self._reconnect(error)
+                    continue
+                if isinstance(message, JobDone):
+                    self._say(JobReceived(self.job))
+                    self._forgotten()
+                    self._fail(Cancelled("this client was closed", cure="make another cortex.Client"))
+                    return
+                self._take(message)
+                if self._unwanted:
+                    self._drop_unwanted()
+        except CortexError as error:
+            self._fail(error)
+        except Exception as error:  # whoever waits for results would wait for ever
+            if self._closing and isinstance(error, OSError):
+                error = Cancelled("this client was closed")
+                self._fail(error)
+            else:
+                self._fail(InternalError(f"the client's receiving thread failed: {error!r}"))
+                raise
+
+    def _forgotten(self) -> None:
+        """Wait a moment for the server's word that it has heard us: a connection that is closed at once may
+        lose what it has not sent."""
+        if self._session.shares_files:
+            return
+        deadline = time.monotonic() + CANCEL_S_MAX
+        with contextlib.suppress(CortexError, OSError):
+            while time.monotonic() < deadline:
+                message = self._connection.receive(max(0.0, deadline - time.monotonic()))
+                if type(message).__name__ == "JobForgotten":
+                    return
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, CellsDone):
+            self._cells_done(message)
+        elif isinstance(message, CallPrinted):
+            code = self._functions.get(message.function)
+            self._on_printed(message, code.name if code is not None else "")
+        elif isinstance(message, ReadInput):
+            if self._sender is not None:
+                self._sender.ask(message)
+        elif isinstance(message, PartBytes):
+            arrived = self._fetches.took(message)
+            if arrived is not None:
+                done, path = arrived
+                self._arrived([(done, map_and_remove(path))])
+        elif isinstance(message, PartLost):
+            lost = self._fetches.lost(message)
+            if lost is not None:
+                self._run_again(lost)
+        elif isinstance(message, JobFailed):
+            error = from_report(message.error)
+            error.job_report = message.report  # type: ignore[attr-defined]
+            raise error
+
+    def _cells_done(self, message: CellsDone) -> None:
+        self.numbers.slots = max(1, message.slots)
+        arrived: list[tuple[CellDone, memoryview | None]] = []
+        for done in message.results:
+            if done.attached is None:
+                arrived.append((done, None))
+            elif self._session.shares_files:
+                path = os.path.join(self.store.folder, os.path.basename(done.attached.name))
+                try:
+                    arrived.append((done, map_and_remove(path)))
+                except FileNotFoundError:
+                    self._run_again(done)  # a result that comes twice, most likely
+                except OSError as error:
+                    raise OutputFailed(
+                        f"a result cannot be read from {path}: {error.strerror or error}"
+                    ) from error
+            else:
+                self._fetches.fetch(done)
+        self._arrived(arrived)
+
+    def _arrived(self, arrived: Sequence[tuple[CellDone, memoryview | None]]) -> None:
+        """Results are here, with what was attached to them."""
+        for_owner: defaultdict[Owner, list[Came]] = defaultdict(list)
+        again: list[Cell] = []
+        with self._lock:
+            for done, view in arrived:
+                fresh = self._ledger.came(done)
+                if fresh is None:
+                    continue
+                retried, ranges = to_retry(fresh, done)
+                for call in retried:
+                    again.append(self._ledger.again(fresh, call, call + 1, fresh.retries - 1))
+                    self._uses.begin(again[-1])
+                if fresh.complete:
+                    self._uses.end(fresh.cell)
+                if ranges:
+                    self._count(done, ranges)
+                    results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, view)
+                    came = [Came(fresh.root, start, stop, results) for start, stop in ranges]
+                    for_owner[fresh.owner] += came
+        for owner, results_of in for_owner.items():
+            owner.came(results_of)
+        if again:
+            self._send_cells(again)
+        taken = [each for each, view in arrived if view is not None or not self._session.shares_files]
+        if taken:
+            pieces = tuple(Piece("", each.cell, each.start, each.stop) for each in taken)
+            self._say(CellsTaken(self.job, pieces))
+
+    def _count(self, done: CellDone, ranges: Sequence[tuple[int, int]]) -> None:
+        self.numbers.done += sum(stop - start for start, stop in ranges)
+        self.numbers.failed += sum(
+            any(start <= each.call < stop for start, stop in ranges) for each in done.failed
+        )
+
+    def _run_again(self, done: CellDone) -> None:
+        """The result's file is lost, with its node: its calls run once more, but for those that are done."""
+        with self._lock:
+            fresh = self._ledger.came(done)
+            if fresh is None:
+                return
+            cells = [self._ledger.again(fresh, start, stop, fresh.retries) for start, stop in fresh.ranges]
+            for cell in cells:
+                self._uses.begin(cell)
+            if fresh.complete:
+                self._uses.end(fresh.cell)
+        self._send_cells(cells)
+
+    def _fail(self, error: CortexError) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error = error
+            owners, self._owners = self._owners, set()
+        for owner in owners:
+            owner.failed(error)
+
+
+_LOOK_S = 1.0  # how often the receiving thread looks for what it is to drop

@@ -1,0 +1,292 @@
+"""Submitted calls as futures, and an executor of them.
+
+`Submits` sends what is submitted in small cells. With few under way the submitting thread sends at once; else
+calls wait in a queue, where they can be cancelled, and a thread of its own sends them as results come.
+Results are read, and callbacks of futures run, in the link's receiving thread, as they do in a thread of
+`concurrent.futures.ProcessPoolExecutor`: a callback must not wait for another call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future
+from dataclasses import dataclass
+from typing import Any
+
+from cortex.client.call_run import CallOptions, Function, Link, make_cell, unreadable
+from cortex.client.call_window import CellSizes
+from cortex.client.cells import pickle_calls
+from cortex.client.compute_link import Came
+from cortex.errors import Cancelled, CortexError
+from cortex.wire.messages import CallForm, Cell
+
+_FULL = CallOptions(form=CallForm.FULL)
+
+
+class BrokenCalls(BrokenExecutor):
+    """The session behind an executor has ended; its cause says why."""
+
+
+@dataclass(eq=False)
+class _Call:
+    function: Function
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]]
+    future: Future[Any]
+
+
+@dataclass(eq=False)
+class _Flying:
+    calls: Sequence[_Call]
+    left: int
+
+
+class Submits:
+    """`cells_max`: that are under way at once, each of which is worked on by one executor; None: as many as
+    keep all busy. Belongs to its link, which ends it."""
+
+    def __init__(
+        self,
+        link: Link,
+        cells_max: int | None = None,
+        broken: Callable[[CortexError], BaseException] = lambda error: error,
+    ) -> None:
+        self._link = link
+        self._cells_max = cells_max
+        self._broken = broken
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._queue: deque[_Call] = deque()
+        self._flying: dict[int, _Flying] = {}
+        self._making = 0
+        """Cells that are being made."""
+        self._numbered = 0
+        self._sizes: dict[str, CellSizes] = {}
+        self._thread: threading.Thread | None = None
+        self._error: CortexError | None = None
+        link.join(self)
+
+    def submit(
+        self, function: Function, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], future: Future[Any]
+    ) -> None:
+        """Raises the error that has ended the link."""
+        call = _Call(function, arguments, future)
+        with self._lock:
+            self._link.check()
+            if self._queue or not self._room(function):
+                self._queue.append(call)
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._send_queued, name="cortex submits", daemon=True
+                    )
+                    self._thread.start()
+                self._changed.notify_all()
+                return
+            self._making += 1
+        self._send([call])
+
+    def cancel_queued(self) -> None:
+        """Cancel all that was not sent."""
+        with self._lock:
+            queued = list(self._queue)
+            self._queue.clear()
+        for call in queued:
+            call.future.cancel()
+            call.future.set_running_or_notify_cancel()
+        with self._lock:
+            self._changed.notify_all()
+
+    def wait_idle(self) -> None:
+        """Until every call that was submitted has its result."""
+        with self._lock:
+            while self._queue or self._making or self._flying:
+                self._changed.wait()
+
+    def leave(self) -> None:
+        """Nothing more will be submitted, and nothing is under way."""
+        with self._lock:
+            self._error = self._error or Cancelled("this executor was shut down")
+            self._changed.notify_all()
+        self._link.leave(self)
+
+    # --- in the link's thread ---
+
+    def came(self, results: Sequence[Came]) -> None:
+        for each in results:
+            with self._lock:
+                flying = self._flying.get(each.cell)
+            if flying is None:
+                continue
+            size_bytes = len(each.results.done.data)
+            self._sizes[flying.calls[0].function.code.function].came(
+                each.results.done.stop - each.results.done.start, each.results.done.seconds, size_bytes
+            )
+            if not self._resolve(flying, each):
+                self._link.call_by_call(self, each.results, each.start, each.stop, each.cell)
+                continue
+            with self._lock:
+                flying.left -= each.stop - each.start
+                if not flying.left:
+                    del self._flying[each.cell]
+                self._changed.notify_all()
+
+    def failed(self, error: CortexError) -> None:
+        with self._lock:
+            self._error = error
+            calls = [call for flying in self._flying.values() for call in flying.calls]
+            queued = list(self._queue)
+            self._flying.clear()
+            self._queue.clear()
+            self._changed.notify_all()
+        for call in queued:
+            if call.future.set_running_or_notify_cancel():
+                call.future.set_exception(self._broken(error))
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(self._broken(error))
+
+    # --- inside ---
+
+    def _room(self, function: Function) -> bool:
+        """Holds the lock."""
+        sizes = self._sizes.setdefault(function.code.function, CellSizes())
+        most = sizes.in_flight(self._link.slots)
+        if self._cells_max is not None:
+            most = min(most, self._cells_max)
+        return self._making + len(self._flying) < most
+
+    def _send_queued(self) -> None:
+        while True:
+            with self._lock:
+                while not (self._queue and self._room(self._queue[0].function)):
+                    if self._error is not None:
+                        return
+                    self._changed.wait()
+                function = self._queue[0].function
+                sizes = self._sizes[function.code.function]
+                wanted = sizes.next(self._link.slots, len(self._queue))
+                calls: list[_Call] = []
+                while self._queue and len(calls) < wanted and self._queue[0].function is function:
+                    calls.append(self._queue.popleft())
+                self._making += 1
+            self._send(calls)
+
+    def _send(self, calls: Sequence[_Call]) -> None:
+        """`_making` counts it."""
+        calls = [call for call in calls if call.future.set_running_or_notify_cancel()]
+        try:
+            cells = self._cells(calls) if calls else []
+            if cells:
+                self._link.function(calls[0].function.code)
+                self._link.send(self, cells)
+        except BaseException as error:
+            for call in calls:
+                if not call.future.done():
+                    call.future.set_exception(
+                        self._broken(error) if isinstance(error, CortexError) else error
+                    )
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            with self._lock:
+                self._making -= 1
+                self._changed.notify_all()
+
+    def _cells(self, calls: Sequence[_Call]) -> list[Cell]:
+        function = calls[0].function
+        entries = [call.arguments for call in calls]
+        with self._lock:
+            first, self._numbered = self._numbered, self._numbered + len(calls)
+        cells = []
+        size_bytes = 0
+        for group in pickle_calls(
+            entries, first, CallForm.FULL, function.name, function.dump, function.blame
+        ):
+            of_group = calls[group.first - first : group.first - first + group.count]
+            if group.pickled is None:
+                assert group.error is not None
+                of_group[0].future.set_exception(group.error.exception)
+                continue
+            size_bytes += group.pickled.size_bytes
+            cell = make_cell(self._link, function, group, _FULL)
+            with self._lock:
+                self._flying[cell.cell] = _Flying(of_group, group.count)
+            cells.append(cell)
+        self._sizes[function.code.function].sent(len(calls), size_bytes, 0.0)
+        return cells
+
+    def _resolve(self, flying: _Flying, came: Came) -> bool:
+        """False if these results cannot be read together."""
+        results = came.results
+        try:
+            values = results.between(came.start, came.stop)
+        except Exception as error:  # whatever the user's classes raise
+            if came.stop - came.start > 1 and results.cell.attached is None:
+                return False
+            for call in flying.calls[came.start : came.stop]:
+                call.future.set_exception(unreadable(call.function.name, results.cell.first, error))
+            return True
+        failed = {each.call for each in results.done.failed}
+        for number, value in zip(range(came.start, came.stop), values):
+            future = flying.calls[number].future
+            if future.done():
+                continue  # the link has failed meanwhile
+            if number in failed:
+                future.set_exception(value.exception)
+            else:
+                future.set_result(value)
+        return True
+
+
+class CallExecutor(Executor):
+    """A `concurrent.futures.Executor` whose calls run in a client's executors. `submits` is its own;
+    `functions` gives what is sent of a function; `ended` is called once, when it is shut down and idle."""
+
+    def __init__(
+        self,
+        submits: Submits,
+        functions: Callable[[Callable[..., Any]], Function],
+        new_future: Callable[[], Future[Any]],
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._submits = submits
+        self._functions = functions
+        self._new_future = new_future
+        self._ended = ended
+        self._shut = False
+        self._shut_lock = threading.Lock()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with self._shut_lock:
+            if self._shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            future = self._new_future()
+            try:
+                self._submits.submit(self._functions(fn), (args, kwargs), future)
+            except CortexError as error:
+                raise broken(error) from error
+            return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._shut_lock:
+            first, self._shut = not self._shut, True
+        if cancel_futures:
+            self._submits.cancel_queued()
+        if wait:
+            self._submits.wait_idle()
+            self._finish()
+        elif first:
+            threading.Thread(target=self._finish, name="cortex shutdown", daemon=True).start()
+
+    def _finish(self) -> None:
+        self._submits.wait_idle()
+        self._submits.leave()
+        self._ended()
+
+
+def broken(error: CortexError) -> BrokenCalls:
+    """As users of `concurrent.futures` expect it."""
+    made = BrokenCalls(error.message)
+    made.__cause__ = error
+    return made

@@ -1,0 +1,427 @@
+"""A worker: runs the cells that come on its executor's link, one after the other, until it is to end.
+
+The thread that runs calls reads the link itself while it has none in hand, and while a call waits for calls
+that it has submitted; so a single call passes from thread to thread nowhere. Meanwhile `CallWatch`, the other
+thread, reads it for a call that takes long. What both touch is under `lock`; user code never runs under it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError
+from cortex.limits import (
+    CALL_ERRORS_BYTES,
+    CELL_INLINE_BYTES_MAX,
+    NESTED_DEPTH_MAX,
+    NESTED_FRAMES,
+    NESTED_WAIT_S,
+    WORKER_MEMORY_S,
+)
+from cortex.process_memory import peak_anonymous_bytes
+from cortex.tasks import nested_calls
+from cortex.tasks.call_failures import call_failed, cannot_arrive, no_memory, took_too_long
+from cortex.tasks.call_watch import CallWatch
+from cortex.tasks.cell_data import CellData
+from cortex.tasks.cell_run import CellRun, Outcomes
+from cortex.tasks.memory_limits import HeldMemory, MemoryLimit, give_back_memory, is_memory_error
+from cortex.tasks.printed_calls import PrintedCalls
+from cortex.tasks.python_frames import more_frames
+from cortex.tasks.travelling_function import load_function
+from cortex.wire.framing import BlockingConnection
+from cortex.wire.messages import (
+    CellDone,
+    CellsGivenBack,
+    CellsRun,
+    ChildrenAwaited,
+    ChildrenDone,
+    DropCells,
+    EndServing,
+    FromWorker,
+    FunctionCode,
+    OpenJob,
+    Piece,
+    Retiring,
+    RunCells,
+    ServeResult,
+    Stop,
+    TaskFinished,
+    ToExecutor,
+)
+from cortex.wire.messages.compute import Cell
+
+Function = Callable[..., Any]
+
+
+class CallWorker:
+    """Serves one attempt: `serve`, once."""
+
+    def __init__(
+        self,
+        open_job: OpenJob,
+        link: BlockingConnection[ToExecutor],
+        attempt: str,
+        held_memory: HeldMemory,
+        memory_limit: MemoryLimit,
+    ) -> None:
+        self._job = open_job
+        self._link = link
+        self._attempt = attempt
+        self._held_memory = held_memory
+        self._memory_limit = memory_limit
+        self._memory_due = time.monotonic() + WORKER_MEMORY_S
+        self._started_at = time.monotonic()
+        self._codes: dict[str, FunctionCode] = {}
+        self._functions: dict[str, Function | CortexError] = {}
+        self._pending: deque[Cell] = deque()
+        self._runs: list[CellRun] = []
+        """In hand; each but the last waits for calls that it has submitted."""
+        self._reads = True
+        """The thread that runs calls reads the link, or is about to."""
+        self._ending = False
+        self._calls = 0
+        self._failed_calls = 0
+        self.lock = threading.RLock()
+        self.retires = False
+        """The executor is to end with this attempt."""
+        self._thread = threading.get_ident()
+        self._data = CellData(open_job, attempt)
+        self._nested = nested_calls.NestedLink(open_job, attempt, self)
+        self._arrived: deque[CellDone] = deque()
+        self._printed = PrintedCalls(open_job.job, self._whose, self.say)
+        self._watch = CallWatch(self, link.fileno())
+
+    @property
+    def calls(self) -> int:
+        return self._calls
+
+    def serve(self) -> ServeResult:
+        """Until it is told to end, or has to. BrokenPipeError: the node is gone."""
+        self._printed.begin()
+        nested_calls.enter(self._nested)
+        self._watch.start()
+        try:
+            self.say(CellsRun(self._attempt, ()))
+            while not self._ending:
+                self._take_waiting()
+                if self._pending:
+                    self._run_cell(self._pending.popleft())
+                    self._check_memory()
+                elif not self._ending:
+                    self._take(self._received(None))
+            self._take_waiting()
+            with self.lock:
+                self._give_back(self._pending)
+            return ServeResult(self._calls, self._failed_calls)
+        finally:
+            self._watch.end()
+            nested_calls.enter(None)
+            self._printed.end()
+            self._data.close()
+
+    def say(self, message: FromWorker) -> None:
+        self._link.send(message)
+
+    def run_in_hand(self) -> CellRun | None:
+        return self._runs[-1] if self._runs else None
+
+    # --- what comes ---
+
+    def _received(self, timeout: float | None) -> ToExecutor:
+        message = self._link.receive(timeout)
+        if message is None:
+            raise BrokenPipeError("the node has closed the link")
+        return message
+
+    def _take_waiting(self) -> None:
+        """What has come by now."""
+        while True:
+            try:
+                message = self._received(0)
+            except TimeoutError:
+                return
+            self._take(message)
+
+    def _take(self, message: ToExecutor) -> None:
+        """In the thread that runs calls."""
+        self._sort(message)
+        self._tell_arrived()
+
+    def _sort(self, message: ToExecutor) -> None:
+        if isinstance(message, RunCells):
+            if message.attempt == self._attempt:
+                self._pending.extend(message.cells)
+        elif isinstance(message, FunctionCode):
+            self._codes[message.function] = message
+        elif isinstance(message, DropCells):
+            self._drop(message)
+        elif isinstance(message, ChildrenDone):
+            self._arrived.extend(message.results)
+        elif isinstance(message, EndServing | Stop):
+            self._ending = True
+            self.retires |= isinstance(message, Stop)
+        else:
+            raise InternalError(f"a {type(message).__name__} came to an executor that serves calls")
+
+    def _tell_arrived(self) -> None:
+        """Without the lock: whoever has submitted these has locks of its own."""
+        if self._arrived:
+            arrived = [self._arrived.popleft() for _ in range(len(self._arrived))]
+            self._nested.arrived(arrived)
+
+    def _drop(self, message: DropCells) -> None:
+        with self.lock:
+            unwanted = frozenset(message.cells)
+            dropped = [c for c in self._pending if c.source == message.source and c.cell in unwanted]
+            for cell in dropped:
+                self._pending.remove(cell)
+            self._give_back(deque(dropped))
+            for run in self._runs:
+                if run.cell.source == message.source and run.cell.cell in unwanted:
+                    self._give_back_rest(run)
+
+    # --- giving back ---
+
+    def _give_back(self, cells: deque[Cell]) -> None:
+        pieces = tuple(Piece(each.source, each.cell, each.start, each.end) for each in cells)
+        cells.clear()
+        if pieces:
+            self.say(CellsGivenBack(self._attempt, pieces))
+
+    def _give_back_rest(self, run: CellRun) -> None:
+        piece = run.give_back()
+        if piece is not None:
+            self.say(CellsGivenBack(self._attempt, (piece,)))
+
+    # --- calls ---
+
+    def _run_cell(self, cell: Cell) -> None:
+        code = self._codes.get(cell.function)
+        run = CellRun(cell, code.name if code is not None else cell.function)
+        self._runs.append(run)
+        self._reads = False
+        self._watch.begun()
+        function = self._opened(run, code)
+        while function is not None:
+            try:
+                run.run(function)
+                break
+            except BaseException as error:
+                self._raised(run, error)
+        self._nested.end_of(run)
+        with self.lock:
+            outcomes = run.take_done(ended=True)
+        if outcomes is not None:
+            # not under the lock: it may be large, and the watch thread gives back what waits for it
+            self._tell(run, outcomes)
+        with self.lock:
+            self._runs.pop()
+            self._reads = True
+
+    def _opened(self, run: CellRun, code: FunctionCode | None) -> Function | None:
+        """The function, and the run with its arguments; None: neither could be had, and its calls fail."""
+        cell = run.cell
+        try:
+            function = self._function(cell, code)
+            entries = self._data.entries(cell)
+            if len(entries) != cell.end - cell.start:
+                raise InternalError(f"a cell of {cell.count} calls came with {len(entries)} arguments")
+            run.load(entries)
+            return function
+        except BaseException as error:
+            known = isinstance(error, CortexError)
+            if is_memory_error(error):
+                failed: BaseException = self._out_of_memory(run.name, error)
+            else:
+                failed = (
+                    error if known else cannot_arrive(error, run.name, cell.first + cell.start, cell.count)
+                )
+            error.__traceback__ = None
+        for call in range(cell.start, cell.end):
+            with self.lock:
+                run.failed(call_failed(failed, call, cell.first + call, run.name))
+                if run.failed_bytes > CALL_ERRORS_BYTES:
+                    self._tell_done(run)
+        return None
+
+    def _function(self, cell: Cell, code: FunctionCode | None) -> Function:
+        found = self._functions.get(cell.function)
+        if found is None:
+            if code is None:
+                raise InternalError(f"a cell came before its function {cell.function}")
+            try:
+                found = load_function(code.code, code.name, self._job.work_dir)
+            except UserCodeError as error:  # the same for every cell
+                error.__traceback__ = error.__cause__ = error.__context__ = None
+                found = error
+            self._functions[cell.function] = found
+        if isinstance(found, CortexError):
+            raise found
+        return found
+
+    def _raised(self, run: CellRun, error: BaseException) -> None:
+        call = run.call
+        number = run.cell.first + call
+        if is_memory_error(error):
+            failed = call_failed(self._out_of_memory(run.name, error), call, number, run.name)
+        else:
+            failed = call_failed(error, call, number, run.name)
+        with self.lock:
+            run.failed(failed)
+            if run.failed_bytes > CALL_ERRORS_BYTES:
+                self._tell_done(run)
+
+    def _out_of_memory(self, name: str, error: BaseException) -> UserMemoryError:
+        """The named error; what the failed call held is given back."""
+        self._memory_limit.lift()
+        named = no_memory(error, self._job.memory_bytes, name)
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        gc.collect()
+        give_back_memory()
+        self._memory_limit.set()
+        return named
+
+    # --- results ---
+
+    def _tell_done(self, run: CellRun) -> None:
+        """What is done of it by now, and was not told. Under the lock."""
+        outcomes = run.take_done()
+        if outcomes is not None:
+            self._tell(run, outcomes)
+
+    def _tell(self, run: CellRun, outcomes: Outcomes) -> None:
+        self._printed.tell()
+        with self.lock:
+            self._calls += outcomes.stop - outcomes.start
+        results = self._data.results(
+            run.cell, run.name, outcomes, lambda error: self._out_of_memory(run.name, error)
+        )
+        held: list[CellDone] = []
+        held_bytes = 0
+        for each in results:
+            size_bytes = len(each.data) + sum(map(len, each.buffers))
+            if held and held_bytes + size_bytes > CELL_INLINE_BYTES_MAX:
+                self.say(CellsRun(self._attempt, tuple(held)))
+                held, held_bytes = [], 0
+            held.append(each)
+            held_bytes += size_bytes
+            self._failed_calls += len(each.failed)
+        self.say(CellsRun(self._attempt, tuple(held)))
+
+    def _whose(self) -> tuple[str, int, bool] | None:
+        run = self.run_in_hand()
+        return None if run is None else (run.cell.function, run.cell.first + run.call, bool(run.cell.source))
+
+    def _check_memory(self) -> None:
+        now = time.monotonic()
+        if now < self._memory_due:
+            return
+        self._memory_due = now + WORKER_MEMORY_S
+        if self._held_memory.is_much():
+            give_back_memory()
+            if self._held_memory.does_not_come_back(ServeResult):
+                self.retires = self._ending = True
+
+    # --- calls that wait for calls ---
+
+    def wait_in_call(self, until: Callable[[], bool], deadline: float | None) -> bool:
+        """For `NestedLink.wait`: runs cells of submitted calls until it is true."""
+        if until():
+            return True
+        if len(self._runs) > NESTED_DEPTH_MAX:
+            raise UserCodeError(
+                f"calls wait for calls more than {NESTED_DEPTH_MAX} deep in one executor",
+                cure="submit what is independent of each other at once, or return what is to be called next",
+            )
+        run = self._runs[-1]
+        with self.lock:
+            self._reads = True
+            self._give_back(deque(cell for cell in self._pending if not cell.source))
+            self._pending = deque(cell for cell in self._pending if cell.source)
+        self.say(ChildrenAwaited(self._attempt, True))
+        began, own = time.monotonic(), 0.0
+        try:
+            while True:
+                self._take_waiting()
+                if until():
+                    return True
+                left_s = NESTED_WAIT_S
+                if deadline is not None:
+                    left_s = min(left_s, deadline - time.monotonic())
+                    if left_s <= 0:
+                        return False
+                if self._pending and self._pending[0].source:
+                    started = time.monotonic()
+                    with more_frames(NESTED_FRAMES):
+                        self._run_cell(self._pending.popleft())
+                    own += time.monotonic() - started
+                    continue
+                try:
+                    self._take(self._received(left_s))
+                except TimeoutError:
+                    continue
+        finally:
+            run.pause(time.monotonic() - began)
+            with self.lock:
+                self._reads = False
+            self.say(ChildrenAwaited(self._attempt, False))
+
+    # --- for the watch thread ---
+
+    def look(self, now: float, stuck_s: float) -> bool:
+        """See to the calls in hand. True: one of them takes long, and this thread is to read the link."""
+        with self.lock:
+            if not self._runs:
+                return False
+            for run in self._runs:
+                if 0 < run.cell.timeout_s < run.watched(now):
+                    self._end_in_call(run)
+            for run in self._runs:
+                if now - run.begun_at > stuck_s:
+                    self._tell_done(run)
+                    self._give_back_rest(run)
+            self._printed.tell_due()
+            reads = not self._reads and now - self._runs[-1].begun_at > stuck_s
+            if reads:
+                self._take_for_later()
+                self._give_back(self._pending)
+        self._tell_arrived()
+        return reads
+
+    def _take_for_later(self) -> None:
+        while True:
+            try:
+                self._sort(self._received(0))
+            except TimeoutError:
+                return
+
+    def tick_s(self, usual_s: float, least_s: float) -> float:
+        """How soon to look again."""
+        run = self.run_in_hand()
+        timeout_s = run.cell.timeout_s if run is not None else 0.0
+        return min(usual_s, max(least_s, timeout_s / 4)) if timeout_s else usual_s
+
+    def _end_in_call(self, run: CellRun) -> NoReturn:
+        """The call in hand is over its time: say so, give back all else, and end the process."""
+        self._tell_done(run)
+        number = run.cell.first + run.call
+        error = took_too_long(run.name, number, run.cell.timeout_s, self._thread)
+        failed = call_failed(error, run.call, number, run.name)
+        self._tell(run, run.fail_in_hand(failed))
+        rests = [rest for each in self._runs if (rest := each.rest()) is not None]
+        if rests:
+            self.say(CellsGivenBack(self._attempt, tuple(rests)))
+        if not self._reads:
+            self._take_for_later()
+        self._give_back(self._pending)
+        result = ServeResult(self._calls, self._failed_calls)
+        seconds = time.monotonic() - self._started_at
+        self._link.send(TaskFinished(self._attempt, result, seconds, peak_anonymous_bytes()))
+        self._link.send(Retiring())
+        os._exit(0)

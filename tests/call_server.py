@@ -1,0 +1,193 @@
+"""A server for a client's calls without nodes and executors: it speaks the messages over a socket of this
+process, and runs cells in threads. What a test wants to go wrong is a hook."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import socket
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+from cortex.client.attachments import map_and_remove
+from cortex.client.cells import cut, offsets
+from cortex.errors import UserCodeError
+from cortex.limits import ATTACH_BYTES
+from cortex.tasks.travelling_function import TravellingFunction
+from cortex.wire.framing import BlockingConnection
+from cortex.wire.messages import (
+    Attached,
+    CallFailed,
+    CallForm,
+    Cell,
+    CellDone,
+    CellsDone,
+    DropCells,
+    EndCalls,
+    FromServer,
+    FunctionCode,
+    JobAccepted,
+    JobDone,
+    JobReport,
+    Message,
+    SendCells,
+    ServerHello,
+    SubmitJob,
+    ToServer,
+)
+
+
+class Connection:
+    """As a session's."""
+
+    def __init__(self, sock: socket.socket, slots: int) -> None:
+        self._link = BlockingConnection[Any](sock, FromServer)
+        self.hello = ServerHello({}, slots, 0)
+
+    def ask(self, question: Message, answer: Any) -> Any:
+        self.send(question)
+        said = self.receive()
+        assert isinstance(said, answer)
+        return said
+
+    def send(self, message: Message) -> None:
+        self._link.send(message)
+
+    def receive(self, timeout_s: float | None = None) -> Any:
+        said = self._link.receive(timeout_s)
+        if said is None:
+            raise ConnectionResetError("the server ended")
+        return said
+
+    def close(self) -> None:
+        self._link.close()
+
+
+class CallServer:
+    """A session, and the server behind it."""
+
+    shares_files = True
+
+    def __init__(self, slots: int = 2) -> None:
+        self.slots = slots
+        self.staging = tempfile.mkdtemp(prefix="cortex-test-")
+        self.cells: list[Cell] = []
+        """That came."""
+        self.dropped: list[int] = []
+        self.results: Callable[[CellDone], list[CellDone]] = lambda done: [done]
+        """What is sent for a result."""
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._work: queue.SimpleQueue[Cell | None] = queue.SimpleQueue()
+        self._link: BlockingConnection[Any] | None = None
+        self._job = ""
+        self._open = 0
+        self._ending = False
+        self._lock = threading.Lock()
+
+    def connect(self) -> Connection:
+        ours, theirs = socket.socketpair()
+        self._link = BlockingConnection[Any](ours, ToServer)
+        threading.Thread(target=self._serve, args=(self._link,), daemon=True).start()
+        for _ in range(self.slots):
+            threading.Thread(target=self._run_all, daemon=True).start()
+        return Connection(theirs, self.slots)
+
+    def close(self) -> None:
+        for _ in range(self.slots):
+            self._work.put(None)
+
+    def end(self) -> None:
+        """The server dies."""
+        assert self._link is not None
+        self._link.close()
+
+    def _serve(self, link: BlockingConnection[Any]) -> None:
+        with contextlib.suppress(OSError):
+            while (message := link.receive()) is not None:
+                if isinstance(message, SubmitJob):
+                    self._job = message.job
+                    link.send(JobAccepted(message.job))
+                elif isinstance(message, FunctionCode):
+                    code = msgspec.msgpack.decode(message.code, type=TravellingFunction)
+                    self._functions[message.function] = cloudpickle.loads(code.function)
+                elif isinstance(message, SendCells):
+                    for cell in message.cells:
+                        assert cell.function in self._functions
+                        self.cells.append(cell)
+                        with self._lock:
+                            self._open += 1
+                        self._work.put(cell)
+                elif isinstance(message, DropCells):
+                    self.dropped += message.cells
+                elif isinstance(message, EndCalls):
+                    self._ending = True
+                    self._maybe_done()
+
+    def _maybe_done(self) -> None:
+        with self._lock:
+            done = self._ending and not self._open
+        if done and self._link is not None:
+            self._link.send(JobDone(self._job, JobReport(self._job, "", 0.0), ()))
+
+    def _run_all(self) -> None:
+        while (cell := self._work.get()) is not None:
+            if cell.cell in self.dropped:
+                results = []
+            else:
+                results = self.results(self._run(cell))
+            with self._lock:
+                self._open -= 1
+            with contextlib.suppress(OSError):
+                assert self._link is not None
+                self._link.send(CellsDone(self._job, tuple(results), self.slots))
+            self._maybe_done()
+
+    def _run(self, cell: Cell) -> CellDone:
+        function = self._functions[cell.function]
+        data, buffers = cell.data, [bytearray(each) for each in cell.buffers]
+        if cell.attached is not None:
+            path = os.path.join(self.staging, cell.attached.name)
+            other = path + ".copy"
+            with open(path, "rb") as source, open(other, "wb") as copy:
+                copy.write(source.read())
+            data, *buffers = cut(map_and_remove(other), cell.attached.sizes)
+        entries = pickle.loads(data, buffers=buffers)
+        values: list[Any] = []
+        failed: list[CallFailed] = []
+        began = time.perf_counter()
+        for number in range(cell.start, cell.end):
+            entry = entries[number]
+            try:
+                if cell.form == CallForm.ONE:
+                    values.append(function(entry))
+                elif cell.form == CallForm.STAR:
+                    values.append(function(*entry))
+                else:
+                    values.append(function(*entry[0], **entry[1]))
+            except Exception as error:
+                report = UserCodeError(str(error), details={"traceback": traceback.format_exc()}).report()
+                failed.append(CallFailed(number, cloudpickle.dumps(error), report))
+        seconds = time.perf_counter() - began
+        done = CellDone("", cell.cell, cell.start, cell.end, failed=tuple(failed), seconds=seconds)
+        if cell.discard or not values:
+            return done
+        views: list[memoryview] = []
+        data = cloudpickle.dumps(values, 5, buffer_callback=lambda each: views.append(each.raw()))
+        sizes = (len(data), *(view.nbytes for view in views))
+        if sum(sizes) < ATTACH_BYTES:
+            return msgspec.structs.replace(done, data=data, buffers=tuple(map(bytes, views)))
+        name = f"result-{cell.cell}-{cell.start}"
+        with open(os.path.join(self.staging, name), "wb") as file:
+            for start, part in zip(offsets(sizes), (memoryview(data), *views)):
+                file.seek(start)
+                file.write(part)
+        return msgspec.structs.replace(done, attached=Attached(name, sizes))
