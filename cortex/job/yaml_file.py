@@ -14,18 +14,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from cortex.errors import UsageError
 from cortex.job.declared import Problem, validate_declared
 from cortex.job.overrides import (
     Overrides,
-    absolute_path,
     apply_overrides,
     current_folder,
     dialect_problems,
     input_path,
-    parse_priority,
     parse_reducers,
     parse_slots,
 )
@@ -42,16 +39,9 @@ from cortex.job.spec import (
     ReduceForm,
     Resources,
 )
-from cortex.job.travelling import (
-    default_name,
-    env_problem,
-    file_problem,
-    module_name,
-    module_problem,
-    taken_twice,
-)
 from cortex.job.types import check_type
 from cortex.job.yaml_nodes import Document, Mapping, Scalar
+from cortex.job.yaml_parts import CommonParts
 from cortex.units import parse_bytes
 
 __all__ = ["JobFile", "Overrides", "load_job_file", "validate_declared"]
@@ -110,18 +100,15 @@ _SECTIONS: Final = {
 _HOMES: Final = {key: section for section, keys in _SECTIONS.items() for key in keys}
 _COMBINES: Final[dict[str, Combine]] = {"sum": "sum", "min": "min", "max": "max"}
 
-T = TypeVar("T")
 _Places = dict[tuple[str, ...], Scalar]
 """Where each part of a declared job is written."""
 
 
-class _Reader:
+class _Reader(CommonParts):
     """One pass over the document: fills in what it understands and notes what it does not."""
 
     def __init__(self, document: Document, folder: str, overrides: Overrides) -> None:
-        self.top = document.top
-        self.shown = document.shown
-        self.folder = folder
+        super().__init__(document, folder)
         self.overrides = overrides
 
     def read(self) -> JobFile:
@@ -134,8 +121,8 @@ class _Reader:
         combine, combine_code = self._combine()
         output = self._output()
         resources = self._resources()
-        files, modules, env = self._files(), self._modules(), self._env()
-        priority = self._priority()
+        files, modules, env = self.files(), self.modules(), self.env()
+        priority = self.priority()
         self._forms(combine, resources)
         top.finish(_HOMES)
         reduce_form: ReduceForm = "none"
@@ -182,7 +169,7 @@ class _Reader:
         columns = {}
         for name, item in source.pairs("columns", "{station: string, temp: float64}"):
             columns[name] = item.text
-            self._try(item, partial(check_type, item.text))
+            self.tried(item, partial(check_type, item.text))
         dialect = self._dialect(source, text_format)
         encoding = source.choice("encoding", ("utf-8", "bytes")) or "utf-8"
         full = source.choice("fingerprint", FINGERPRINTS) == "full"
@@ -223,7 +210,7 @@ class _Reader:
         if output is None:
             return OutputSpec()
         item = output.scalar("path")
-        path = None if item is None else self._path(item)
+        path = None if item is None else self.path(item)
         file_format = output.choice("format", OUTPUT_FORMATS) or "csv"
         on = output.choice("on", ("client", "nodes"))
         overwrite = output.flag("overwrite", False)
@@ -231,74 +218,13 @@ class _Reader:
         return OutputSpec(path or "", file_format, overwrite, "nodes" if on == "nodes" else "client")
 
     def _resources(self) -> Resources:
-        found = self.top.mapping("resources", "{memory: 512MB}")
-        if found is None:
-            return Resources()
-        values = {}
         parsers: tuple[tuple[str, str, Callable[[str, str], int]], ...] = (
             ("memory", "memory_bytes", parse_bytes),
             ("slots", "slots", parse_slots),
             ("reducers", "reducers", parse_reducers),
             ("split_size", "split_bytes", parse_bytes),
         )
-        for key, field, parse in parsers:
-            item = found.scalar(key)
-            if item is None:
-                continue
-            value = self._try(item, partial(parse, item.text, key))
-            if value is not None:
-                values[field] = value
-        found.finish(_HOMES)
-        return Resources(**values)
-
-    def _priority(self) -> int:
-        item = self.top.scalar("priority")
-        return 0 if item is None else self._try(item, partial(parse_priority, item.text)) or 0
-
-    def _files(self) -> dict[str, str]:
-        """Name -> path. A list names each file as it is called; a mapping as it says."""
-        top, given = self.top, []
-        if top.is_mapping("files"):
-            for name, item in top.pairs("files", "{stopwords: data/stopwords.txt}"):
-                given.append((name, item))
-        else:
-            given = [("", item) for item in top.scalars("files")]
-        files: dict[str, str] = {}
-        for name, item in given:
-            path = self._path(item)
-            if path is None:
-                continue
-            name = name or default_name(path)
-            problem = file_problem(name, path)
-            if problem is None and taken_twice([*files, name]):
-                problem = f"two files are named {name!r}", "write files: {NAME: PATH, ...}"
-            if problem is not None:
-                item.problem(*problem)
-            files[name] = path
-        return files
-
-    def _modules(self) -> tuple[str, ...]:
-        modules: dict[str, str] = {}
-        for item in self.top.scalars("modules"):
-            path = self._path(item)
-            if path is None:
-                continue
-            problem = module_problem(path)
-            if problem is None and module_name(path) in modules:
-                problem = f"two modules are named {module_name(path)!r}", "rename one of them"
-            if problem is not None:
-                item.problem(*problem)
-            modules[module_name(path)] = path
-        return tuple(modules.values())
-
-    def _env(self) -> dict[str, str]:
-        env = {}
-        for name, item in self.top.pairs("env", "{LANG: C.UTF-8}"):
-            problem = env_problem(name, item.text)
-            if problem is not None:
-                item.problem(*problem)
-            env[name] = item.text
-        return env
+        return Resources(**self.section("resources", "{memory: 512MB}", parsers, _HOMES))
 
     def _map(self) -> tuple[str, str, dict[str, str]]:
         if self.top.is_scalar("map"):
@@ -416,11 +342,8 @@ class _Reader:
 
     # --- values
 
-    def _path(self, item: Scalar) -> str | None:
-        return self._try(item, partial(absolute_path, item.text, self.folder))
-
     def _input_path(self, item: Scalar) -> str | None:
-        return self._try(item, partial(input_path, item.text, self.folder))
+        return self.tried(item, partial(input_path, item.text, self.folder))
 
     def _code(self, item: Scalar | None) -> str:
         """``file.py:name`` -> ``/folder/file.py:name``; what cannot be is noted and returned as it is."""
@@ -434,10 +357,3 @@ class _Reader:
         if not os.path.isfile(path):
             item.problem(f"there is no file {file!r}", "paths in a job file are relative to its folder")
         return f"{path}:{name}"
-
-    def _try(self, item: Scalar, parse: Callable[[], T]) -> T | None:
-        try:
-            return parse()
-        except UsageError as error:
-            item.problem(error.message, error.cure)
-            return None

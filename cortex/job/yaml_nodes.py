@@ -238,6 +238,11 @@ class Mapping:
 
     # --- values
 
+    def node(self, key: str) -> yaml.Node | None:
+        """What is written at a key, for `cortex.job.yaml_values`."""
+        self._asked[key] = None
+        return self._values.get(key)
+
     def is_scalar(self, key: str) -> bool:
         node = self._values.get(key)
         return isinstance(node, yaml.ScalarNode) and not Scalar(self._document, node).empty
