@@ -1,8 +1,8 @@
 """CPython's own cases of `concurrent.futures`, for the executor of `cortex.Client`.
 
 Up to 3.11 they are one module, `test.test_concurrent_futures`, later a package; some Pythons come without.
-`case_class` makes a class of cases of one of CPython's, whose executors are ours. What is left out is named in
-`LEFT_OUT` and `LEFT_OUT_CLASSES`, with the reason.
+`case_class` makes a class of cases of one of CPython's, whose executors are ours. What is left out is named
+in `LEFT_OUT` and `LEFT_OUT_CLASSES`, with the reason.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 import sys
 import types
 import unittest
@@ -31,9 +32,6 @@ _PROCESSES = "looks into a ProcessPoolExecutor: at its processes, threads, pipes
 _CONTEXT = "hands a lock or a manager of multiprocessing to processes that multiprocessing has not started"
 _OPTION = "max_tasks_per_child is an option of ProcessPoolExecutor"
 _ENDS = "terminate_workers and kill_workers are methods of ProcessPoolExecutor"
-_ITSELF = "makes a ProcessPoolExecutor by its name"
-_HARMLESS = "a process that dies breaks the whole ProcessPoolExecutor: here only its calls fail, or run again"
-_TAGGED = "the lines that a call prints say which call printed them"
 
 LEFT_OUT: dict[str, tuple[str, tuple[int, int]]] = {
     "ProcessPoolExecutorTest.test_max_workers_too_large": ("a limit of Windows", _ALL),
@@ -56,8 +54,8 @@ LEFT_OUT: dict[str, tuple[str, tuple[int, int]]] = {
     "ExecutorDeadlockTest.test_shutdown_deadlock_pickle": (_PROCESSES, _ALL),
     "ExecutorDeadlockTest.test_gh105829_should_not_deadlock_if_wakeup_pipe_full": (_PROCESSES, (3, 13)),
 }
-"""`Class.case` -> why it does not apply, and from which Python on there is such a case (older ones may have it,
-too: cases are handed down in bugfix releases)."""
+"""`Class.case` -> why it does not apply, and from which Python on there is such a case (older ones may have
+it, too: cases are handed down in bugfix releases)."""
 
 LEFT_OUT_CLASSES = {
     "InitializerMixin": "an initializer is an option of CPython's pools",
@@ -136,21 +134,23 @@ class _Ours(unittest.TestCase):
     def tearDown(self) -> None:
         super().tearDown()
         # CPython's own runner fails a case that leaves a thread or a process behind, by this
-        self.assertFalse(self._support.environment_altered, "a thread or a process was left behind")
+        assert not self._support.environment_altered, "a thread or a process was left behind"
 
     def get_context(self) -> None:
         """Of multiprocessing."""
 
 
 def _run_python(*arguments: str, **options: Any) -> Any:
-    """CPython's `assert_python_ok`, for a program that imports our executor where it names it."""
+    """CPython's `assert_python_ok`, for a program that imports our executor where it names it. Lines that
+    calls print say here which call it was."""
     from test.support.script_helper import assert_python_ok
 
     *before, program = arguments
     wanted = f"from concurrent.futures import {CortexExecutor.__name__}"
     ours = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import {CortexExecutor.__name__}"
     assert wanted in program
-    return assert_python_ok(*before, program.replace(wanted, ours), **options)
+    code, out, errors = assert_python_ok(*before, program.replace(wanted, ours), **options)
+    return code, re.sub(rb"^\[\w+ #\d+\] ", b"", out, flags=re.MULTILINE), errors
 
 
 NAMED: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The executor of `cortex.Client` under CPython's own cases of `concurrent.futures`: see `cpython_futures`."""
+"""The executor of `cortex.Client` under CPython's own cases of executors: see `cpython_futures`."""
 
 from __future__ import annotations
 
