@@ -122,6 +122,12 @@ ATTACH_BYTES: Final = 1 * MIB  # a cell's data from so much on travels outside o
 ATTACHED_ALIGN_BYTES: Final = 64  # where each buffer of an attachment begins: a cache line, Arrow's alignment
 CELL_S: Final = 0.005  # work in a cell, so that what it costs on its way is little: about 0.1 ms
 CELL_AHEAD_S: Final = 0.1  # a worker is sent a cell ahead if that is shorter: longer ones would wait
+CALL_RETRIES_MAX: Final = 100  # of a call that raises: what fails a hundred times fails
+CALL_S_MAX: Final = 30 * 86_400.0  # that a call's timeout may be: a month
+ARGUMENTS_COUNTED_BYTES: Final = 8 * MIB  # a file of arguments is read once more to count them: 0.1 s
+ARGUMENT_FILES_COUNTED_MAX: Final = 10_000  # paths that are counted before a run: 20 ms
+FAILURES_SHOWN: Final = 10  # of `cortex compute`, at the end: the others are in a file
+ARGUMENT_CHARS_SHOWN: Final = 200  # of a failing call's arguments, in an error
 CELL_GROWTH_MAX: Final = 8  # times as many calls as in cells that are back: what is not yet known stays small
 CELL_RATE_MAX: Final = (
     1000  # cells a second that client and server handle: with many slots each has more work
@@ -139,12 +145,6 @@ RESULT_COST_BYTES: Final = (
 RESULTS_FILED_BYTES: Final = 4096 * MIB  # the same for results in files: room on a disk
 SEND_BYTES: Final = 4 * MIB  # of cells in one message
 FAILURES_KEPT_MAX: Final = 1000  # that errors="collect" raises together: of all further ones only the number
-CALL_RETRIES_MAX: Final = 100  # of a call that raises: what fails a hundred times fails
-CALL_S_MAX: Final = 30 * 86_400.0  # that a call's timeout may be: a month
-ARGUMENTS_COUNTED_BYTES: Final = 8 * MIB  # a file of arguments is read once more to count them: 0.1 s
-ARGUMENT_FILES_COUNTED_MAX: Final = 10_000  # paths that are counted before a run: 20 ms
-FAILURES_SHOWN: Final = 10  # of `cortex compute`, at the end: the others are in a file
-ARGUMENT_CHARS_SHOWN: Final = 200  # of a failing call's arguments, in an error
 CALL_STUCK_S: Final = 0.1  # a call that takes longer has what waits behind it in its worker given back
 CALL_DEATHS_MAX: Final = 4  # executors that may die of one call: as many as attempts of a task may fail
 CELL_BUFFER_BYTES_MIN: Final = (

@@ -42,8 +42,8 @@ class _Worker:
         """That it was told."""
         self.in_hand: dict[_Key, Piece] = {}
         """In the order in which it got them."""
-        self.children: dict[int, Cell] = {}
-        """That it has submitted, and has no (whole) result of."""
+        self.children: dict[int, tuple[Cell, list[Piece]]] = {}
+        """That it has submitted, each with what it has no result of."""
 
     def done(self, source: str, cell: int, start: int, stop: int) -> None:
         """It has calls [start, stop) in hand no more."""
@@ -122,7 +122,8 @@ class Workers:
             self._functions.setdefault(worker.job, {})[said.function] = said
             worker.functions.add(said.function)
         elif isinstance(said, ChildCells) and self._keep:
-            worker.children.update((cell.cell, cell) for cell in said.cells)
+            for cell in said.cells:
+                worker.children[cell.cell] = cell, [Piece(attempt, cell.cell, cell.start, cell.end)]
         elif isinstance(said, ChildrenDropped):
             for number in list(worker.children) if said.all else said.cells:
                 worker.children.pop(number, None)
@@ -135,11 +136,12 @@ class Workers:
                 self._say(attempt, CellsRun(attempt, (done,)))
         for attempt, worker in self._workers.items():
             functions = self._functions.get(worker.job, {})
-            for name in sorted({cell.function for cell in worker.children.values()}):
+            children = tuple(cell for cell, _ in worker.children.values())
+            for name in sorted({cell.function for cell in children}):
                 if name in functions:
                     self._say(attempt, functions[name])
-            if worker.children:
-                self._say(attempt, ChildCells(attempt, tuple(worker.children.values())))
+            if children:
+                self._say(attempt, ChildCells(attempt, children))
             self._send(
                 WorkerHolds(
                     self._node,
@@ -182,9 +184,10 @@ class Workers:
         if not self._keep:
             return
         for done in message.results:
-            cell = worker.children.get(done.cell)
-            if cell is not None and done.start == cell.start and done.stop == cell.end:
-                del worker.children[done.cell]
+            cell, due = worker.children.pop(done.cell, (None, []))
+            left = [piece.without(done.start, done.stop) for piece in due]
+            if cell is not None and any(left):
+                worker.children[done.cell] = cell, [piece for piece in left if piece is not None]
         pieces = tuple(Piece(each.source, each.cell, each.start, each.stop) for each in message.results)
         self._say(message.attempt, CellsTaken(worker.job, pieces))
 

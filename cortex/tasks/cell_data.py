@@ -58,7 +58,7 @@ class CellData:
         return entries if cell.end - cell.start == cell.count else entries[cell.start : cell.end]
 
     def _attached(self, attached: Attached) -> list[memoryview]:
-        if attached.name:
+        if attached.number < 0:
             path = os.path.join(self._folder, os.path.basename(attached.name))
             try:
                 return map_attached(path, attached.sizes)

@@ -9,7 +9,7 @@ import sys
 from cortex.errors import VersionMismatch
 from cortex.version import VERSION
 
-PROTOCOL_VERSION = "1"
+PROTOCOL_VERSION = "2"  # 2: with calls of functions
 
 _PARTS = {"protocol": 1, "cortex": 2, "python": 2, "cloudpickle": 2, "pyarrow": 1}
 """How many leading numbers must be equal. Code objects change with Python's minor version and
