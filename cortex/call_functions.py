@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cortex.client.call_run import Function
-from cortex.client.cells import Pickled
 from cortex.errors import UsageError
 from cortex.imports_of_job import modules_beside
 from cortex.job.travelling import module_name
-from cortex.limits import CELL_BUFFER_BYTES_MIN
+from cortex.tasks.cell_pickles import Pickled, dump_list
 from cortex.tasks.travelling_function import TravellingFunction
-from cortex.user_code import PickledCode, dump_values, find_unpicklable, pickle_again, pickle_code
+from cortex.user_code import PickledCode, by_value_dumps, find_unpicklable, pickle_again, pickle_code
 from cortex.wire.messages import FunctionCode
 
 _KEPT_MAX = 1000  # functions of which a pickle is kept: a loop may make a new one for each call
@@ -76,11 +75,10 @@ class Functions:
             beside = modules_beside(pickled.imports, pickled.roots, self._modules)
             sources = {name: _source(path) for name, path in beside.sources.items()}
         code = TravellingFunction(pickled.code, sources).encode()
-        by_value = pickled.by_value
+        dumps = by_value_dumps(pickled.by_value)
 
-        def dump(values: Sequence[Any]) -> Pickled:
-            data, buffers = dump_values(values, by_value, CELL_BUFFER_BYTES_MIN)
-            return Pickled(data, tuple(buffers))
+        def dump(values: list[Any]) -> Pickled:
+            return dump_list(values, dumps)
 
         number = hashlib.sha256(code).hexdigest()[:32]
         return Function(FunctionCode(self._job, number, _name_of(function), code), dump, find_unpicklable)

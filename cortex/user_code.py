@@ -37,6 +37,7 @@ from cortex.job.overrides import current_folder, utf8_path
 from cortex.tasks.code_names import named
 
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
+BufferCallback = Callable[[pickle.PickleBuffer], bool]
 _PICKLING = threading.RLock()  # cloudpickle's registry of modules by value is global; pickling runs user code
 
 
@@ -239,27 +240,17 @@ def pickle_again(code: Any, before: PickledCode) -> PickledCode:
         return _pickled(code, before.by_value, before.roots)
 
 
-def dump_values(
-    values: Sequence[Any], by_value: Sequence[types.ModuleType], in_band_bytes: int
-) -> tuple[bytes, list[memoryview]]:
-    """A list of values as a pickle, and its out-of-band buffers: those of `in_band_bytes` and more. Classes
-    of modules that travel by value do so as well, so that code and values mean the same ones.
+def by_value_dumps(modules: Sequence[types.ModuleType]) -> Callable[[Any, BufferCallback], bytes]:
+    """How values are pickled that go with code of which `modules` travel by value: their classes do so as
+    well, so that code and values mean the same ones. It raises whatever pickling raises."""
 
-    Raises whatever pickling raises.
-    """
-    buffers: list[memoryview] = []
+    def dumps(value: Any, buffers: BufferCallback) -> bytes:
+        if not modules:
+            return _dumps(value, None, buffers)
+        with _PICKLING, _by_value(modules):
+            return _dumps(value, None, buffers)
 
-    def keep(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < in_band_bytes:
-            return True
-        buffers.append(raw)
-        return False
-
-    if not by_value:
-        return _dumps(values, None, keep), buffers
-    with _PICKLING, _by_value(by_value):
-        return _dumps(values, None, keep), buffers
+    return dumps
 
 
 @contextlib.contextmanager
@@ -280,7 +271,7 @@ def _by_value(modules: Iterable[types.ModuleType]) -> Iterator[None]:
 def _dumps(
     value: Any,
     imports: set[str] | None = None,
-    buffer_callback: Callable[[pickle.PickleBuffer], bool] | None = None,
+    buffer_callback: BufferCallback | None = None,
 ) -> bytes:
     """The pickle; what unpickling and running it will import is added to `imports`."""
     buffer = io.BytesIO()

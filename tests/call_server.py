@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import queue
 import socket
 import tempfile
@@ -18,10 +17,9 @@ from typing import Any
 import cloudpickle
 import msgspec
 
-from cortex.client.attachments import map_and_remove
-from cortex.client.cells import cut, offsets
 from cortex.errors import UserCodeError
-from cortex.limits import ATTACH_BYTES
+from cortex.tasks.attached_files import map_attached, write_attached
+from cortex.tasks.cell_pickles import dump_list, load_list
 from cortex.tasks.travelling_function import TravellingFunction
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
@@ -153,14 +151,11 @@ class CallServer:
 
     def _run(self, cell: Cell) -> CellDone:
         function = self._functions[cell.function]
-        data, buffers = cell.data, [bytearray(each) for each in cell.buffers]
+        data: Any = cell.data
+        buffers: Any = cell.buffers
         if cell.attached is not None:
-            path = os.path.join(self.staging, cell.attached.name)
-            other = path + ".copy"
-            with open(path, "rb") as source, open(other, "wb") as copy:
-                copy.write(source.read())
-            data, *buffers = cut(map_and_remove(other), cell.attached.sizes)
-        entries = pickle.loads(data, buffers=buffers)
+            data, *buffers = map_attached(os.path.join(self.staging, cell.attached.name), cell.attached.sizes)
+        entries = load_list(data, buffers)
         values: list[Any] = []
         failed: list[CallFailed] = []
         began = time.perf_counter()
@@ -180,14 +175,10 @@ class CallServer:
         done = CellDone("", cell.cell, cell.start, cell.end, failed=tuple(failed), seconds=seconds)
         if cell.discard or not values:
             return done
-        views: list[memoryview] = []
-        data = cloudpickle.dumps(values, 5, buffer_callback=lambda each: views.append(each.raw()))
-        sizes = (len(data), *(view.nbytes for view in views))
-        if sum(sizes) < ATTACH_BYTES:
-            return msgspec.structs.replace(done, data=data, buffers=tuple(map(bytes, views)))
+        pickled = dump_list(values)
+        if not pickled.is_large:
+            data, buffers = pickled.inline()
+            return msgspec.structs.replace(done, data=data, buffers=buffers)
         name = f"result-{cell.cell}-{cell.start}"
-        with open(os.path.join(self.staging, name), "wb") as file:
-            for start, part in zip(offsets(sizes), (memoryview(data), *views)):
-                file.seek(start)
-                file.write(part)
-        return msgspec.structs.replace(done, attached=Attached(name, sizes))
+        write_attached(os.path.join(self.staging, name), pickled)
+        return msgspec.structs.replace(done, attached=Attached(name, pickled.sizes))

@@ -10,14 +10,14 @@ A cell's data is kept until no cell that was sent has it: slices of a cell share
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import threading
 from bisect import bisect_right
 from typing import Protocol
 
-from cortex.client.cells import Pickled, offsets
-from cortex.errors import NotAllowed, OutputFailed
+from cortex.errors import NotAllowed
+from cortex.tasks.attached_files import new_name, offsets, write_attached
+from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import Attached, Cell
 
 
@@ -28,7 +28,7 @@ class DataStore(Protocol):
     """Where results in files are."""
 
     def put(self, pickled: Pickled) -> Attached:
-        """Have it read by executors. Raises OutputFailed."""
+        """Have it read by executors. Raises OutputFailed and SpillFull."""
 
     def remove(self, attached: Attached) -> None:
         """Nobody reads it any more."""
@@ -60,26 +60,10 @@ class Uses:
 class FiledData:
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._lock = threading.Lock()
-        self._last = 0
 
     def put(self, pickled: Pickled) -> Attached:
-        with self._lock:
-            self._last += 1
-            name = f"arguments-{self._last}"
-        path = os.path.join(self.folder, name)
-        try:
-            with open(path, "xb", buffering=0) as file:
-                for start, part in zip(offsets(pickled.sizes), (memoryview(pickled.data), *pickled.buffers)):
-                    file.seek(start)
-                    _write(file.fileno(), part)
-        except OSError as error:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            raise OutputFailed(
-                f"arguments cannot be written to {self.folder}: {error.strerror or error}",
-                cure="set CORTEX_SPILL_DIRS to a folder of yours with free space",
-            ) from error
+        name = new_name("arguments")
+        write_attached(os.path.join(self.folder, name), pickled)
         return Attached(name, pickled.sizes)
 
     def remove(self, attached: Attached) -> None:
@@ -94,14 +78,15 @@ class MemoryData:
         self.folder = folder
         self._lock = threading.Lock()
         self._last = -1
-        self._parts: dict[int, tuple[list[int], tuple[memoryview, ...]]] = {}
+        self._parts: dict[int, tuple[list[int], list[memoryview]]] = {}
+        """Where each part begins, and where the last one ends; the parts."""
 
     def put(self, pickled: Pickled) -> Attached:
-        parts = (memoryview(pickled.data), *pickled.buffers)
+        begins, end = offsets(pickled.sizes)
         with self._lock:
             self._last += 1
-            self._parts[self._last] = offsets(pickled.sizes), parts
-            return Attached("arguments", pickled.sizes, self._last)
+            self._parts[self._last] = [*begins, end], [memoryview(pickled.data), *pickled.buffers]
+            return Attached("", pickled.sizes, self._last)
 
     def remove(self, attached: Attached) -> None:
         with self._lock:
@@ -136,18 +121,3 @@ class MemoryData:
     def without(self, number: int, offset: int, length: int, byte: bytes) -> int:
         found = self.read(number, offset, length).find(byte)
         return length if found < 0 else found
-
-
-def map_and_remove(path: str) -> memoryview:
-    """The file's bytes, writable without changing it; it is gone from its folder. Raises OSError."""
-    with open(path, "rb") as file:
-        os.unlink(path)
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            return memoryview(bytearray())
-        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
-
-
-def _write(descriptor: int, data: memoryview) -> None:
-    while data:  # one write takes 2 GB at most, and a disk that is getting full a part
-        data = data[os.write(descriptor, data) :]

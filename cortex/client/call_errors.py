@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+from importlib import import_module
 from typing import Any
 
-from cortex.errors import ErrorReport, UserCodeError, from_report
+from cortex.tasks.cell_pickles import load_exception
 from cortex.wire.messages import CallFailed
 
 _TRACEBACK = "traceback"  # of an error report's details
@@ -28,44 +28,18 @@ class CallError(Exception):
         return f"call {self.argument_index}: {type(self.exception).__name__}: {self.exception}"
 
 
-class RemoteTraceback(Exception):
-    """The traceback of an executor, as the cause of what was raised in it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
-
-
 def call_error(failed: CallFailed, index: int, name: str) -> CallError:
     """What was raised, with the executor's traceback as its cause."""
     traceback = failed.error.details.get(_TRACEBACK, "")
-    exception = _exception(failed, traceback)
+    exception = load_exception(failed)
     if traceback:
-        exception.__cause__ = RemoteTraceback(f'\n"""\n{traceback.rstrip()}\n"""')
+        # What users of executors know, by its own class. It brings multiprocessing along: only when needed.
+        remote: Any = import_module("concurrent.futures.process")
+        exception.__cause__ = remote._RemoteTraceback(f'\n"""\n{traceback.rstrip()}\n"""')
     exception.add_note(f"in call {index} of {name}")
     return CallError(index, exception, traceback)
 
 
-def own_error(exception: Exception, index: int) -> CallError:
+def own_error(exception: BaseException, index: int) -> CallError:
     """Of a call that was not sent, or whose result cannot be read here."""
     return CallError(index, exception)
-
-
-def _exception(failed: CallFailed, traceback: str) -> BaseException:
-    if not failed.pickled:
-        return from_report(failed.error)
-    try:
-        found: Any = pickle.loads(failed.pickled)
-    except Exception as error:  # a class whose __init__ takes more than its args, or that is not here
-        return _in_words(failed.error, error)
-    return found if isinstance(found, BaseException) else _in_words(failed.error, None)
-
-
-def _in_words(report: ErrorReport, why: Exception | None) -> BaseException:
-    details = dict(report.details)
-    if why is not None:
-        details["not shown as itself"] = f"its pickle cannot be read here: {why!r}"
-    return UserCodeError(report.message, cure=report.cure, details=details)

@@ -17,22 +17,27 @@ from typing import Any, Protocol
 
 from cortex.client.call_errors import CallError, own_error
 from cortex.client.call_window import CellSizes, Held, Order
-from cortex.client.cells import Blame, Dump, Group, Pickled, Results, pickle_calls
+from cortex.client.cells import Blame, Dump, Group, Results, pickle_calls
 from cortex.client.compute_link import Came
 from cortex.errors import CortexError, UserCodeError
 from cortex.limits import CELL_PULL_S, SEND_BYTES
+from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import Attached, CallForm, Cell, FunctionCode
 
 
 class Link(Protocol):
-    """A `CallLink`, or that of an executor whose call submits calls."""
+    """A `CallLink`, or that of an executor whose call submits calls (`nested`)."""
+
+    nested: bool
 
     @property
     def slots(self) -> int: ...
     def check(self) -> None: ...
     def join(self, owner: Any) -> None: ...
     def number(self) -> int: ...
-    def attach(self, pickled: Pickled) -> Attached: ...
+    def attach(self, pickled: Pickled) -> Attached | None:
+        """None: it goes in a frame all the same. Raises UsageError if it is too large for that."""
+
     def function(self, code: FunctionCode) -> None: ...
     def send(self, owner: Any, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None: ...
     def call_by_call(self, owner: Any, results: Results, start: int, stop: int, root: int) -> None: ...
@@ -77,13 +82,14 @@ def make_cell(link: Link, function: Function, group: Group, options: CallOptions
     pickled = group.pickled
     assert pickled is not None
     attached = link.attach(pickled) if pickled.is_large else None
+    data, buffers = pickled.inline() if attached is None else (b"", ())
     return Cell(
         cell=link.number(),
         function=function.code.function,
         count=group.count,
         form=options.form,
-        data=b"" if attached is not None else pickled.data,
-        buffers=() if attached is not None else tuple(map(bytes, pickled.buffers)),
+        data=data,
+        buffers=buffers,
         attached=attached,
         first=group.first,
         discard=options.discard,
@@ -94,6 +100,8 @@ def make_cell(link: Link, function: Function, group: Group, options: CallOptions
 class CallRun:
     """`entries` are what `options.form` says; `length` is how many there are, None if that is not known.
     `keep` lives as long as this does."""
+
+    reads_at_once = False
 
     def __init__(
         self,
@@ -260,7 +268,9 @@ class CallRun:
             return Batch(first, stop - start, list(failures), tuple(failures))
         try:
             values = results.between(start, stop)
-        except Exception as error:  # whatever the user's classes raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's classes raise
             if stop - start > 1 and results.cell.attached is None:
                 return None
             failures = [
@@ -279,7 +289,10 @@ class CallRun:
         )
 
 
-def unreadable(name: str, index: int, error: Exception) -> UserCodeError:
+def unreadable(name: str, index: int, error: BaseException) -> BaseException:
+    """What a call fails with whose result raises this here."""
+    if not isinstance(error, Exception):
+        return error  # such as SystemExit
     failed = UserCodeError(
         f"the result of call {index} of {name} cannot be read here: {type(error).__name__}: {error}",
         cure="return what it is made of, or make its class importable here",

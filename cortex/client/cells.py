@@ -7,60 +7,19 @@ floor above makes. Results are read only when it is their turn: until then they 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cortex.client.call_errors import CallError, call_error, own_error
 from cortex.errors import UserCodeError
-from cortex.limits import ATTACH_BYTES, ATTACHED_ALIGN_BYTES
+from cortex.tasks.cell_pickles import Pickled, load_list
 from cortex.wire.messages import CallForm, Cell, CellDone
 
-
-@dataclass(frozen=True)
-class Pickled:
-    """A pickle (protocol 5) and its out-of-band buffers: views of the pickled objects' own memory."""
-
-    data: bytes
-    buffers: tuple[memoryview, ...] = ()
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.data) + sum(each.nbytes for each in self.buffers)
-
-    @property
-    def is_large(self) -> bool:
-        """To be attached."""
-        return self.size_bytes >= ATTACH_BYTES
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return (len(self.data), *(each.nbytes for each in self.buffers))
-
-
-Dump = Callable[[Sequence[Any]], Pickled]
+Dump = Callable[[list[Any]], Pickled]
 """Pickles a list of entries. Raises whatever pickling one of them raises."""
 Blame = Callable[[Any], str]
 """What inside an object cannot be pickled, in words; "" when all of it can."""
-
-
-def offsets(sizes: Sequence[int]) -> list[int]:
-    """Where each part of an attachment begins; after them, where it ends."""
-    found, at = [], 0
-    for size in sizes:
-        at = -(-at // ATTACHED_ALIGN_BYTES) * ATTACHED_ALIGN_BYTES
-        found.append(at)
-        at += size
-    return [*found, at]
-
-
-def cut(view: memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    """The parts of an attachment. Raises ValueError if it is shorter than they are."""
-    starts = offsets(sizes)
-    if len(view) < starts[-1]:
-        raise ValueError(f"an attachment of {starts[-1]} bytes has {len(view)}")
-    return [view[start : start + size] for start, size in zip(starts, sizes)]
 
 
 @dataclass(frozen=True)
@@ -74,7 +33,7 @@ class Group:
 
 
 def pickle_calls(
-    entries: Sequence[Any], first: int, form: CallForm, name: str, dump: Dump, blame: Blame
+    entries: list[Any], first: int, form: CallForm, name: str, dump: Dump, blame: Blame
 ) -> list[Group]:
     """All in one, but for those that cannot be pickled, which are named; those between them go together."""
     try:
@@ -129,17 +88,17 @@ def _parts(entry: Any, form: CallForm) -> list[tuple[str, Any]]:
 
 
 class Results:
-    """What came of a cell: calls [done.start, done.stop). `view` is its attachment, mapped. Read once; by one
+    """What came of a cell: calls [done.start, done.stop). `parts` are those of its attachment, mapped. By one
     thread at a time."""
 
-    __slots__ = ("_values", "_view", "cell", "done", "name")
+    __slots__ = ("_parts", "_values", "cell", "done", "name")
 
-    def __init__(self, done: CellDone, cell: Cell, name: str, view: memoryview | None = None) -> None:
+    def __init__(self, done: CellDone, cell: Cell, name: str, parts: Sequence[memoryview] = ()) -> None:
         self.done = done
         self.cell = cell
         """What it is the result of: kept to be sent again, call by call, should this be unreadable."""
         self.name = name
-        self._view = view
+        self._parts = parts
         self._values: list[Any] | None = None
 
     def read(self) -> list[Any]:
@@ -149,7 +108,7 @@ class Results:
             values = self._load()
             if self.done.failed:
                 values = self._with_failures(values)
-            self._values, self._view = values, None
+            self._values, self._parts = values, ()
         return self._values
 
     def between(self, start: int, stop: int) -> list[Any]:
@@ -168,14 +127,11 @@ class Results:
 
     def _load(self) -> list[Any]:
         done = self.done
-        if done.attached is not None and self._view is not None:
-            data, *buffers = cut(self._view, done.attached.sizes)
-            loaded = pickle.loads(data, buffers=buffers)
+        loaded: Any = []
+        if done.attached is not None:
+            loaded = load_list(self._parts[0], self._parts[1:])
         elif done.data:
-            # in bytes, arrays could not be written to
-            loaded = pickle.loads(done.data, buffers=map(bytearray, done.buffers))
-        else:
-            loaded = []
+            loaded = load_list(done.data, done.buffers)
         expected = done.stop - done.start - len(done.failed)
         if not isinstance(loaded, list) or (loaded and len(loaded) != expected):
             raise ValueError(f"{expected} results were expected")

@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses, map_and_remove
+from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
 from cortex.client.bundle_packing import PackedBundle, upload
-from cortex.client.call_window import Fresh, Ledger, to_retry
-from cortex.client.cells import Pickled, Results
+from cortex.client.call_window import Fresh, Ledger
+from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
 from cortex.client.part_fetches import PartFetches
 from cortex.errors import (
@@ -37,6 +37,8 @@ from cortex.errors import (
     from_report,
 )
 from cortex.limits import CANCEL_S_MAX, RECEIVED_S_MAX, SEND_BYTES
+from cortex.tasks.attached_files import map_attached
+from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import (
     Attached,
     AttachJob,
@@ -91,6 +93,9 @@ class Came:
 
 class Owner(Protocol):
     """Who has sent cells. Both are called in the receiving thread."""
+
+    reads_at_once: bool
+    """`came` unpickles, and runs code of the user's."""
 
     def came(self, results: Sequence[Came]) -> None: ...
     def failed(self, error: CortexError) -> None: ...
@@ -176,7 +181,9 @@ class CallLink:
         with self._lock:
             return self._ledger.number()
 
-    def attach(self, pickled: Pickled) -> Attached:
+    nested = False
+
+    def attach(self, pickled: Pickled) -> Attached | None:
         return self.store.put(pickled)
 
     def function(self, code: FunctionCode) -> None:
@@ -370,13 +377,12 @@ class CallLink:
                     self._drop_unwanted()
         except CortexError as error:
             self._fail(error)
-        except Exception as error:  # whoever waits for results would wait for ever
+        except BaseException as error:  # whoever waits for results would wait for ever
             if self._closing and isinstance(error, OSError):
-                error = Cancelled("this client was closed")
-                self._fail(error)
-            else:
-                self._fail(InternalError(f"the client's receiving thread failed: {error!r}"))
-                raise
+                self._fail(Cancelled("this client was closed"))
+                return
+            self._fail(InternalError(f"the client's receiving thread failed: {error!r}"))
+            raise
 
     def _forgotten(self) -> None:
         """Wait a moment for the server's word that it has heard us: a connection that is closed at once may
@@ -403,7 +409,7 @@ class CallLink:
             arrived = self._fetches.took(message)
             if arrived is not None:
                 done, path = arrived
-                self._arrived([(done, map_and_remove(path))])
+                self._arrived([(done, self._mapped(done, path))])
         elif isinstance(message, PartLost):
             lost = self._fetches.lost(message)
             if lost is not None:
@@ -415,58 +421,60 @@ class CallLink:
 
     def _cells_done(self, message: CellsDone) -> None:
         self.numbers.slots = max(1, message.slots)
-        arrived: list[tuple[CellDone, memoryview | None]] = []
+        arrived: list[tuple[CellDone, Sequence[memoryview]]] = []
         for done in message.results:
             if done.attached is None:
-                arrived.append((done, None))
+                arrived.append((done, ()))
             elif self._session.shares_files:
                 path = os.path.join(self.store.folder, os.path.basename(done.attached.name))
                 try:
-                    arrived.append((done, map_and_remove(path)))
+                    arrived.append((done, self._mapped(done, path)))
                 except FileNotFoundError:
                     self._run_again(done)  # a result that comes twice, most likely
-                except OSError as error:
-                    raise OutputFailed(
-                        f"a result cannot be read from {path}: {error.strerror or error}"
-                    ) from error
             else:
                 self._fetches.fetch(done)
         self._arrived(arrived)
 
-    def _arrived(self, arrived: Sequence[tuple[CellDone, memoryview | None]]) -> None:
+    def _mapped(self, done: CellDone, path: str) -> Sequence[memoryview]:
+        """The parts of a result in a file, which goes."""
+        assert done.attached is not None
+        try:
+            return map_attached(path, done.attached.sizes, unlink=True)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OutputFailed(
+                f"a result cannot be read from {path}: {error.strerror or error}",
+                cure="this machine's memory or its limit of mapped files may be used up",
+            ) from error
+
+    def _arrived(self, arrived: Sequence[tuple[CellDone, Sequence[memoryview]]]) -> None:
         """Results are here, with what was attached to them."""
         for_owner: defaultdict[Owner, list[Came]] = defaultdict(list)
         again: list[Cell] = []
         with self._lock:
-            for done, view in arrived:
-                fresh = self._ledger.came(done)
-                if fresh is None:
+            for done, parts in arrived:
+                settled = self._ledger.settle(done)
+                if settled is None:
                     continue
-                retried, ranges = to_retry(fresh, done)
-                for call in retried:
-                    again.append(self._ledger.again(fresh, call, call + 1, fresh.retries - 1))
-                    self._uses.begin(again[-1])
+                fresh = settled.fresh
+                for cell in settled.again:
+                    again.append(cell)
+                    self._uses.begin(cell)
                 if fresh.complete:
                     self._uses.end(fresh.cell)
-                if ranges:
-                    self._count(done, ranges)
-                    results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, view)
-                    came = [Came(fresh.root, start, stop, results) for start, stop in ranges]
-                    for_owner[fresh.owner] += came
+                self.numbers.done += sum(stop - start for start, stop in settled.ranges)
+                self.numbers.failed += settled.failures(done)
+                results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, parts)
+                for_owner[fresh.owner] += [Came(fresh.root, *each, results) for each in settled.ranges]
         for owner, results_of in for_owner.items():
             owner.came(results_of)
         if again:
             self._send_cells(again)
-        taken = [each for each, view in arrived if view is not None or not self._session.shares_files]
+        taken = [each for each, parts in arrived if parts or not self._session.shares_files]
         if taken:
             pieces = tuple(Piece("", each.cell, each.start, each.stop) for each in taken)
             self._say(CellsTaken(self.job, pieces))
-
-    def _count(self, done: CellDone, ranges: Sequence[tuple[int, int]]) -> None:
-        self.numbers.done += sum(stop - start for start, stop in ranges)
-        self.numbers.failed += sum(
-            any(start <= each.call < stop for start, stop in ranges) for each in done.failed
-        )
 
     def _run_again(self, done: CellDone) -> None:
         """The result's file is lost, with its node: its calls run once more, but for those that are done."""

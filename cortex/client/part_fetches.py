@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from cortex.client.cells import offsets
 from cortex.errors import OutputFailed, ProtocolError
 from cortex.limits import PART_CREDIT_BYTES, PARTS_FETCHED_AT_ONCE
+from cortex.tasks.attached_files import offsets
 from cortex.wire.messages import CellDone, FetchPart, Message, PartBytes, PartLost, PartTaken
 
 
@@ -63,10 +63,9 @@ class PartFetches:
             return None
         attached = coming.done.attached
         assert attached is not None
-        if coming.file.tell() != offsets(attached.sizes)[-1]:
-            raise ProtocolError(
-                f"a result of {offsets(attached.sizes)[-1]} bytes came with {coming.file.tell()}"
-            )
+        size_bytes = offsets(attached.sizes)[1]
+        if coming.file.tell() != size_bytes:
+            raise ProtocolError(f"a result of {size_bytes} bytes came with {coming.file.tell()}")
         coming.file.close()
         del self._coming[message.staged_as]
         self._ask()

@@ -54,7 +54,7 @@ def write_attached(path: str, pickled: Pickled) -> None:
         if is_disk_full(error):
             raise spill_full(os.path.dirname(path), size_bytes, None, str(error)) from error
         raise OutputFailed(
-            f"a result of {size_bytes} bytes could not be written: {error}",
+            f"data of a call, of {size_bytes} bytes, could not be written: {error}",
             cure="the folder's disk may be full or failing",
             details={"file": path},
         ) from error
