@@ -333,7 +333,12 @@ class CallExecutor(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future = self._new_future()
             try:
-                self._submits.submit(self._functions(fn), (args, kwargs), future)
+                function = self._functions(fn)
+            except CortexError as error:  # it cannot be pickled, or called
+                future.set_exception(error)
+                return future
+            try:
+                self._submits.submit(function, (args, kwargs), future)
             except Cancelled as error:
                 raise RuntimeError("cannot schedule new futures after shutdown") from error
             except CortexError as error:
