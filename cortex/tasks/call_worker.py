@@ -238,12 +238,12 @@ class CallWorker:
         self._nested.end_of(run)
         with self.lock:
             outcomes = run.take_done(ended=True)
-        if outcomes is not None:
-            # not under the lock: it may be large, and the watch thread gives back what waits for it
-            self._tell(run, outcomes)
+        # not under the lock: they may be large, and the watch thread gives back what waits for that
+        results = self._results(run, outcomes) if outcomes is not None else []
         with self.lock:
             self._runs.pop()
             self._reads = True
+        self._tell(results)
 
     def _opened(self, run: CellRun, code: FunctionCode | None) -> Function | None:
         """The function, and the run with its arguments; None: neither could be had, and its calls fail."""
@@ -316,15 +316,15 @@ class CallWorker:
         """What is done of it by now, and was not told. Under the lock."""
         outcomes = run.take_done()
         if outcomes is not None:
-            self._tell(run, outcomes)
+            self._tell(self._results(run, outcomes))
 
-    def _tell(self, run: CellRun, outcomes: Outcomes) -> None:
+    def _results(self, run: CellRun, outcomes: Outcomes) -> list[CellDone]:
         self._printed.tell()
-        with self.lock:
-            self._calls += outcomes.stop - outcomes.start
-        results = self._data.results(
+        return self._data.results(
             run.cell, run.name, outcomes, lambda error: self._out_of_memory(run.name, error)
         )
+
+    def _tell(self, results: list[CellDone]) -> None:
         held: list[CellDone] = []
         held_bytes = 0
         for each in results:
@@ -334,8 +334,11 @@ class CallWorker:
                 held, held_bytes = [], 0
             held.append(each)
             held_bytes += size_bytes
-            self._failed_calls += len(each.failed)
-        self.say(CellsRun(self._attempt, tuple(held)))
+        if held:
+            self.say(CellsRun(self._attempt, tuple(held)))
+        with self.lock:
+            self._calls += sum(each.stop - each.start for each in results)
+            self._failed_calls += sum(len(each.failed) for each in results)
 
     def _whose(self) -> tuple[str, int, bool] | None:
         run = self.run_in_hand()
@@ -461,7 +464,7 @@ class CallWorker:
         number = run.cell.first + run.call
         error = took_too_long(run.name, number, run.cell.timeout_s, self._thread)
         failed = call_failed(error, run.call, number, run.name)
-        self._tell(run, run.fail_in_hand(failed))
+        self._tell(self._results(run, run.fail_in_hand(failed)))
         rests = [rest for each in self._runs if (rest := each.rest()) is not None]
         if rests:
             self.say(CellsGivenBack(self._attempt, tuple(rests)))

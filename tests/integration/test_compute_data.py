@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from cortex.limits import MIB
 from cortex.tasks.attached_files import new_name, write_attached
-from cortex.tasks.cell_pickles import dump_list
+from cortex.tasks.cell_pickles import dump_list, load_exception
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     Attached,
@@ -61,6 +62,22 @@ def test_a_result_that_cannot_be_pickled_names_itself_alone(side: ComputeSide) -
     assert values == [0, 1, 2, 5, 6, 7, 8]
     assert sorted(failed) == [3, 4, 9]
     assert "what locked returned for call 23, a lock, cannot be pickled" in failed[3].error.message
+
+
+def test_a_result_whose_pickling_ends_the_interpreter_fails_alone(side: ComputeSide) -> None:
+    def gives(x: int) -> Any:
+        class Leaves:
+            def __reduce__(self) -> Any:
+                sys.exit(4)
+
+        return Leaves() if x == 1 else x
+
+    side.send(side.cell(side.function(gives), [0, 1, 2]))
+    first, second, third = side.receive(CellsRun).results
+    assert (side.values(first), side.values(third)) == ([0], [2])
+    error = load_exception(second.failed[0])
+    assert isinstance(error, SystemExit)
+    assert error.code == 4
 
 
 def test_arguments_that_cannot_be_unpickled_fail_and_the_next_cell_runs(side: ComputeSide) -> None:
