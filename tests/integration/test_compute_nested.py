@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,6 +27,7 @@ from cortex.wire.messages import (
     ChildrenDropped,
     FunctionCode,
     Piece,
+    RunCells,
 )
 from cortex.wire.messages.compute import Cell
 from tests.integration.executor_side import ATTEMPT, JOB, ComputeSide, function_code
@@ -91,10 +93,11 @@ def test_a_call_that_waits_runs_the_calls_that_wait_for_a_worker(side: ComputeSi
     ((child,),) = [each.cells for each in said if isinstance(each, ChildCells)]
     given = [each.pieces for each in said if isinstance(each, CellsGivenBack)]
     assert given == [(Piece("", other.cell, 0, 1),)]
-    assert said[-1] == ChildrenAwaited(ATTEMPT, True)
-    mine = Cell(**{n: getattr(child, n) for n in child.__struct_fields__} | {"source": ATTEMPT})
-    side.link.send(code)
-    side.send(mine)
+    assert said[-1] == ChildrenAwaited(ATTEMPT, True, child.cell)
+    mine = msgspec.structs.replace(child, source=ATTEMPT)
+    side.link.send(RunCells(ATTEMPT, (mine,), child.cell + 1))  # of a wait that is over
+    assert side.receive(CellsGivenBack).pieces == (Piece(ATTEMPT, child.cell, 0, 1),)
+    side.link.send(RunCells(ATTEMPT, (mine,), child.cell))
     printed = side.receive(CallPrinted)
     assert (printed.text, printed.nested) == ("in place\n", True)
     done = side.done()
@@ -129,8 +132,9 @@ def test_calls_in_calls_in_calls_end_with_a_typed_error(side: ComputeSide) -> No
         if isinstance(message, ChildCells):
             deepest += 1
             (child,) = message.cells
-            named = {n: getattr(child, n) for n in child.__struct_fields__}
-            side.send(Cell(**named | {"source": ATTEMPT}))
+        elif isinstance(message, ChildrenAwaited) and message.waiting and message.first == child.cell:
+            mine = msgspec.structs.replace(child, source=ATTEMPT)
+            side.link.send(RunCells(ATTEMPT, (mine,), message.first))
         elif isinstance(message, CellsRun):
             (done,) = message.results
             if not done.source:
