@@ -41,6 +41,8 @@ class NestedCalls:
         self._names: dict[str, str] = {}
         self._came: deque[tuple[Owner, Came]] = deque()
         self._news = threading.Semaphore(0)
+        self._waiters = 0
+        """Threads that hand out what comes, as long as they wait."""
         self._thread: threading.Thread | None = None
 
     @property
@@ -98,7 +100,13 @@ class NestedCalls:
             self._hand_out()
             return event.is_set()
 
-        return until() or self._link.wait(until, timeout_s)
+        self._waiters += 1
+        try:
+            return until() or self._link.wait(until, timeout_s)
+        finally:
+            self._waiters -= 1
+            if self._came:
+                self._call_thread()
 
     # --- inside ---
 
@@ -138,22 +146,30 @@ class NestedCalls:
         came = [Came(fresh.root, *each, results) for each in settled.ranges]
         if fresh.owner.reads_at_once:
             self._came.extend((fresh.owner, each) for each in came)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._hand_out_all, name="cortex nested", daemon=True)
-                self._thread.start()
-            self._news.release()
+            if not self._waiters:
+                self._call_thread()
         else:
             fresh.owner.came(came)
         if settled.again:
             self._link.send_cells(settled.again, self._done)
 
     def _hand_out(self) -> None:
+        handed = False
         while True:
             try:
                 owner, came = self._came.popleft()
             except IndexError:
-                return
+                break
             owner.came([came])
+            handed = True
+        if handed:
+            self._link.poke()  # others may wait for it
+
+    def _call_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._hand_out_all, name="cortex nested", daemon=True)
+            self._thread.start()
+        self._news.release()
 
     def _hand_out_all(self) -> None:
         while True:
