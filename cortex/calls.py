@@ -7,6 +7,7 @@ that are under way hold it.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -23,12 +24,14 @@ from cortex.client.bundle_packing import pack
 from cortex.client.call_errors import CallError
 from cortex.client.call_run import CallOptions, CallRun
 from cortex.client.compute_link import CallLink, CallNumbers
-from cortex.client.futures import CallExecutor, Submits, broken
+from cortex.client.futures import CallExecutor, CallFuture, Submits, as_completed, broken
+from cortex.client.nested_link import NestedCalls
 from cortex.errors import UsageError
 from cortex.ids import new_job_id
 from cortex.limits import FAILURES_KEPT_MAX
 from cortex.local_run import open_session, spill_folder
 from cortex.private_folders import PrivateFolder, new_name, remove_left_over
+from cortex.tasks.nested_calls import NestedLink, current
 from cortex.units import counted, parse_seconds
 from cortex.user_code import executor_sys_path
 from cortex.wire.messages import CallForm, CallPrinted, SubmitJob
@@ -66,17 +69,23 @@ class ClientOptions:
 
 @dataclass
 class _Opened:
-    session: LocalSession | ClusterSession
-    folder: PrivateFolder
-    link: CallLink
+    link: CallLink | NestedCalls
     functions: Functions
     submits: Submits
 
 
 class Calls:
-    """`on_output(function, printed)` is given the lines that calls print, in the link's thread."""
+    """`on_output(function, printed)` is given the lines that calls print, in the link's thread. `nested`:
+    inside a call, these are calls of the same job."""
 
-    def __init__(self, config: Config, options: ClientOptions, on_output: OnOutput | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        options: ClientOptions,
+        on_output: OnOutput | None = None,
+        nested: bool = True,
+    ) -> None:
+        self._nested = nested
         self._config = config
         self._options = options
         self._on_output: list[OnOutput | None] = [on_output]
@@ -103,9 +112,8 @@ class Calls:
         """`form` beats `star`."""
         if type(retries) is not int or retries < 0:
             raise UsageError(f"retries={retries!r}: give a number of further tries, 0 or more")
-        timeout_s = 0.0 if timeout is None else parse_seconds(timeout, "timeout")
         form = form or (CallForm.STAR if star else CallForm.ONE)
-        options = CallOptions(form, ordered, discard, timeout_s, retries)
+        options = CallOptions(form, ordered, discard, _seconds(timeout), retries)
         opened = self._open()
         return CallRun(opened.link, opened.functions.fresh(function), iter(entries), length, options, self)
 
@@ -124,7 +132,7 @@ class Calls:
             raise ValueError("max_workers must be greater than 0")
         opened = self._open()
         submits = Submits(opened.link, max_workers, broken)
-        return CallExecutor(submits, opened.functions.of, self._new_future)
+        return CallExecutor(submits, opened.functions.of, lambda: CallFuture(opened.link, self))
 
     # --- the job ---
 
@@ -145,18 +153,20 @@ class Calls:
         with self._lock:
             self._closed = True
             opened, finalizer = self._opened, self._finalizer
-        if opened is None or finalizer is None:
+        if opened is None:
             return
         if cancel:
             opened.link.cancel()
         else:
             opened.submits.wait_idle()
-        finalizer()
+        if finalizer is not None:
+            finalizer()
+
+    def as_completed(self, futures: Iterable[Future[Any]], timeout: float | None) -> Iterator[Future[Any]]:
+        return as_completed(self._open().link, futures, timeout)
 
     def _new_future(self) -> Future[Any]:
-        future: Future[Any] = Future()
-        future._cortex_calls = self  # type: ignore[attr-defined]  # lives as long as a call of it is under way
-        return future
+        return CallFuture(self._open().link, self)
 
     def _open(self) -> _Opened:
         opened = self._opened
@@ -166,9 +176,8 @@ class Calls:
             if self._closed:
                 raise UsageError("this client is closed", cure="make another cortex.Client")
             if self._opened is None:
-                self._opened = self._begin()
-                parts = self._opened.link, self._opened.session, self._opened.folder
-                self._finalizer = weakref.finalize(self, _end, os.getpid(), *parts)
+                link = current() if self._nested else None
+                self._opened = self._begin() if link is None else _inside(link)
             return self._opened
 
     def _begin(self) -> _Opened:
@@ -193,12 +202,18 @@ class Calls:
             )
             store = FiledData(folder.path) if local else MemoryData(folder.path)
             link = CallLink(session, request, packed, store, _printer(self._on_output))
-            functions = Functions(request.job, local, spec.modules)
-            return _Opened(session, folder, link, functions, Submits(link))
+            self._finalizer = weakref.finalize(self, _end, os.getpid(), link, session, folder)
+            return _Opened(link, Functions(request.job, local, spec.modules), Submits(link))
         except BaseException:
             folder.remove()
             session.close()
             raise
+
+
+def _inside(nested: NestedLink) -> _Opened:
+    """A client inside a call: its cells go by the executor's link."""
+    link = NestedCalls(nested)
+    return _Opened(link, Functions(nested.job, nested.shares_files), Submits(link))
 
 
 def _end(process: int, link: CallLink, session: LocalSession | ClusterSession, folder: PrivateFolder) -> None:
@@ -223,6 +238,15 @@ def _printer(on_output: list[OnOutput | None]) -> Callable[[CallPrinted, str], N
         sys.stdout.flush()
 
     return printed
+
+
+def _seconds(timeout: float | str | None) -> float:
+    if timeout is None:
+        return 0.0
+    seconds = parse_seconds(timeout, "timeout") if isinstance(timeout, str) else float(timeout)
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"timeout={timeout!r}: give the seconds that one call may take, more than 0")
+    return seconds
 
 
 # --- results --------------------------------------------------------------------------------------

@@ -82,6 +82,8 @@ class Client:
             "modules": modules,
             "env": dict(env or {}),
         }
+        self._nested = not server
+        """Inside a call: these are calls of the same job, and not of another cluster."""
         self._made_calls: Calls | None = None
         self._making = threading.Lock()
 
@@ -168,9 +170,7 @@ class Client:
         self, futures: Iterable[Future[Any]], timeout: float | None = None
     ) -> Iterator[Future[Any]]:
         """Futures of this client as they end. Raises TimeoutError after so many seconds."""
-        from concurrent.futures import as_completed
-
-        return as_completed(futures, timeout)
+        return self._calls().as_completed(futures, timeout)
 
     def executor(self, max_workers: int | None = None) -> Executor:
         """A `concurrent.futures.Executor`, with at most `max_workers` calls at a time. Shutting it down
@@ -272,11 +272,12 @@ class Client:
                 if self._made_calls is None:
                     from cortex.calls import Calls, ClientOptions
 
-                    self._made_calls = Calls(self.config, ClientOptions(**self._options), self._on_output)
+                    options = ClientOptions(**self._options)
+                    self._made_calls = Calls(self.config, options, self._on_output, self._nested)
         return self._made_calls
 
     def __reduce__(self) -> Any:
-        return Client, (self.config.server,)
+        return _arrived, (self.config.server,)
 
     # --- jobs ---
 
@@ -458,6 +459,13 @@ class LocalCluster:
                 details={"its last words": self.output(name)[-STDERR_TAIL_BYTES:]},
             )
         time.sleep(_LOOK_S)
+
+
+def _arrived(server: str) -> Client:
+    """A client that has travelled with a function."""
+    client = Client(server)
+    client._nested = True
+    return client
 
 
 def _length(entries: Iterable[Any]) -> int | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from cortex.tasks.cell_pickles import load_exception
 from cortex.wire.messages import CallFailed
 
@@ -25,27 +28,18 @@ class CallError(Exception):
         return f"call {self.argument_index}: {type(self.exception).__name__}: {self.exception}"
 
 
-class RemoteTraceback(Exception):
-    """The traceback of an executor, as the cause of what was raised in it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return self.text
-
-
 def call_error(failed: CallFailed, index: int, name: str) -> CallError:
     """What was raised, with the executor's traceback as its cause."""
     traceback = failed.error.details.get(_TRACEBACK, "")
     exception = load_exception(failed)
     if traceback:
-        exception.__cause__ = RemoteTraceback(f'\n"""\n{traceback.rstrip()}\n"""')
+        # What users of executors know, by its own class. It brings multiprocessing along: only when needed.
+        remote: Any = import_module("concurrent.futures.process")
+        exception.__cause__ = remote._RemoteTraceback(f'\n"""\n{traceback.rstrip()}\n"""')
     exception.add_note(f"in call {index} of {name}")
     return CallError(index, exception, traceback)
 
 
-def own_error(exception: Exception, index: int) -> CallError:
+def own_error(exception: BaseException, index: int) -> CallError:
     """Of a call that was not sent, or whose result cannot be read here."""
     return CallError(index, exception)

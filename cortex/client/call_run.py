@@ -26,14 +26,18 @@ from cortex.wire.messages import Attached, CallForm, Cell, FunctionCode
 
 
 class Link(Protocol):
-    """A `CallLink`, or that of an executor whose call submits calls."""
+    """A `CallLink`, or that of an executor whose call submits calls (`nested`)."""
+
+    nested: bool
 
     @property
     def slots(self) -> int: ...
     def check(self) -> None: ...
     def join(self, owner: Any) -> None: ...
     def number(self) -> int: ...
-    def attach(self, pickled: Pickled) -> Attached: ...
+    def attach(self, pickled: Pickled) -> Attached | None:
+        """None: it goes in a frame all the same. Raises UsageError if it is too large for that."""
+
     def function(self, code: FunctionCode) -> None: ...
     def send(self, owner: Any, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None: ...
     def call_by_call(self, owner: Any, results: Results, start: int, stop: int, root: int) -> None: ...
@@ -96,6 +100,8 @@ def make_cell(link: Link, function: Function, group: Group, options: CallOptions
 class CallRun:
     """`entries` are what `options.form` says; `length` is how many there are, None if that is not known.
     `keep` lives as long as this does."""
+
+    reads_at_once = False
 
     def __init__(
         self,
@@ -262,7 +268,9 @@ class CallRun:
             return Batch(first, stop - start, list(failures), tuple(failures))
         try:
             values = results.between(start, stop)
-        except Exception as error:  # whatever the user's classes raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever the user's classes raise
             if stop - start > 1 and results.cell.attached is None:
                 return None
             failures = [
@@ -281,7 +289,10 @@ class CallRun:
         )
 
 
-def unreadable(name: str, index: int, error: Exception) -> UserCodeError:
+def unreadable(name: str, index: int, error: BaseException) -> BaseException:
+    """What a call fails with whose result raises this here."""
+    if not isinstance(error, Exception):
+        return error  # such as SystemExit
     failed = UserCodeError(
         f"the result of call {index} of {name} cannot be read here: {type(error).__name__}: {error}",
         cure="return what it is made of, or make its class importable here",

@@ -7,7 +7,9 @@ a map (`cortex.client.call_run`); `Ledger` is under its link's lock.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -152,20 +154,30 @@ class Fresh(Generic[Owner]):
     """All of the cell's calls have their results."""
 
 
+@dataclass(frozen=True)
+class Settled(Generic[Owner]):
+    fresh: Fresh[Owner]
+    ranges: tuple[Range, ...]
+    """Calls that have their results now."""
+    again: tuple[Cell, ...]
+    """To be sent."""
+
+    def failures(self, done: CellDone) -> int:
+        """How many of these have failed."""
+        return sum(any(start <= each.call < stop for start, stop in self.ranges) for each in done.failed)
+
+
 class Ledger(Generic[Owner]):
     """Cells that were sent and have not all their results: what to send again over another link, and which
     of the results that come count."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: Callable[[], int] | None = None) -> None:
+        self.number = number or itertools.count(1).__next__
+        """Of a new cell."""
         self._sent: dict[int, _Sent[Owner]] = {}
-        self._last = 0
 
     def __len__(self) -> int:
         return len(self._sent)
-
-    def number(self) -> int:
-        self._last += 1
-        return self._last
 
     def add(self, cell: Cell, owner: Owner, retries: int = 0, root: int | None = None) -> None:
         whole = cell.cell if root is None else root
@@ -195,6 +207,15 @@ class Ledger(Generic[Owner]):
             del self._sent[done.cell]
         return Fresh(sent.owner, sent.root, tuple(new), sent.cell, sent.retries, not missing)
 
+    def settle(self, done: CellDone) -> Settled[Owner] | None:
+        """Take a result: None if nothing of it counts. Calls that failed, and may be tried again, are."""
+        fresh = self.came(done)
+        if fresh is None or not fresh.ranges:
+            return None
+        retried, ranges = _to_retry(fresh, done)
+        again = [self.again(fresh, call, call + 1, fresh.retries - 1) for call in retried]
+        return Settled(fresh, tuple(ranges), tuple(again))
+
     def drop(self, owner: Owner) -> list[Cell]:
         """Forget an owner's cells: they are not wanted any more."""
         dropped = [sent.cell for sent in self._sent.values() if sent.owner is owner]
@@ -211,7 +232,7 @@ class Ledger(Generic[Owner]):
         return cells
 
 
-def to_retry(fresh: Fresh[Owner], done: CellDone) -> tuple[list[int], list[Range]]:
+def _to_retry(fresh: Fresh[Owner], done: CellDone) -> tuple[list[int], list[Range]]:
     """(calls that failed and are to be sent again, what else of it counts)."""
     if not done.failed or not fresh.retries:
         return [], list(fresh.ranges)

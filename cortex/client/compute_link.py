@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
 from cortex.client.bundle_packing import PackedBundle, upload
-from cortex.client.call_window import Fresh, Ledger, to_retry
+from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
 from cortex.client.part_fetches import PartFetches
@@ -94,6 +94,9 @@ class Came:
 
 class Owner(Protocol):
     """Who has sent cells. Both are called in the receiving thread."""
+
+    reads_at_once: bool
+    """`came` unpickles, and runs code of the user's."""
 
     def came(self, results: Sequence[Came]) -> None: ...
     def failed(self, error: CortexError) -> None: ...
@@ -181,7 +184,9 @@ class CallLink:
         with self._lock:
             return self._ledger.number()
 
-    def attach(self, pickled: Pickled) -> Attached:
+    nested = False
+
+    def attach(self, pickled: Pickled) -> Attached | None:
         return self.store.put(pickled)
 
     def function(self, code: FunctionCode) -> None:
@@ -375,13 +380,12 @@ class CallLink:
                     self._drop_unwanted()
         except CortexError as error:
             self._fail(error)
-        except Exception as error:  # whoever waits for results would wait for ever
+        except BaseException as error:  # whoever waits for results would wait for ever
             if self._closing and isinstance(error, OSError):
-                error = Cancelled("this client was closed")
-                self._fail(error)
-            else:
-                self._fail(InternalError(f"the client's receiving thread failed: {error!r}"))
-                raise
+                self._fail(Cancelled("this client was closed"))
+                return
+            self._fail(InternalError(f"the client's receiving thread failed: {error!r}"))
+            raise
 
     def _forgotten(self) -> None:
         """Wait a moment for the server's word that it has heard us: a connection that is closed at once may
@@ -455,20 +459,19 @@ class CallLink:
         again: list[Cell] = []
         with self._lock:
             for done, parts in arrived:
-                fresh = self._ledger.came(done)
-                if fresh is None:
+                settled = self._ledger.settle(done)
+                if settled is None:
                     continue
-                retried, ranges = to_retry(fresh, done)
-                for call in retried:
-                    again.append(self._ledger.again(fresh, call, call + 1, fresh.retries - 1))
-                    self._uses.begin(again[-1])
+                fresh = settled.fresh
+                for cell in settled.again:
+                    again.append(cell)
+                    self._uses.begin(cell)
                 if fresh.complete:
                     self._uses.end(fresh.cell)
-                if ranges:
-                    self._count(done, ranges)
-                    results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, parts)
-                    came = [Came(fresh.root, start, stop, results) for start, stop in ranges]
-                    for_owner[fresh.owner] += came
+                self.numbers.done += sum(stop - start for start, stop in settled.ranges)
+                self.numbers.failed += settled.failures(done)
+                results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, parts)
+                for_owner[fresh.owner] += [Came(fresh.root, *each, results) for each in settled.ranges]
         for owner, results_of in for_owner.items():
             owner.came(results_of)
         if again:
@@ -477,12 +480,6 @@ class CallLink:
         if taken:
             pieces = tuple(Piece("", each.cell, each.start, each.stop) for each in taken)
             self._say(CellsTaken(self.job, pieces))
-
-    def _count(self, done: CellDone, ranges: Sequence[tuple[int, int]]) -> None:
-        self.numbers.done += sum(stop - start for start, stop in ranges)
-        self.numbers.failed += sum(
-            any(start <= each.call < stop for start, stop in ranges) for each in done.failed
-        )
 
     def _run_again(self, done: CellDone) -> None:
         """The result's file is lost, with its node: its calls run once more, but for those that are done."""

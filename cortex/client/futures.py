@@ -9,9 +9,11 @@ Results are read, and callbacks of futures run, in the link's receiving thread, 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import as_completed as completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,60 @@ _FULL = CallOptions(form=CallForm.FULL)
 
 class BrokenCalls(BrokenExecutor):
     """The session behind an executor has ended; its cause says why."""
+
+
+class CallFuture(Future[Any]):
+    """Inside a call, whoever waits for it runs other submitted calls meanwhile. `keep` lives as long."""
+
+    def __init__(self, link: Link, keep: object) -> None:
+        super().__init__()
+        self._link = link
+        self._keep = keep
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._wait(timeout)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._wait(timeout)
+        return super().exception(timeout)
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._link.nested and not self.done():
+            ended = threading.Event()
+            self.add_done_callback(lambda _: ended.set())
+            if not self._link.wait(ended, timeout):
+                raise TimeoutError
+
+
+def as_completed(
+    link: Link, futures: Iterable[Future[Any]], timeout: float | None = None
+) -> Iterator[Future[Any]]:
+    """As in `concurrent.futures`, for those that wait inside a call, too."""
+    if not link.nested:
+        yield from completed(futures, timeout)
+        return
+    deadline = None if timeout is None else time.monotonic() + timeout
+    ended: deque[Future[Any]] = deque()
+    news = threading.Event()
+
+    def end(future: Future[Any]) -> None:
+        ended.append(future)
+        news.set()
+
+    left = set(futures)
+    for future in list(left):
+        future.add_done_callback(end)
+    while left:
+        news.clear()
+        while ended:
+            future = ended.popleft()
+            left.discard(future)
+            yield future
+        if left:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not link.wait(news, left_s):
+                raise TimeoutError(f"{len(left)} futures have not ended")
 
 
 @dataclass(eq=False)
@@ -45,6 +101,8 @@ class _Flying:
 class Submits:
     """`cells_max`: that are under way at once, each of which is worked on by one executor; None: as many as
     keep all busy. Belongs to its link, which ends it."""
+
+    reads_at_once = True
 
     def __init__(
         self,
@@ -65,6 +123,8 @@ class Submits:
         self._sizes: dict[str, CellSizes] = {}
         self._thread: threading.Thread | None = None
         self._error: CortexError | None = None
+        self._idle = threading.Event()
+        self._idle.set()
         link.join(self)
 
     def submit(
@@ -74,6 +134,7 @@ class Submits:
         call = _Call(function, arguments, future)
         with self._lock:
             self._link.check()
+            self._idle.clear()
             if self._queue or not self._room(function):
                 self._queue.append(call)
                 if self._thread is None:
@@ -95,13 +156,11 @@ class Submits:
             call.future.cancel()
             call.future.set_running_or_notify_cancel()
         with self._lock:
-            self._changed.notify_all()
+            self._news()
 
     def wait_idle(self) -> None:
         """Until every call that was submitted has its result."""
-        with self._lock:
-            while self._queue or self._making or self._flying:
-                self._changed.wait()
+        self._link.wait(self._idle)
 
     def leave(self) -> None:
         """Nothing more will be submitted, and nothing is under way."""
@@ -129,7 +188,7 @@ class Submits:
                 flying.left -= each.stop - each.start
                 if not flying.left:
                     del self._flying[each.cell]
-                self._changed.notify_all()
+                self._news()
 
     def failed(self, error: CortexError) -> None:
         with self._lock:
@@ -138,7 +197,7 @@ class Submits:
             queued = list(self._queue)
             self._flying.clear()
             self._queue.clear()
-            self._changed.notify_all()
+            self._news()
         for call in queued:
             if call.future.set_running_or_notify_cancel():
                 call.future.set_exception(self._broken(error))
@@ -147,6 +206,13 @@ class Submits:
                 call.future.set_exception(self._broken(error))
 
     # --- inside ---
+
+    def _news(self) -> None:
+        """Holds the lock."""
+        if not (self._queue or self._making or self._flying):
+            self._idle.set()
+        if self._queue or self._error is not None:
+            self._changed.notify_all()
 
     def _room(self, function: Function) -> bool:
         """Holds the lock."""
@@ -171,6 +237,7 @@ class Submits:
                     calls.append(self._queue.popleft())
                 self._making += 1
             self._send(calls)
+            del calls  # with their results, for as long as nothing more is to be sent
 
     def _send(self, calls: Sequence[_Call]) -> None:
         """`_making` counts it."""
@@ -191,7 +258,7 @@ class Submits:
         finally:
             with self._lock:
                 self._making -= 1
-                self._changed.notify_all()
+                self._news()
 
     def _cells(self, calls: Sequence[_Call]) -> list[Cell]:
         function = calls[0].function
@@ -221,7 +288,7 @@ class Submits:
         results = came.results
         try:
             values = results.between(came.start, came.stop)
-        except Exception as error:  # whatever the user's classes raise
+        except BaseException as error:  # whatever the user's classes raise; there is no Ctrl-C in this thread
             if came.stop - came.start > 1 and results.cell.attached is None:
                 return False
             for call in flying.calls[came.start : came.stop]:
@@ -264,9 +331,24 @@ class CallExecutor(Executor):
             future = self._new_future()
             try:
                 self._submits.submit(self._functions(fn), (args, kwargs), future)
+            except Cancelled as error:
+                raise RuntimeError("cannot schedule new futures after shutdown") from error
             except CortexError as error:
                 raise broken(error) from error
             return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """`chunksize` is of no use: calls go together as their time says."""
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        return super().map(fn, *iterables, timeout=timeout, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         with self._shut_lock:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryError
@@ -126,6 +126,8 @@ class CallWorker:
             self._data.close()
 
     def say(self, message: FromWorker) -> None:
+        if isinstance(message, FunctionCode):  # its node takes it for known here, and does not send it back
+            self._codes[message.function] = message
         self._link.send(message)
 
     def run_in_hand(self) -> CellRun | None:
@@ -330,15 +332,20 @@ class CallWorker:
 
     # --- calls that wait for calls ---
 
-    def wait_in_call(self, until: Callable[[], bool], deadline: float | None) -> bool:
-        """For `NestedLink.wait`: runs cells of submitted calls until it is true."""
-        if until():
-            return True
+    def check_depth(self) -> None:
         if len(self._runs) > NESTED_DEPTH_MAX:
             raise UserCodeError(
                 f"calls wait for calls more than {NESTED_DEPTH_MAX} deep in one executor",
                 cure="submit what is independent of each other at once, or return what is to be called next",
             )
+
+    def drop_own(self, cells: Iterable[int]) -> None:
+        self._drop(DropCells(self._job.job, tuple(cells), self._attempt))
+
+    def wait_in_call(self, until: Callable[[], bool], deadline: float | None) -> bool:
+        """For `NestedLink.wait`: runs cells of submitted calls until it is true."""
+        if until():
+            return True
         run = self._runs[-1]
         with self.lock:
             self._reads = True
@@ -380,7 +387,7 @@ class CallWorker:
             if not self._runs:
                 return False
             for run in self._runs:
-                if 0 < run.cell.timeout_s < run.watched(now):
+                if run.watched(now) > run.cell.timeout_s > 0:
                     self._end_in_call(run)
             for run in self._runs:
                 if now - run.begun_at > stuck_s:

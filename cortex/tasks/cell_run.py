@@ -61,13 +61,13 @@ class CellRun:
         self._told_failed = 0
         self._told_at = self.begun_at
         self._seen = -1
-        self._seen_at = self.begun_at
+        self._seen_at = self._looked_at = self._changed_at = self.begun_at
 
     # --- the thread that runs the calls ---
 
     def load(self, entries: list[Any]) -> None:
         """Of the calls [cell.start, cell.end): they may run."""
-        self.begun_at = self._told_at = self._seen_at = time.monotonic()
+        self.begun_at = self._told_at = self._seen_at = self._looked_at = time.monotonic()
         self._waiting.extend(entries)
 
     def run(self, function: Callable[..., Any]) -> None:
@@ -125,10 +125,13 @@ class CellRun:
         return self.cell.start + len(self._values) + len(self._failed)
 
     def watched(self, now: float) -> float:
-        """For how long the call in hand has been seen to be the same one."""
+        """For how long the call in hand has been seen to be the same one. (It has been for longer: what is
+        taken for the time of those before it ends with the look before.)"""
         call = self.call
         if call != self._seen:
             self._seen, self._seen_at = call, now if call > self.cell.start else self.begun_at
+            self._changed_at = self._looked_at
+        self._looked_at = now
         return now - self._seen_at
 
     def pause(self, seconds: float) -> None:
@@ -141,7 +144,7 @@ class CellRun:
         if call == self._told:
             return None
         values = call - self.cell.start - failed
-        until = time.monotonic() if ended or self._seen != call else self._seen_at
+        until = time.monotonic() if ended or self._seen != call else self._changed_at
         taken = Outcomes(
             self._told,
             call,

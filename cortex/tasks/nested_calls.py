@@ -35,6 +35,10 @@ class Waiter(Protocol):
 
     def say(self, message: FromWorker) -> None: ...
     def run_in_hand(self) -> CellRun | None: ...
+    def check_depth(self) -> None: ...
+    def drop_own(self, cells: Iterable[int]) -> None:
+        """Cells that calls here have submitted: they may have come to be run here. In that thread, too."""
+
     def wait_in_call(self, until: Callable[[], bool], deadline: float | None) -> bool:
         """In the thread that runs calls."""
 
@@ -92,7 +96,11 @@ class NestedLink:
 
     def send_cells(self, cells: Sequence[Cell], done: Done) -> None:
         """Submit them. `done` is told each result of them (slices of a cell may come by themselves), and must
-        neither run user code nor `wait`."""
+        neither run user code nor `wait`.
+
+        Raises UserCodeError where calls wait for calls too deep in this executor.
+        """
+        self._worker.check_depth()
         parent = self._worker.run_in_hand()
         for cell in cells:
             self._children[cell.cell] = _Child(cell, done, parent)
@@ -103,12 +111,11 @@ class NestedLink:
         dropped = [number for number in cells if self._children.pop(number, None) is not None]
         if dropped:
             self._worker.say(ChildrenDropped(self.attempt, tuple(dropped)))
+            if threading.get_ident() == self._thread:
+                self._worker.drop_own(dropped)
 
     def wait(self, until: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Whether `until()` came true, which is asked after each result, and every NESTED_WAIT_S.
-
-        Raises UserCodeError where calls wait for calls too deep in this executor.
-        """
+        """Whether `until()` came true, which is asked after each result, and every NESTED_WAIT_S."""
         deadline = None if timeout is None else time.monotonic() + timeout
         if threading.get_ident() == self._thread:
             return self._worker.wait_in_call(until, deadline)

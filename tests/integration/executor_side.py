@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cloudpickle
-
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_pickles import load_list
 from cortex.tasks.template_start import start_template
 from cortex.tasks.travelling_function import TravellingFunction
+from cortex.user_code import dump_code
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     CallForm,
@@ -45,7 +44,7 @@ M = TypeVar("M", bound=Message)
 
 
 def function_code(function: Callable[..., Any], modules: dict[str, bytes] | None = None) -> FunctionCode:
-    code = TravellingFunction(cloudpickle.dumps(function), modules or {}).encode()
+    code = TravellingFunction(dump_code(function), modules or {}).encode()
     name = getattr(function, "__name__", "f")
     return FunctionCode(JOB, hashlib.sha256(code).hexdigest()[:32], name, code)
 
@@ -96,6 +95,13 @@ class ComputeSide:
             assert message is not None, (self.folder / "stderr").read_text()
             if not isinstance(message, TaskProgress):
                 return message
+
+    def soon(self) -> FromExecutor | None:
+        """What it has said by now."""
+        try:
+            return self.any(0.01)
+        except TimeoutError:
+            return None
 
     def receive(self, kind: type[M], timeout: float = 30.0) -> M:
         message = self.any(timeout)
