@@ -158,7 +158,7 @@ class Calls:
         if cancel:
             opened.link.cancel()
         else:
-            opened.submits.wait_idle()
+            opened.submits.finish()
         if finalizer is not None:
             finalizer()
 

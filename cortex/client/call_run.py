@@ -146,6 +146,9 @@ class CallRun:
         self._error = error
         self._news.set()
 
+    def finish(self) -> None:
+        """Results that are not read are not waited for."""
+
     # --- in the consumer's thread ---
 
     def __iter__(self) -> Iterator[Batch]:
@@ -289,10 +292,8 @@ class CallRun:
         )
 
 
-def unreadable(name: str, index: int, error: BaseException) -> BaseException:
+def unreadable(name: str, index: int, error: BaseException) -> UserCodeError:
     """What a call fails with whose result raises this here."""
-    if not isinstance(error, Exception):
-        return error  # such as SystemExit
     failed = UserCodeError(
         f"the result of call {index} of {name} cannot be read here: {type(error).__name__}: {error}",
         cure="return what it is made of, or make its class importable here",

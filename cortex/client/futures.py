@@ -158,8 +158,8 @@ class Submits:
         with self._lock:
             self._news()
 
-    def wait_idle(self) -> None:
-        """Until every call that was submitted has its result."""
+    def finish(self) -> None:
+        """Wait until every call that was submitted has its result."""
         self._link.wait(self._idle)
 
     def leave(self) -> None:
@@ -248,6 +248,9 @@ class Submits:
                 self._link.function(calls[0].function.code)
                 self._link.send(self, cells)
         except BaseException as error:
+            with self._lock:
+                for number in [each for each, flying in self._flying.items() if flying.calls[0] in calls]:
+                    del self._flying[number]
             for call in calls:
                 if not call.future.done():
                     call.future.set_exception(
@@ -330,7 +333,12 @@ class CallExecutor(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future = self._new_future()
             try:
-                self._submits.submit(self._functions(fn), (args, kwargs), future)
+                function = self._functions(fn)
+            except CortexError as error:  # it cannot be pickled, or called
+                future.set_exception(error)
+                return future
+            try:
+                self._submits.submit(function, (args, kwargs), future)
             except Cancelled as error:
                 raise RuntimeError("cannot schedule new futures after shutdown") from error
             except CortexError as error:
@@ -356,13 +364,13 @@ class CallExecutor(Executor):
         if cancel_futures:
             self._submits.cancel_queued()
         if wait:
-            self._submits.wait_idle()
+            self._submits.finish()
             self._finish()
         elif first:
             threading.Thread(target=self._finish, name="cortex shutdown", daemon=True).start()
 
     def _finish(self) -> None:
-        self._submits.wait_idle()
+        self._submits.finish()
         self._submits.leave()
         self._ended()
 

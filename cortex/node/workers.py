@@ -47,13 +47,16 @@ class _Worker:
 
     def done(self, source: str, cell: int, start: int, stop: int) -> None:
         """It has calls [start, stop) in hand no more."""
-        for key, piece in list(self.in_hand.items()):
-            if key[:2] == (source, cell):
-                left = piece.without(start, stop)
-                if left is None:
-                    del self.in_hand[key]
-                else:
-                    self.in_hand[key] = left  # it keeps its place
+        if not any(key[:2] == (source, cell) for key in self.in_hand):
+            return
+        left = [
+            each
+            for piece in self.in_hand.values()
+            for each in (
+                piece.without(start, stop) if (piece.source, piece.cell) == (source, cell) else [piece]
+            )
+        ]
+        self.in_hand = {(piece.source, piece.cell, piece.start): piece for piece in left}
 
 
 class Workers:
@@ -185,9 +188,9 @@ class Workers:
             return
         for done in message.results:
             cell, due = worker.children.pop(done.cell, (None, []))
-            left = [piece.without(done.start, done.stop) for piece in due]
-            if cell is not None and any(left):
-                worker.children[done.cell] = cell, [piece for piece in left if piece is not None]
+            left = [each for piece in due for each in piece.without(done.start, done.stop)]
+            if cell is not None and left:
+                worker.children[done.cell] = cell, left
         pieces = tuple(Piece(each.source, each.cell, each.start, each.stop) for each in message.results)
         self._say(message.attempt, CellsTaken(worker.job, pieces))
 

@@ -112,6 +112,8 @@ class CallCounts:
         self.failed = 0
         self.leased = 0
         """In workers' hands."""
+        self.delivered = self.delivered_failed = 0
+        """As `done` and `failed`, but for results that were lost and made anew: those count twice."""
 
     @property
     def total(self) -> int:
@@ -540,6 +542,8 @@ class CallDesk:
         calls = done.stop - done.start
         self.counts.done += calls
         self.counts.failed += len(done.failed)
+        self.counts.delivered += calls
+        self.counts.delivered_failed += len(done.failed)
         function = cell.message.function
         if node and done.seconds >= 0:
             seconds = done.seconds / calls

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cortex.errors import OutputFailed
@@ -41,26 +41,16 @@ def new_name(owner: str) -> str:
 def write_attached(path: str, pickled: Pickled) -> None:
     """Write the file; none is left behind on an error. Raises SpillFull and OutputFailed."""
     begins, size_bytes = offsets(pickled.sizes)
-    try:
-        with open(path, "xb", buffering=0) as file:
-            end = 0
-            for begin, part in zip(begins, [memoryview(pickled.data), *pickled.buffers]):
-                _write_all(file.fileno(), memoryview(_PADDING)[: begin - end])
-                _write_all(file.fileno(), part)
-                end = begin + part.nbytes
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        if is_disk_full(error):
-            raise spill_full(os.path.dirname(path), size_bytes, None, str(error)) from error
-        raise OutputFailed(
-            f"data of a call, of {size_bytes} bytes, could not be written: {error}",
-            cure="the folder's disk may be full or failing",
-            details={"file": path},
-        ) from error
+    with failures_named(path, size_bytes), open(path, "xb", buffering=0) as file:
+        end = 0
+        for begin, part in zip(begins, [memoryview(pickled.data), *pickled.buffers]):
+            write_all(file.fileno(), memoryview(_PADDING)[: begin - end])
+            write_all(file.fileno(), part)
+            end = begin + part.nbytes
 
 
-def _write_all(fd: int, part: memoryview) -> None:
+def write_all(fd: int, part: memoryview) -> None:
+    """However many writes it takes."""
     while part.nbytes:
         part = part[os.write(fd, part) :]
 
@@ -82,13 +72,25 @@ def map_attached(path: str, sizes: Sequence[int], *, unlink: bool = False) -> li
 
 
 def parts_of(whole: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    """The parts of an attachment that is in memory."""
     begins, _ = offsets(sizes)
     return [whole[begin : begin + size] for begin, size in zip(begins, sizes)]
 
 
-def read_attached(sizes: Sequence[int], read: Callable[[int, memoryview], None]) -> list[memoryview]:
-    """Its parts, in memory of their own, which `read(offset, view)` fills."""
-    _, size_bytes = offsets(sizes)
-    whole = memoryview(bytearray(size_bytes))
-    read(0, whole)
-    return parts_of(whole, sizes)
+@contextlib.contextmanager
+def failures_named(path: str, size_bytes: int) -> Iterator[None]:
+    """What goes wrong while the file is written is a typed error, and leaves none behind."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        if not isinstance(error, OSError):
+            raise
+        if is_disk_full(error):
+            raise spill_full(os.path.dirname(path), size_bytes, None, str(error)) from error
+        raise OutputFailed(
+            f"data of a call, of {size_bytes} bytes, could not be written: {error}",
+            cure="the folder's disk may be full or failing",
+            details={"file": path},
+        ) from error

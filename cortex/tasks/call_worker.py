@@ -19,6 +19,7 @@ from cortex.errors import CortexError, InternalError, UserCodeError, UserMemoryE
 from cortex.limits import (
     CALL_ERRORS_BYTES,
     CELL_INLINE_BYTES_MAX,
+    FUNCTIONS_LOADED_MAX,
     NESTED_DEPTH_MAX,
     NESTED_FRAMES,
     NESTED_WAIT_S,
@@ -91,7 +92,8 @@ class CallWorker:
         self.retires = False
         """The executor is to end with this attempt."""
         self._thread = threading.get_ident()
-        self._data = CellData(open_job, attempt)
+        self._process = os.getpid()
+        self._data = CellData(open_job, attempt, memory_limit)
         self._nested = nested_calls.NestedLink(open_job, attempt, self)
         self._arrived: deque[CellDone] = deque()
         self._printed = PrintedCalls(open_job.job, self._whose, self.say)
@@ -216,6 +218,8 @@ class CallWorker:
                 break
             except BaseException as error:
                 self._raised(run, error)
+        if os.getpid() != self._process:
+            os._exit(1)  # forked by a call, which it has come out of: the link is its parent's
         self._nested.end_of(run)
         with self.lock:
             outcomes = run.take_done(ended=True)
@@ -262,6 +266,8 @@ class CallWorker:
             except UserCodeError as error:  # the same for every cell
                 error.__traceback__ = error.__cause__ = error.__context__ = None
                 found = error
+            if len(self._functions) >= FUNCTIONS_LOADED_MAX:
+                del self._functions[next(iter(self._functions))]  # it is loaded again if it comes again
             self._functions[cell.function] = found
         if isinstance(found, CortexError):
             raise found

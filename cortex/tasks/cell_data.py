@@ -7,30 +7,48 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from cortex.errors import CortexError, InputLost, UsageError
-from cortex.limits import CELL_INLINE_BYTES_MAX, INPUT_READ_BYTES, NESTED_INLINE_BYTES_MAX
+from cortex.errors import CortexError, InputLost, InternalError, UsageError
+from cortex.limits import (
+    ARGUMENT_READS_AHEAD,
+    CELL_INLINE_BYTES_MAX,
+    FETCHED_ARGUMENT_DIVISOR,
+    INPUT_READ_BYTES,
+    NESTED_INLINE_BYTES_MAX,
+)
 from cortex.storage.filesystem import LocalFilesystem
 from cortex.storage.spill_quota import SpillQuota
-from cortex.tasks.attached_files import map_attached, new_name, offsets, read_attached, write_attached
+from cortex.tasks.attached_files import (
+    failures_named,
+    map_attached,
+    new_name,
+    offsets,
+    parts_of,
+    write_all,
+    write_attached,
+)
 from cortex.tasks.call_failures import call_failed, cannot_return
 from cortex.tasks.cell_pickles import Pickled, dump_list, load_list
 from cortex.tasks.cell_run import Outcomes
-from cortex.tasks.input_link import InputLink
+from cortex.tasks.input_link import Answer, InputLink
+from cortex.tasks.memory_limits import MemoryLimit
 from cortex.units import format_bytes
 from cortex.wire.messages import Attached, CallFailed, Cell, CellDone, OpenJob
-
-_READS_AHEAD = 8  # pieces of an argument asked for before the first is there
 
 
 class CellData:
     """Of one worker. Arguments are read in one thread; results may be made in two at a time."""
 
-    def __init__(self, open_job: OpenJob, attempt: str) -> None:
+    def __init__(self, open_job: OpenJob, attempt: str, memory_limit: MemoryLimit) -> None:
+        self._memory_bytes = open_job.memory_bytes
+        self._memory_limit = memory_limit
+        self._work_dir = open_job.work_dir
         self._folder = open_job.staging_dir
         self._attempt = attempt
         self.shares_files = not open_job.input_socket
@@ -58,34 +76,60 @@ class CellData:
         return entries if cell.end - cell.start == cell.count else entries[cell.start : cell.end]
 
     def _attached(self, attached: Attached) -> list[memoryview]:
-        if attached.number < 0:
+        if attached.name:
             path = os.path.join(self._folder, os.path.basename(attached.name))
-            try:
-                return map_attached(path, attached.sizes)
-            except FileNotFoundError as error:
-                raise InputLost(f"the file of a call's arguments is gone: {path}") from error
-        assert self._link is not None
-        return read_attached(attached.sizes, lambda _, view: self._read(attached.number, view))
+            return self._mapped(path, attached.sizes, unlink=False)
+        size_bytes = offsets(attached.sizes)[1]
+        if 0 < self._memory_bytes < size_bytes * FETCHED_ARGUMENT_DIVISOR:
+            return self._spilled(attached, size_bytes)
+        whole = memoryview(bytearray(size_bytes))
+        for begin, data in self._fetched(attached.number, size_bytes):
+            whole[begin : begin + len(data)] = data
+        return parts_of(whole, attached.sizes)
 
-    def _read(self, file: int, view: memoryview) -> None:
-        """All of the client's file of this number."""
-        link = self._link
-        assert link is not None
-        begins = range(0, len(view), INPUT_READ_BYTES)
-        lengths = [min(INPUT_READ_BYTES, len(view) - begin) for begin in begins]
-        asked = [link.ask(file, begin, length) for begin, length in list(zip(begins, lengths))[:_READS_AHEAD]]
+    def _spilled(self, attached: Attached, size_bytes: int) -> list[memoryview]:
+        """By way of a file, so that its pages need not be in memory."""
+        path = os.path.join(self._work_dir, new_name(self._attempt))
+        self._take_room(size_bytes)
+        with failures_named(path, size_bytes), open(path, "xb", buffering=0) as file:
+            for _, data in self._fetched(attached.number, size_bytes):
+                write_all(file.fileno(), memoryview(data))
+        return self._mapped(path, attached.sizes, unlink=True)
+
+    def _mapped(self, path: str, sizes: Sequence[int], *, unlink: bool) -> list[memoryview]:
+        size_bytes = offsets(sizes)[1]
+        self._memory_limit.allow(size_bytes)
         try:
-            for index, (begin, length) in enumerate(zip(begins, lengths)):
-                data = link.wait(asked[index]).data
-                if len(data) != length:
-                    raise InputLost(f"the client's file {file} of a call's arguments has been cut short")
-                view[begin : begin + length] = data
-                ahead = index + _READS_AHEAD
-                if ahead < len(begins):
-                    asked.append(link.ask(file, begins[ahead], lengths[ahead]))
-        except BaseException:
+            parts = map_attached(path, sizes, unlink=unlink)
+        except OSError as error:
+            self._memory_limit.allow(-size_bytes)
+            raise InputLost(f"the file of a call's arguments cannot be read: {error}") from error
+        weakref.finalize(parts[0].obj, self._memory_limit.allow, -size_bytes).atexit = False
+        return parts
+
+    def _fetched(self, file: int, size_bytes: int) -> Iterator[tuple[int, bytes]]:
+        """All of the client's file of this number, piece by piece."""
+        link = self._link
+        if link is None:
+            raise InternalError("a cell's arguments are with a client that there is no way to")
+        begins = range(0, size_bytes, INPUT_READ_BYTES)
+        asked: deque[Answer] = deque()
+        try:
+            for index, begin in enumerate(begins):
+                for ahead in begins[index + len(asked) : index + ARGUMENT_READS_AHEAD]:
+                    asked.append(link.ask(file, ahead, min(INPUT_READ_BYTES, size_bytes - ahead)))
+                data = link.wait(asked[0]).data
+                asked.popleft()
+                if len(data) != min(INPUT_READ_BYTES, size_bytes - begin):
+                    raise InputLost(f"the client's data of a call ends before its {size_bytes} bytes")
+                yield begin, data
+        finally:
             link.forget(asked)
-            raise
+
+    def _take_room(self, size_bytes: int) -> None:
+        if self._room is not None:
+            with self._asking:
+                self._room.take(size_bytes)
 
     # --- results ---
 
@@ -132,9 +176,7 @@ class CellData:
             data, buffers = pickled.inline()
             return msgspec.structs.replace(done, data=data, buffers=buffers, failed=tuple(failed))
         name = new_name(self._attempt)
-        if self._room is not None:
-            with self._asking:
-                self._room.take(offsets(pickled.sizes)[1])
+        self._take_room(offsets(pickled.sizes)[1])
         write_attached(os.path.join(self._folder, name), pickled)
         return msgspec.structs.replace(done, attached=Attached(name, pickled.sizes), failed=tuple(failed))
 

@@ -132,6 +132,8 @@ class CellRun:
             self._seen, self._seen_at = call, now if call > self.cell.start else self.begun_at
             self._changed_at = self._looked_at
         self._looked_at = now
+        if call >= self.stop:
+            return 0.0  # none: its results are being told
         return now - self._seen_at
 
     def pause(self, seconds: float) -> None:

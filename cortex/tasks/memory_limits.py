@@ -52,6 +52,13 @@ class MemoryLimit:
             _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
             resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
+    def allow(self, more_bytes: int) -> None:
+        """For a private mapping of a file, whose pages are no anonymous memory until they are written to
+        (negative: it is gone)."""
+        if self._limit != resource.RLIM_INFINITY:
+            self._limit += more_bytes
+            self.set()
+
 
 class HeldMemory:
     """Whether the memory of a process that does one thing after the other comes back."""

@@ -6,6 +6,7 @@ the log alone. Nothing is done for a call that prints nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -34,6 +35,7 @@ class PrintedCalls:
         """Characters that this call has printed in all."""
         self._left_out = 0
         self._due = 0.0
+        self._process = os.getpid()
         self._streams: tuple[TextIO, TextIO] | None = None
 
     def begin(self) -> None:
@@ -65,7 +67,7 @@ class PrintedCalls:
 
     def _printed(self, text: str) -> None:
         whose = self._whose()
-        if whose is None or not text:
+        if whose is None or not text or os.getpid() != self._process:  # of a process that a call has forked
             return
         with self._lock:
             if whose != self._of:

@@ -52,7 +52,7 @@ def function_code(function: Callable[..., Any], modules: dict[str, bytes] | None
 class ComputeSide:
     """`memory_bytes` of the executor; 0: no limit."""
 
-    def __init__(self, folder: Path, memory_bytes: int = 400 * MIB) -> None:
+    def __init__(self, folder: Path, memory_bytes: int = 400 * MIB, input_socket: str = "") -> None:
         self.folder = folder
         self.process, sock = start_template("")
         self.template = BlockingConnection[FromTemplate](sock, FromTemplate)
@@ -68,7 +68,8 @@ class ComputeSide:
         self.link = BlockingConnection[FromExecutor](peer, FromExecutor)
         assert isinstance(self.link.receive(30), ExecutorHello)
         spec = JobSpec("t", InputSpec(()), compute=True)
-        self.link.send(OpenJob(JOB, spec, b"", (), str(folder), str(folder), memory_bytes))
+        here = str(folder)
+        self.link.send(OpenJob(JOB, spec, b"", (), here, here, memory_bytes, input_socket=input_socket))
         self.numbers = 0
         self.begin()
 

@@ -67,7 +67,7 @@ def test_help(arguments: list[str], expected: str, capsys: pytest.CaptureFixture
         (["mapredoce"], "Did you mean 'mapreduce'?"),
         (
             ["help", "x"],
-            "Commands: audit, cancel, cluster_status, compute, cortex_compute, doctor, drain, fetch",
+            "Commands: audit, cancel, cluster_status, compute, cortex_compute, doctor, drain, fetch, forget,",
         ),
         (["mapreduce"], "Missing argument 'TARGET'"),
         (["mapreduce", "job.yaml", "--memory", "12Q"], "'12Q' is not a size"),

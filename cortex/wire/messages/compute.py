@@ -99,13 +99,12 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, gc=False):
     start: int
     stop: int
 
-    def without(self, start: int, stop: int) -> Piece | None:
-        """What is left of it when calls [start, stop) are done or given back: they are its first ones, or its
-        last ones. None: nothing."""
+    def without(self, start: int, stop: int) -> list[Piece]:
+        """What is left of it when calls [start, stop) are done or given back."""
         if stop <= self.start or start >= self.stop:
-            return self
-        low, high = (min(stop, self.stop), self.stop) if start <= self.start else (self.start, start)
-        return Piece(self.source, self.cell, low, high) if low < high else None
+            return [self]
+        left = ((self.start, min(start, self.stop)), (max(stop, self.start), self.stop))
+        return [Piece(self.source, self.cell, low, high) for low, high in left if low < high]
 
 
 class CallFailed(msgspec.Struct, frozen=True, array_like=True, gc=False):
