@@ -16,12 +16,11 @@ import types
 import unittest
 import unittest.mock
 from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
 from pickle import PicklingError
 from typing import Any
 
 import cortex
-from cortex.errors import CortexError
+from cortex.errors import ExecutorDied, UserCodeError
 
 NAME = "test.test_concurrent_futures"
 WORKERS = 5  # as many as CPython's cases ask for
@@ -152,9 +151,9 @@ NAMED: dict[str, Any] = {
     "assert_python_ok": _run_python,
     # a call that kills its executor fails, and one whose argument or result cannot be pickled: the errors are
     # ours, and say which call it is of which function
-    "BrokenProcessPool": (BrokenProcessPool, CortexError),
-    "PicklingError": (PicklingError, CortexError),
-    "SystemExit": (SystemExit, CortexError),
+    "BrokenProcessPool": (ExecutorDied, UserCodeError),
+    "PicklingError": (PicklingError, UserCodeError),
+    "SystemExit": (SystemExit, UserCodeError),
 }
 """What it is here that the cases name."""
 
