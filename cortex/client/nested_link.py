@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from cortex.client.attachments import FiledData, Uses
+from cortex.client.call_owners import CallNumbers, Came, Owner
 from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
-from cortex.client.compute_link import CallNumbers, Came, Owner
 from cortex.errors import Cancelled
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_data import check_frame
@@ -130,7 +130,11 @@ class NestedCalls:
         parts: Sequence[memoryview] = ()
         if done.attached is not None:
             path = os.path.join(self._link.staging_dir, os.path.basename(done.attached.name))
-            parts = map_attached(path, done.attached.sizes, unlink=True)
+            try:
+                parts = map_attached(path, done.attached.sizes, unlink=True)
+            except OSError:  # it came twice, or is lost with its node
+                self._run_again(done)
+                return
         with self._lock:
             settled = self._ledger.settle(done)
             if settled is None:
@@ -152,6 +156,20 @@ class NestedCalls:
             fresh.owner.came(came)
         if settled.again:
             self._link.send_cells(settled.again, self._done)
+
+    def _run_again(self, done: CellDone) -> None:
+        """Those of its calls that are not done."""
+        with self._lock:
+            fresh = self._ledger.came(done)
+            if fresh is None:
+                return
+            cells = [self._ledger.again(fresh, *each, fresh.retries) for each in fresh.ranges]
+            for cell in cells:
+                self._uses.begin(cell)
+            if fresh.complete:
+                self._uses.end(fresh.cell)
+        if cells:
+            self._link.send_cells(cells, self._done)
 
     def _hand_out(self) -> None:
         handed = False

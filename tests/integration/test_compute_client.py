@@ -252,7 +252,7 @@ def test_mistakes_are_said_at_once(client: cortex.Client) -> None:
     with pytest.raises(UsageError, match="give an iterable"):
         client.map(add)
     with pytest.raises(UsageError, match="errors="):
-        list(client.map(add, [1], errors="ignore"))  # type: ignore[arg-type]
+        client.map(add, [1], errors="ignore")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="timeout"):
         client.map(add, [1], timeout=0)
     with pytest.raises(UsageError, match="retries"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from cortex.client.call_window import CellSizes, Held, Ledger, Order
+from cortex.client.call_window import CellSizes, Flight, Held, Ledger, Order
 from cortex.errors import UserCodeError
 from cortex.limits import (
+    ARGUMENTS_BYTES,
     CELL_AHEAD_S,
     CELL_CALLS_MAX,
     CELL_GROWTH_MAX,
@@ -36,6 +37,13 @@ def grown(call_s: float, slots: int = 2, cells: int = 20) -> CellSizes:
         sizes.sent(calls, calls, 0.0)
         sizes.came(calls, calls * call_s, calls)
     return sizes
+
+
+def flying(cells: int, size_bytes: int = 1) -> Flight:
+    flight = Flight()
+    for number in range(cells):
+        flight.begin(number, 1, size_bytes)
+    return flight
 
 
 def test_the_first_cell_has_one_call_and_no_step_is_larger_than_the_growth_allows() -> None:
@@ -103,11 +111,34 @@ def test_short_cells_are_several_for_each_slot_and_long_ones_few() -> None:
 
 def test_results_that_are_not_read_hold_back_the_sending() -> None:
     sizes = grown(1e-6)
-    assert sizes.may_send(2, 0, Held(5, 100, 0))
-    assert not sizes.may_send(2, 2 * CELLS_IN_FLIGHT, Held())
-    assert not sizes.may_send(2, 0, Held(5, RESULTS_HELD_BYTES, 0))
-    assert not sizes.may_send(2, 0, Held(5, 0, RESULTS_FILED_BYTES))
-    assert sizes.may_send(2, 0, Held()), "one always goes, however large its result may be"
+    assert sizes.may_send(2, flying(0), Held(5, 100, 0))
+    assert not sizes.may_send(2, flying(2 * CELLS_IN_FLIGHT), Held())
+    assert not sizes.may_send(2, flying(0), Held(5, RESULTS_HELD_BYTES, 0))
+    assert not sizes.may_send(2, flying(0), Held(5, 0, RESULTS_FILED_BYTES))
+    assert sizes.may_send(2, flying(0), Held()), "one always goes, however large its result may be"
+
+
+def test_large_arguments_hold_back_the_sending_of_more_than_two() -> None:
+    sizes = grown(1.0)
+    sizes.sent(1, ARGUMENTS_BYTES, 0.0)
+    assert sizes.may_send(8, flying(1, ARGUMENTS_BYTES), Held())
+    assert not sizes.may_send(8, flying(2, ARGUMENTS_BYTES), Held())
+    sizes.sent(1, ARGUMENTS_BYTES // 4, 0.0)
+    assert sizes.may_send(8, flying(3, ARGUMENTS_BYTES // 4), Held())
+    assert not sizes.may_send(8, flying(4, ARGUMENTS_BYTES // 4), Held())
+
+
+def test_a_cell_is_under_way_until_its_last_result() -> None:
+    flight = flying(2, 10)
+    flight.begin(5, 3, 7)
+    assert (flight.cells, flight.size_bytes) == (3, 27)
+    assert not flight.came(5, 2)
+    flight.begin(5, 1, 0)
+    assert not flight.came(5, 1)
+    assert flight.came(5, 1)
+    assert (flight.cells, flight.size_bytes) == (2, 20)
+    flight.end(0)
+    assert (flight.cells, flight.size_bytes) == (1, 10)
 
 
 def test_what_is_held_is_counted_by_where_it_is() -> None:
