@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from cortex import Client
 from cortex.limits import MIB, NESTED_DEPTH_MAX
 from cortex.tasks.cell_pickles import load_exception
 from cortex.wire.messages import (
@@ -214,3 +215,17 @@ def test_on_a_cluster_results_go_from_call_to_call_in_frames(tmp_path: Path) -> 
         assert error.cure
     finally:
         side.close()
+
+
+def test_trees_of_calls_on_two_workers_end() -> None:
+    """Neither is ever at a call that waits for one below it in the other's hand."""
+
+    def tree(n: int) -> int:
+        if n <= 1:
+            return n
+        client = Client()
+        first, second = client.submit(tree, n - 1), client.submit(tree, n - 2)
+        return int(first.result() + second.result())
+
+    with Client(slots=2) as client:
+        assert [client.submit(tree, n).result(60) for n in (8, 9, 10, 11)] == [21, 34, 55, 89]
