@@ -146,6 +146,7 @@ class CallLink:
 
     def join(self, owner: Owner) -> None:
         """It is told of the link's end, until it leaves."""
+        self.check()
         with self._lock:
             self.check()
             self._owners.add(owner)

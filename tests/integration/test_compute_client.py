@@ -282,7 +282,7 @@ def script(tmp_path: Path, text: str) -> subprocess.Popen[str]:
         "CORTEX_SLOTS": "2",
     }
     return subprocess.Popen(
-        [sys.executable, os.fspath(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-W", "ignore::DeprecationWarning", os.fspath(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment, cwd=tmp_path,
     )  # fmt: skip
 
