@@ -51,22 +51,23 @@ def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) ->
                 say(line)
             if not yes and sys.stdin.isatty() and sys.stderr.isatty():
                 click.confirm("Run it?", default=True, abort=True, err=True)
-        counts = _Counts(total)
+        done = failed = 0
         with ComputeCalls(file, function, total, config) as calls:
 
             def look() -> CallsSoFar:
-                return counts.so_far(calls.sent, calls.slots)
+                seconds = 0.0 if calls.began is None else time.monotonic() - calls.began
+                return CallsSoFar(done, failed, calls.sent, total, calls.slots, seconds)
 
             visible = not quiet and not (isinstance(lines, PrintedLines) and sys.stdout.isatty())
             with call_display(look, show=visible, then=lines.flush):
                 for outcome in calls:
                     failure = _failure(file, lines, outcome)
                     if failure is None:
-                        counts.done += 1
+                        done += 1
                     elif file.errors == "raise":
                         raise failure.error
                     else:
-                        counts.failed += 1
+                        failed += 1
                         failures.add(failure)
             so_far = look()
         failures.commit()
@@ -74,9 +75,9 @@ def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) ->
     if not quiet:
         say(call_summary(file.name, so_far))
         if file.output.path:
-            say(f"  output   {file.output.path}: {counted(counts.done, 'line')}")
+            say(f"  output   {file.output.path}: {counted(done, 'line')}")
     failures.tell()
-    return EXIT_FAILED if counts.failed else EXIT_DONE
+    return EXIT_FAILED if failed else EXIT_DONE
 
 
 def _failure(file: ComputeFile, lines: Lines, outcome: Outcome) -> Failure | None:
@@ -91,17 +92,6 @@ def _failure(file: ComputeFile, lines: Lines, outcome: Outcome) -> Failure | Non
         except ResultNotJson as unwritten:
             return Failure(call, arguments, unwritten)
     return None
-
-
-class _Counts:
-    def __init__(self, total: int | None) -> None:
-        self.done = self.failed = 0
-        self._total = total
-        self._began = time.monotonic()
-
-    def so_far(self, sent: int, slots: int) -> CallsSoFar:
-        seconds = time.monotonic() - self._began
-        return CallsSoFar(self.done, self.failed, sent, self._total, slots, seconds)
 
 
 def place(file: ComputeFile, config: Config) -> Place:
