@@ -21,8 +21,9 @@ from cortex.class_spec import build_compute_spec
 from cortex.client.attachments import FiledData, MemoryData
 from cortex.client.bundle_packing import pack
 from cortex.client.call_errors import CallError
+from cortex.client.call_owners import CallNumbers
 from cortex.client.call_run import CallOptions, CallRun
-from cortex.client.compute_link import CallLink, CallNumbers
+from cortex.client.compute_link import CallLink
 from cortex.client.futures import CallExecutor, CallFuture, Submits, as_completed, broken
 from cortex.client.nested_link import NestedCalls
 from cortex.errors import UsageError
@@ -160,6 +161,7 @@ class Calls:
             opened.submits.finish()
         if finalizer is not None:
             finalizer()
+        opened.submits.leave()
 
     def as_completed(self, futures: Iterable[Future[Any]], timeout: float | None) -> Iterator[Future[Any]]:
         return as_completed(self._open().link, futures, timeout)
@@ -212,7 +214,14 @@ class Calls:
 def _inside(nested: NestedLink) -> _Opened:
     """A client inside a call: its cells go by the executor's link."""
     link = NestedCalls(nested)
-    return _Opened(link, Functions(nested.job, nested.shares_files), Submits(link))
+    functions = _functions_inside.get(nested)
+    if functions is None:
+        functions = _functions_inside[nested] = Functions(nested.job, nested.shares_files)
+    return _Opened(link, functions, Submits(link))
+
+
+_functions_inside: weakref.WeakKeyDictionary[NestedLink, Functions] = weakref.WeakKeyDictionary()
+"""Of each worker: its calls may make a client each, for the same function."""
 
 
 def _end(process: int, link: CallLink, session: LocalSession | ClusterSession, folder: PrivateFolder) -> None:

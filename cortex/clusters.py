@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
     from cortex.calls import CallCounts, Calls, Errors
+    from cortex.client.call_owners import CallNumbers
     from cortex.client.call_run import CallRun
-    from cortex.client.compute_link import CallNumbers
     from cortex.job_handle import JobHandle
     from cortex.wire.messages import CallPrinted, ClusterStatus
 
@@ -227,7 +227,7 @@ class Client:
 
     def progress(self) -> CallNumbers:
         """What its calls have done so far."""
-        from cortex.client.compute_link import CallNumbers
+        from cortex.client.call_owners import CallNumbers
 
         return (self._made_calls.numbers if self._made_calls is not None else None) or CallNumbers()
 

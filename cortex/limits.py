@@ -144,6 +144,7 @@ RESULT_COST_BYTES: Final = (
 )  # of a cell's results, beside their pickle: what Python objects for it need
 RESULTS_FILED_BYTES: Final = 4096 * MIB  # the same for results in files: room on a disk
 ARGUMENTS_BYTES: Final = 1024 * MIB  # of calls under way, in memory or in files, unless of two cells
+SENDER_REST_S: Final = 5.0  # a thread that sends submitted calls ends when none has waited for so long
 SEND_HELD_S: Final = 5.0  # Ctrl-C waits for a message to be sent whole: longer, and its link is given up
 SEND_BYTES: Final = 4 * MIB  # of cells in one message
 FAILURES_KEPT_MAX: Final = 1000  # that errors="collect" raises together: of all further ones only the number
@@ -155,12 +156,14 @@ FETCHED_ARGUMENT_DIVISOR: Final = 4  # one that is more than this part of a slot
 FUNCTIONS_LOADED_MAX: Final = 1000  # that a worker has unpickled: a lambda for each call must not fill memory
 CALL_ERROR_BYTES_MAX: Final = 256 * KIB  # of what a call raised, pickled: else only its words travel
 CALL_ERRORS_BYTES: Final = 4 * MIB  # what failed calls of a cell say in one message: it is in one frame
+CALL_LOOK_S: Final = 0.05  # how often a worker's watch thread looks at the call in hand: 20 µs each
 CALL_TIME_TICK_S: Final = 0.01  # how exactly a call's own time limit is seen, at most
 WORKER_REST_S: Final = 1.0  # without a cell for so long, a worker's watch thread sleeps until one comes
 WORKER_MEMORY_S: Final = 0.5  # how often a worker looks whether its memory comes back: 30 µs each
-NESTED_DEPTH_MAX: Final = 64  # calls that wait for calls, one in the other, in one executor
+NESTED_DEPTH_MAX: Final = 64  # calls in one executor, each begun while the last one waits: half for any
 NESTED_FRAMES: Final = 100  # of Python's 1,000 frames a call may use, what one more of these adds
 NESTED_WAIT_S: Final = 0.05  # who waits for other calls looks so often whether it still has to
+NESTED_AGAIN_S: Final = 1.0  # a deep call that was given what it may not run asks again after so long
 NESTED_INLINE_BYTES_MAX: Final = 32 * MIB  # of what goes from call to call on a cluster, in a frame
 PRINTED_S: Final = 0.25  # what a call prints is told so often while it runs
 PRINTED_BYTES_MAX: Final = 64 * KIB  # of one call: the rest is only counted, as a loop that prints is endless

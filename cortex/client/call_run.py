@@ -16,9 +16,9 @@ from itertools import islice
 from typing import Any, Protocol
 
 from cortex.client.call_errors import CallError, own_error
+from cortex.client.call_owners import Came
 from cortex.client.call_window import CellSizes, Flight, Held, Order
 from cortex.client.cells import Blame, Dump, Group, Results, pickle_calls
-from cortex.client.compute_link import Came
 from cortex.errors import CortexError, UserCodeError
 from cortex.limits import CELL_PULL_S, SEND_BYTES
 from cortex.tasks.cell_pickles import Pickled

@@ -17,11 +17,11 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
 from cortex.client.bundle_packing import PackedBundle, upload
+from cortex.client.call_owners import CallNumbers, Came, Owner
 from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
@@ -81,41 +81,6 @@ class Connection(Protocol):
     def send(self, message: Message) -> None: ...
     def receive(self, timeout_s: float | None = None) -> Any: ...
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Came:
-    """Results of calls [start, stop) of the owner's cell `cell`."""
-
-    cell: int
-    start: int
-    stop: int
-    results: Results
-
-
-class Owner(Protocol):
-    """Who has sent cells. `came` and `failed` are called in the receiving thread."""
-
-    reads_at_once: bool
-    """`came` unpickles, and runs code of the user's."""
-
-    def came(self, results: Sequence[Came]) -> None: ...
-    def failed(self, error: CortexError) -> None: ...
-    def finish(self) -> None:
-        """Called by whoever closes the link: wait for what somebody may still wait for."""
-
-
-@dataclass
-class CallNumbers:
-    """What a link has done so far."""
-
-    sent: int = 0
-    done: int = 0
-    """With those that failed."""
-    failed: int = 0
-    slots: int = 0
-    nobody: bool = False
-    """The cluster has no node that could run a call."""
 
 
 class CallLink:

@@ -17,11 +17,12 @@ from concurrent.futures import as_completed as completed
 from dataclasses import dataclass
 from typing import Any
 
+from cortex.client.call_owners import Came
 from cortex.client.call_run import CallOptions, Function, Link, make_cell, unreadable
 from cortex.client.call_window import CellSizes, Flight
 from cortex.client.cells import pickle_calls
-from cortex.client.compute_link import Came
 from cortex.errors import Cancelled, CortexError
+from cortex.limits import SENDER_REST_S
 from cortex.wire.messages import CallForm, Cell
 
 _FULL = CallOptions(form=CallForm.FULL)
@@ -220,9 +221,10 @@ class Submits:
         while True:
             with self._lock:
                 while not (self._queue and self._room(self._queue[0].function)):
-                    if self._error is not None:
+                    news = self._error is None and self._changed.wait(SENDER_REST_S)
+                    if self._error is not None or not (news or self._queue):
+                        self._thread = None  # the next that has to wait begins another
                         return
-                    self._changed.wait()
                 function = self._queue[0].function
                 sizes = self._sizes[function.code.function]
                 wanted = sizes.next(self._link.slots, len(self._queue))

@@ -650,13 +650,17 @@ class CallDesk:
         return None
 
     def _help(self) -> None:
-        """Calls that wait for their children get those that nobody has begun."""
+        """Calls that wait for their children get those that nobody has begun. The newest first: they are of
+        the call that waits, and not of one that this call was begun in."""
         for attempt in [each for each in self._children if self._workers[each].awaits]:
             worker = self._workers[attempt]
             if worker.helped or worker.ending:
                 continue
             waiting = (
-                part for cell in self._children[attempt].values() for part in cell.parts if part.worker == ""
+                part
+                for cell in reversed(self._children[attempt].values())
+                for part in cell.parts
+                if part.worker == ""
             )
             part = next(waiting, None)
             if part is not None:
