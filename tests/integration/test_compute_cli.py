@@ -337,6 +337,25 @@ def test_what_calls_print_is_told_with_their_number(home: Path) -> None:
     assert "[talk #1] hello from b" in done.stderr
 
 
+def test_a_function_that_cannot_be_sent_is_named(home: Path) -> None:
+    (home / "functions.py").write_text(
+        "import threading\nLOCK = threading.Lock()\ndef locked(x):\n    with LOCK:\n        return x\n"
+    )
+    config(home, "locked", "[1]", "output: r.jsonl")
+    done = compute(home, code=1)
+    assert "the global 'LOCK' that locked uses cannot be sent to the executors" in done.stderr
+    assert "make it in the function" in done.stderr
+    assert not (home / "r.jsonl").exists()
+
+
+def test_what_a_module_prints_is_no_result(home: Path) -> None:
+    (home / "functions.py").write_text("print('loading')\ndef one(x):\n    return x\n")
+    config(home, "one", "[1]")
+    done = compute(home)
+    assert results(done) == [1]
+    assert "loading" in done.stderr
+
+
 def test_mistakes_in_the_file_have_their_lines(home: Path) -> None:
     (home / "c.yaml").write_text("function: functions.py:one\nargumnets: [1]\nretries: many\n")
     done = compute(home, code=2)
