@@ -277,6 +277,25 @@ def test_a_result_that_cannot_be_pickled_harms_no_other(home: Path) -> None:
     assert "pickle" in done.stderr
 
 
+def test_one_object_at_the_end(home: Path) -> None:
+    config(home, "picky", "{range: 50}", "errors: collect")
+    answer = json.loads(compute(home, "--json", code=1).stdout)
+    assert answer.pop("seconds") > 0
+    (failure,) = answer.pop("failures")
+    assert (failure["call"], failure["error"]) == (3, "ValueError: no 3s")
+    results = [{"call": n, "result": n} for n in range(50) if n != 3]
+    assert answer == {
+        "job": "picky", "response_mode": "ordered", "output": None, "done": 49, "failed": 1,
+        "results": results[:40], "more": 9,
+    }  # fmt: skip
+    answer = json.loads(compute(home, "--json", "--output", "r.jsonl", "-q", code=1).stdout)
+    assert answer["output"] == str(home / "r.jsonl")
+    assert "results" not in answer
+    assert lines_of((home / "r.jsonl").read_text()) == results
+    answer = json.loads(compute(home, "--json", "--errors", "raise", code=1).stdout)
+    assert answer["error"]["message"] == "call 3 failed: ValueError: no 3s"
+
+
 # --- failures ---------------------------------------------------------------------------------------
 
 
