@@ -66,6 +66,14 @@ class JobBook:
     def all(self) -> tuple[Run, ...]:
         return (*self.under_way.values(), *self.kept.values())
 
+    def calls(self) -> tuple[int, int]:
+        """Calls whose result was delivered, and those of them that failed, of all compute jobs."""
+        counts = [run.desk.counts for run in self.serving.values()]
+        return (
+            self._tally.calls + sum(each.delivered for each in counts),
+            self._tally.calls_failed + sum(each.delivered_failed for each in counts),
+        )
+
     # --- they come and go ---
 
     def take_in(self, job: Run, user: str) -> None:
@@ -83,7 +91,10 @@ class JobBook:
         """It is not under way any more, and holds nothing."""
         self._leases.release(job.running.values())
         del self.under_way[job.job]
-        self.serving.pop(job.job, None)
+        run = self.serving.pop(job.job, None)
+        if run is not None:
+            self._tally.calls += run.desk.counts.delivered
+            self._tally.calls_failed += run.desk.counts.delivered_failed
         self._dispatcher.remove(job.job)
 
     def after(self, job: Run, now: float) -> list[Instruction]:

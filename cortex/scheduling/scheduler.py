@@ -146,6 +146,10 @@ class Scheduler:
         """What a node that is drained is still needed for, in words; nothing: it may end."""
         return self._drains.waits_for(node)
 
+    def calls(self) -> tuple[int, int]:
+        """Calls whose result was delivered, and those of them that failed, of all compute jobs."""
+        return self._book.calls()
+
     def has_function(self, code: FunctionCode) -> bool:
         """Whether the compute job has it already."""
         job = self._serving.get(code.job)
