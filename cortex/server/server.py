@@ -58,6 +58,7 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.scheduler import Scheduler
 from cortex.scheduling.status import expected_statuses, job_statuses, node_statuses
+from cortex.scheduling.tally import Tally
 from cortex.server.audit_desk import DONE, REFUSED, Audit, actor_of, no_audit
 from cortex.server.blob_desk import BlobDesk
 from cortex.server.input_relay import InputRelay
@@ -282,9 +283,9 @@ class Server:
     def relayed_input_bytes(self) -> int:
         return self._input.relayed_bytes
 
-    def _new_scheduler(self) -> Scheduler:
+    def _new_scheduler(self, tally: Tally | None = None) -> Scheduler:
         weights = None if self._sharing is None else self._sharing.weights
-        return Scheduler(journalled=self._journal is not None, user_weights=weights)
+        return Scheduler(journalled=self._journal is not None, user_weights=weights, tally=tally)
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of
@@ -901,9 +902,7 @@ class Server:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
         jobs, kept = self._scheduler.jobs, self._scheduler.kept
-        tally = self._scheduler.tally
-        self._scheduler = self._new_scheduler()
-        self._scheduler.tally = tally
+        self._scheduler = self._new_scheduler(self._scheduler.tally)
         for job in (*jobs, *kept):
             for _, link in self._nodes.values():
                 link.send(EndJob(job))
