@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 def machine() -> dict[str, Any]:
     versions = {}
-    for name in ("pyarrow", "numpy", "polars", "duckdb", "twisted"):
+    for name in ("pyarrow", "numpy", "polars", "duckdb", "twisted", "msgspec", "cloudpickle"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -48,16 +48,22 @@ def table(rows: list[Row]) -> str:
     """Ratios of medians: cortex's time over the other's."""
     lines = [f"{'contest':<20} {'contender':<22} {'median s':>9} {'cortex is':>10} {'peak MB':>8} {'oom':>4}"]
     for row in rows:
-        median = "-" if row.median_s is None else f"{row.median_s:.2f}"
-        ratio = "" if row.ratio is None else f"x{row.ratio:.2f}"
+        median = "-" if row.median_s is None else _short(row.median_s)
+        ratio = "" if row.ratio is None else f"x{_short(row.ratio)}"
         peak = f"{row.peak_tree_bytes / 2**20:.0f}" if row.peak_tree_bytes else ""
         oom = str(row.oom_kills) if any(r.group_peak_bytes for r in row.runs) else ""
         lines.append(f"{row.contest:<20} {row.name:<22} {median:>9} {ratio:>10} {peak:>8} {oom:>4}")
+        if row.missing:
+            lines.append(f"    {row.missing}")
         if row.problem:
             lines.append(f"    {row.problem.splitlines()[0]}")
         if row.missed:
             lines.append(f"    MISSED: {row.missed}")
     return "\n".join(lines)
+
+
+def _short(number: float) -> str:
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, default=REPOSITORY / "build" / "benchmarks", help="inputs are kept here"
     )
+    parser.add_argument(
+        "--peers-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="the interpreter that has Dask, Ray and joblib (this one)",
+    )
     parser.add_argument("--json", type=Path, help="where to write the figures (default: beside the inputs)")
     options = parser.parse_args(argv)
     unknown = sorted(set(options.names) - set(CASES))
@@ -89,7 +101,16 @@ def main(argv: list[str] | None = None) -> int:
     inputs = Inputs(options.data, say)
     scratch = options.data / scratch_name()
     scratch.mkdir()
-    setting = Setting(options.scale, inputs, scratch, options.rounds, options.slots, not reason, say)
+    setting = Setting(
+        options.scale,
+        inputs,
+        scratch,
+        options.rounds,
+        options.slots,
+        not reason,
+        say,
+        options.peers_python,
+    )
     rows: list[Row] = []
     try:
         for name in options.names or CASES:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.csv as pacsv
 
+from benchmarks import calls as call_contests
 from benchmarks import locality
 from benchmarks.contest import REPOSITORY, Contender, Row, cortex, hold, peer
 from benchmarks.inputs import Inputs, warm
@@ -41,6 +42,8 @@ class Setting:
     hard_cap: bool
     """False where the machine allows no control group: memory is then only watched."""
     say: Callable[[str], None]
+    peers_python: str = sys.executable
+    """That has Dask, Ray and joblib, if any has."""
 
     def pick(self, tiny: Any, small: Any, full: Any) -> Any:
         return {"tiny": tiny, "small": small, "full": full}[self.scale]
@@ -399,6 +402,42 @@ def segments(setting: Setting) -> list[Row]:
     return rows
 
 
+def calls(setting: Setting) -> list[Row]:
+    """Functions over arguments: 10 times a pool one by one, half of it in its best chunks, 50 times Dask and
+    Ray.
+
+    One call at a time takes less than 1 ms (2 through a server and a node); calls of 10 µs to 10 s keep
+    every slot busy within 2 %; a slow one does not hold the others.
+    """
+    pick = setting.pick
+    terms = call_contests.Terms(
+        setting.slots,
+        setting.rounds,
+        setting.scratch,
+        setting.scale == "full",
+        setting.say,
+        setting.peers_python,
+    )
+    rows = call_contests.hold(
+        call_contests.noop(*pick((4000, 400, 40), (500_000, 50_000, 3000), (4_000_000, 200_000, 10_000))),
+        terms,
+    )
+    call_contests.keep_best_chunks(rows)
+    contests = [call_contests.single(*pick((50, 10), (2000, 200), (10_000, 1000)))]
+    # about ten seconds of each at full scale, but for the longest
+    for seconds, calls_of_it in pick(
+        ((1e-5, 2000), (0.02, 10)),
+        ((1e-5, 400_000), (0.001, 4000), (0.1, 40), (1.0, 4)),
+        ((1e-5, 2_000_000), (0.001, 20_000), (0.1, 200), (10.0, 6)),
+    ):
+        contests.append(call_contests.busy(seconds, calls_of_it))
+    contests.append(call_contests.one_slow(*pick((200, 0.1), (4000, 2.0), (10_000, 5.0))))
+    contests.append(call_contests.arrays(*pick((3, 2 * 10**6), (4, 10**8), (4, 10**9))))
+    for contest in contests:
+        rows += call_contests.hold(contest, terms)
+    return rows
+
+
 CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "csv_stations": csv_stations,
     "wordcount": wordcount,
@@ -409,6 +448,7 @@ CASES: dict[str, Callable[[Setting], list[Row]]] = {
     "locality": near_data,
     "server": server,
     "segments": segments,
+    "calls": calls,
 }
 
 

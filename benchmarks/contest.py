@@ -65,6 +65,8 @@ class Row:
     """The promise that these figures break."""
     figures: dict[str, Any] = field(default_factory=dict)
     """What else was measured, in words of the case."""
+    missing: str = ""
+    """Why it was not run: what it needs is not here."""
 
     @property
     def median_s(self) -> float | None:
@@ -86,11 +88,14 @@ class Row:
             "cortex_ratio": self.ratio,
             "problem": self.problem,
             "missed": self.missed,
+            "missing": self.missing,
             "figures": self.figures,
             "runs": [r.as_dict() for r in self.runs],
         }
 
     def line(self) -> str:
+        if self.missing:
+            return f"  {self.name:<22} {self.missing}"
         if self.problem:
             first = self.problem.splitlines()[0] if self.problem else ""
             return f"  {self.name:<22} {first}"

@@ -8,8 +8,10 @@ sent again if its bytes are others.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import sys
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -35,6 +37,8 @@ class Functions:
         self._job = job
         self._shares_files = shares_files
         self._modules = tuple(modules)
+        self._looked_for: dict[tuple[str, ...], tuple[int, PickledCode]] = {}
+        """Modules of a function -> how many modules there were, and what was found for it."""
         self._kept: dict[int, tuple[weakref.ref[Any], list[Any] | None, PickledCode, Function]] = {}
 
     def fresh(self, function: Callable[..., Any]) -> Function:
@@ -42,8 +46,7 @@ class Functions:
         be called."""
         if not callable(function):
             raise UsageError(f"{function!r} is no function", cure="give a function, then its arguments")
-        pickled = pickle_code(function, _modules_of(function), map(module_name, self._modules))
-        return self._keep(function, pickled)
+        return self._keep(function, self._pickled(function))
 
     def of(self, function: Callable[..., Any]) -> Function:
         """The same, cheaply."""
@@ -57,6 +60,19 @@ class Functions:
                 return made
         again = pickle_again(function, pickled)
         return made if again.code == pickled.code else self._keep(function, again)
+
+    def _pickled(self, function: Callable[..., Any]) -> PickledCode:
+        """Which modules travel with it is looked for when others were imported since: that takes
+        milliseconds, and a loop may make a function for each call."""
+        names = _modules_of(function)
+        loaded, before = self._looked_for.get(names, (0, None))
+        if before is not None and loaded == len(sys.modules):
+            with contextlib.suppress(Exception):  # then it is said below what is wrong
+                return pickle_again(function, before)
+        loaded = len(sys.modules)
+        pickled = pickle_code(function, names, map(module_name, self._modules))
+        self._looked_for[names] = loaded, pickled
+        return pickled
 
     def _keep(self, function: Callable[..., Any], pickled: PickledCode) -> Function:
         made = self._function(function, pickled)
@@ -115,7 +131,8 @@ def _innermost(function: Any) -> Any:
 
 
 def _modules_of(function: Any) -> tuple[str, ...]:
-    names = [getattr(_innermost(function), "__module__", None), getattr(function, "__module__", None)]
+    inner = _innermost(function)
+    names = [getattr(each, "__module__", None) for each in (inner, function, type(inner), type(function))]
     if isinstance(function, types.MethodType):
         names.append(type(function.__self__).__module__)
     return tuple(dict.fromkeys(name for name in names if isinstance(name, str) and name != "builtins"))

@@ -7,7 +7,6 @@ that are under way hold it.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import threading
@@ -22,17 +21,19 @@ from cortex.class_spec import build_compute_spec
 from cortex.client.attachments import FiledData, MemoryData
 from cortex.client.bundle_packing import pack
 from cortex.client.call_errors import CallError
+from cortex.client.call_owners import CallNumbers
 from cortex.client.call_run import CallOptions, CallRun
-from cortex.client.compute_link import CallLink, CallNumbers
+from cortex.client.compute_link import CallLink
 from cortex.client.futures import CallExecutor, CallFuture, Submits, as_completed, broken
 from cortex.client.nested_link import NestedCalls
 from cortex.errors import UsageError
 from cortex.ids import new_job_id
+from cortex.job.overrides import parse_retries, parse_timeout
 from cortex.limits import FAILURES_KEPT_MAX
 from cortex.local_run import open_session, spill_folder
 from cortex.private_folders import PrivateFolder, new_name, remove_left_over
 from cortex.tasks.nested_calls import NestedLink, current
-from cortex.units import counted, parse_seconds
+from cortex.units import counted
 from cortex.user_code import executor_sys_path
 from cortex.wire.messages import CallForm, CallPrinted, SubmitJob
 
@@ -110,10 +111,9 @@ class Calls:
         form: CallForm | None = None,
     ) -> CallRun:
         """`form` beats `star`."""
-        if type(retries) is not int or retries < 0:
-            raise UsageError(f"retries={retries!r}: give a number of further tries, 0 or more")
         form = form or (CallForm.STAR if star else CallForm.ONE)
-        options = CallOptions(form, ordered, discard, _seconds(timeout), retries)
+        timeout_s = 0.0 if timeout is None else parse_timeout(timeout)
+        options = CallOptions(form, ordered, discard, timeout_s, parse_retries(retries))
         opened = self._open()
         return CallRun(opened.link, opened.functions.fresh(function), iter(entries), length, options, self)
 
@@ -158,9 +158,10 @@ class Calls:
         if cancel:
             opened.link.cancel()
         else:
-            opened.submits.wait_idle()
+            opened.submits.finish()
         if finalizer is not None:
             finalizer()
+        opened.submits.leave()
 
     def as_completed(self, futures: Iterable[Future[Any]], timeout: float | None) -> Iterator[Future[Any]]:
         return as_completed(self._open().link, futures, timeout)
@@ -213,7 +214,14 @@ class Calls:
 def _inside(nested: NestedLink) -> _Opened:
     """A client inside a call: its cells go by the executor's link."""
     link = NestedCalls(nested)
-    return _Opened(link, Functions(nested.job, nested.shares_files), Submits(link))
+    functions = _functions_inside.get(nested)
+    if functions is None:
+        functions = _functions_inside[nested] = Functions(nested.job, nested.shares_files)
+    return _Opened(link, functions, Submits(link))
+
+
+_functions_inside: weakref.WeakKeyDictionary[NestedLink, Functions] = weakref.WeakKeyDictionary()
+"""Of each worker: its calls may make a client each, for the same function."""
 
 
 def _end(process: int, link: CallLink, session: LocalSession | ClusterSession, folder: PrivateFolder) -> None:
@@ -240,21 +248,15 @@ def _printer(on_output: list[OnOutput | None]) -> Callable[[CallPrinted, str], N
     return printed
 
 
-def _seconds(timeout: float | str | None) -> float:
-    if timeout is None:
-        return 0.0
-    seconds = parse_seconds(timeout, "timeout") if isinstance(timeout, str) else float(timeout)
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"timeout={timeout!r}: give the seconds that one call may take, more than 0")
-    return seconds
-
-
 # --- results --------------------------------------------------------------------------------------
 
 
 def results_of(run: CallRun, errors: Errors) -> Iterator[Any]:
-    """What `errors` says: see `Client.map`."""
-    failures = Failures(run.name, errors)
+    """What `errors` says: see `Client.map`. Raises UsageError for what it cannot say."""
+    return _results(run, Failures(run.name, errors))
+
+
+def _results(run: CallRun, failures: Failures) -> Iterator[Any]:
     for batch in run:
         if not batch.failures:
             yield from batch.values

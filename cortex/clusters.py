@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
     from cortex.calls import CallCounts, Calls, Errors
+    from cortex.client.call_owners import CallNumbers
     from cortex.client.call_run import CallRun
-    from cortex.client.compute_link import CallNumbers
     from cortex.job_handle import JobHandle
     from cortex.wire.messages import CallPrinted, ClusterStatus
 
@@ -86,6 +86,7 @@ class Client:
         """Inside a call: these are calls of the same job, and not of another cluster."""
         self._made_calls: Calls | None = None
         self._making = threading.Lock()
+        self._closed = False
 
     # --- calls ---
 
@@ -179,6 +180,7 @@ class Client:
 
     def close(self) -> None:
         """End the calls' job, when all that was submitted is done, and its processes on this machine."""
+        self._closed = True
         if self._made_calls is not None:
             self._made_calls.close()
 
@@ -186,6 +188,7 @@ class Client:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._closed = True
         if self._made_calls is not None:
             self._made_calls.close(cancel=kind is not None)
 
@@ -224,7 +227,7 @@ class Client:
 
     def progress(self) -> CallNumbers:
         """What its calls have done so far."""
-        from cortex.client.compute_link import CallNumbers
+        from cortex.client.call_owners import CallNumbers
 
         return (self._made_calls.numbers if self._made_calls is not None else None) or CallNumbers()
 
@@ -269,6 +272,8 @@ class Client:
     def _calls(self) -> Calls:
         if self._made_calls is None:
             with self._making:
+                if self._closed:
+                    raise UsageError("this client is closed", cure="make another cortex.Client")
                 if self._made_calls is None:
                     from cortex.calls import Calls, ClientOptions
 

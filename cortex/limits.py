@@ -120,7 +120,7 @@ CELL_CALLS_MAX: Final = 65_536  # calls in one cell: a tenth of a microsecond ea
 CELL_INLINE_BYTES_MAX: Final = 4 * MIB  # of a pickle in a frame: larger ones are attached
 ATTACH_BYTES: Final = 1 * MIB  # a cell's data from so much on travels outside of frames
 ATTACHED_ALIGN_BYTES: Final = 64  # where each buffer of an attachment begins: a cache line, Arrow's alignment
-CELL_S: Final = 0.005  # work in a cell, so that what it costs on its way is little: about 0.1 ms
+CELL_S: Final = 0.025  # work in a cell: what it costs on its way, 0.35 ms of processor time, is 1.5 % of it
 CELL_AHEAD_S: Final = 0.1  # a worker is sent a cell ahead if that is shorter: longer ones would wait
 CALL_RETRIES_MAX: Final = 100  # of a call that raises: what fails a hundred times fails
 CALL_S_MAX: Final = 30 * 86_400.0  # that a call's timeout may be: a month
@@ -143,6 +143,9 @@ RESULT_COST_BYTES: Final = (
     1 * KIB
 )  # of a cell's results, beside their pickle: what Python objects for it need
 RESULTS_FILED_BYTES: Final = 4096 * MIB  # the same for results in files: room on a disk
+ARGUMENTS_BYTES: Final = 1024 * MIB  # of calls under way, in memory or in files, unless of two cells
+SENDER_REST_S: Final = 5.0  # a thread that sends submitted calls ends when none has waited for so long
+SEND_HELD_S: Final = 5.0  # Ctrl-C waits for a message to be sent whole: longer, and its link is given up
 SEND_BYTES: Final = 4 * MIB  # of cells in one message
 FAILURES_KEPT_MAX: Final = 1000  # that errors="collect" raises together: of all further ones only the number
 CALL_STUCK_S: Final = 0.1  # a call that takes longer has what waits behind it in its worker given back
@@ -153,12 +156,14 @@ FETCHED_ARGUMENT_DIVISOR: Final = 4  # one that is more than this part of a slot
 FUNCTIONS_LOADED_MAX: Final = 1000  # that a worker has unpickled: a lambda for each call must not fill memory
 CALL_ERROR_BYTES_MAX: Final = 256 * KIB  # of what a call raised, pickled: else only its words travel
 CALL_ERRORS_BYTES: Final = 4 * MIB  # what failed calls of a cell say in one message: it is in one frame
+CALL_LOOK_S: Final = 0.05  # how often a worker's watch thread looks at the call in hand: 20 µs each
 CALL_TIME_TICK_S: Final = 0.01  # how exactly a call's own time limit is seen, at most
 WORKER_REST_S: Final = 1.0  # without a cell for so long, a worker's watch thread sleeps until one comes
 WORKER_MEMORY_S: Final = 0.5  # how often a worker looks whether its memory comes back: 30 µs each
-NESTED_DEPTH_MAX: Final = 64  # calls that wait for calls, one in the other, in one executor
+NESTED_DEPTH_MAX: Final = 64  # calls in one executor, each begun while the last one waits: half for any
 NESTED_FRAMES: Final = 100  # of Python's 1,000 frames a call may use, what one more of these adds
 NESTED_WAIT_S: Final = 0.05  # who waits for other calls looks so often whether it still has to
+NESTED_AGAIN_S: Final = 1.0  # a deep call that was given what it may not run asks again after so long
 NESTED_INLINE_BYTES_MAX: Final = 32 * MIB  # of what goes from call to call on a cluster, in a frame
 PRINTED_S: Final = 0.25  # what a call prints is told so often while it runs
 PRINTED_BYTES_MAX: Final = 64 * KIB  # of one call: the rest is only counted, as a loop that prints is endless

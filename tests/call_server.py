@@ -17,7 +17,7 @@ from typing import Any
 import cloudpickle
 import msgspec
 
-from cortex.errors import UserCodeError
+from cortex.errors import ServerDied, UserCodeError
 from cortex.tasks.attached_files import map_attached, write_attached
 from cortex.tasks.cell_pickles import dump_list, load_list
 from cortex.tasks.travelling_function import TravellingFunction
@@ -63,7 +63,7 @@ class Connection:
     def receive(self, timeout_s: float | None = None) -> Any:
         said = self._link.receive(timeout_s)
         if said is None:
-            raise ConnectionResetError("the server ended")
+            raise ServerDied("the server ended")
         return said
 
     def close(self) -> None:
@@ -83,12 +83,16 @@ class CallServer:
         self.dropped: list[int] = []
         self.results: Callable[[CellDone], list[CellDone]] = lambda done: [done]
         """What is sent for a result."""
+        self.coming: list[int] = []
+        """As each message of cells said."""
+        self.functions_by_name: dict[str, Callable[..., Any]] = {}
+        """Called in place of those that came, so that they may have something in common with a test."""
         self._functions: dict[str, Callable[..., Any]] = {}
         self._work: queue.SimpleQueue[Cell | None] = queue.SimpleQueue()
         self._link: BlockingConnection[Any] | None = None
         self._job = ""
         self._open = 0
-        self._ending = False
+        self._ending = self._ended = False
         self._lock = threading.Lock()
 
     def connect(self) -> Connection:
@@ -116,8 +120,10 @@ class CallServer:
                     link.send(JobAccepted(message.job))
                 elif isinstance(message, FunctionCode):
                     code = msgspec.msgpack.decode(message.code, type=TravellingFunction)
-                    self._functions[message.function] = cloudpickle.loads(code.function)
+                    own = self.functions_by_name.get(message.name.rpartition(".")[2])
+                    self._functions[message.function] = own or cloudpickle.loads(code.function)
                 elif isinstance(message, SendCells):
+                    self.coming.append(message.coming)
                     for cell in message.cells:
                         assert cell.function in self._functions
                         self.cells.append(cell)
@@ -132,7 +138,8 @@ class CallServer:
 
     def _maybe_done(self) -> None:
         with self._lock:
-            done = self._ending and not self._open
+            done = self._ending and not self._open and not self._ended
+            self._ended |= done
         if done and self._link is not None:
             self._link.send(JobDone(self._job, JobReport(self._job, "", 0.0), ()))
 

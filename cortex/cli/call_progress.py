@@ -23,7 +23,7 @@ from cortex.units import format_count, format_seconds
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from cortex.client.compute_link import CallNumbers
+    from cortex.client.call_owners import CallNumbers
 
 _RATE_AFTER_S: Final = 0.5  # before it, rate and time left are noise
 _NOTEBOOK: Final = "JPY_PARENT_PID"

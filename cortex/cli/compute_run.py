@@ -41,7 +41,8 @@ from cortex.user_code import make_importable
 
 def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) -> int:
     make_importable(file.modules)
-    function = load_function(file.function, os.path.dirname(file.path))
+    with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no result
+        function = load_function(file.function, os.path.dirname(file.path))
     file.arguments.check()
     total = file.arguments.count()
     with _lines(file, config) as lines, _failures(file) as failures:

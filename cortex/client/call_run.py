@@ -16,9 +16,9 @@ from itertools import islice
 from typing import Any, Protocol
 
 from cortex.client.call_errors import CallError, own_error
-from cortex.client.call_window import CellSizes, Held, Order
+from cortex.client.call_owners import Came
+from cortex.client.call_window import CellSizes, Flight, Held, Order
 from cortex.client.cells import Blame, Dump, Group, Results, pickle_calls
-from cortex.client.compute_link import Came
 from cortex.errors import CortexError, UserCodeError
 from cortex.limits import CELL_PULL_S, SEND_BYTES
 from cortex.tasks.cell_pickles import Pickled
@@ -121,9 +121,7 @@ class CallRun:
         self._sizes = CellSizes()
         self._order: Order[Results | CallError] = Order(options.ordered)
         self._pulled = 0
-        self._flying = 0
-        self._missing: dict[int, int] = {}
-        """Cell -> calls of it whose results have not come."""
+        self._flight = Flight()
         self._held = Held()
         self._slow_source = False
         self._inbox: deque[Came] = deque()
@@ -145,6 +143,9 @@ class CallRun:
     def failed(self, error: CortexError) -> None:
         self._error = error
         self._news.set()
+
+    def finish(self) -> None:
+        """Results that are not read are not waited for."""
 
     # --- in the consumer's thread ---
 
@@ -181,9 +182,7 @@ class CallRun:
                     return batch
                 if ready.stop - ready.start > 1:
                     self._order.back(ready)
-                    self._flying += ready.unit.cell not in self._missing
-                    missing = self._missing.get(ready.unit.cell, 0)
-                    self._missing[ready.unit.cell] = missing + ready.stop - ready.start
+                    self._flight.begin(ready.unit.cell, ready.stop - ready.start, 0)
                     self._link.call_by_call(self, held, ready.start, ready.stop, ready.unit.cell)
             if self._entries is None and self._order.empty:
                 return None
@@ -194,13 +193,7 @@ class CallRun:
     def _absorb(self) -> None:
         while self._inbox:
             each = self._inbox.popleft()
-            calls = each.stop - each.start
-            missing = self._missing.get(each.cell, 0) - calls
-            if missing > 0:
-                self._missing[each.cell] = missing
-            else:
-                self._missing.pop(each.cell, None)
-                self._flying -= 1
+            self._flight.came(each.cell, each.stop - each.start)
             done = each.results.done
             self._held.count(done)
             size_bytes = len(done.data) + sum(map(len, done.buffers))
@@ -212,7 +205,7 @@ class CallRun:
         cells: list[Cell] = []
         size_bytes = 0
         deadline = time.monotonic() + CELL_PULL_S
-        while self._entries is not None and self._sizes.may_send(self._link.slots, self._flying, self._held):
+        while self._entries is not None and self._sizes.may_send(self._link.slots, self._flight, self._held):
             made, made_bytes = self._make()
             cells += made
             size_bytes += made_bytes
@@ -255,8 +248,7 @@ class CallRun:
             cells.append(cell)
             size_bytes += group.pickled.size_bytes
             self._order.sent(cell.cell, group.first, group.count)
-            self._missing[cell.cell] = group.count
-            self._flying += 1
+            self._flight.begin(cell.cell, group.count, group.pickled.size_bytes)
         self._sizes.sent(len(entries), size_bytes, pull_s)
         return cells, size_bytes if not cells or cells[-1].attached is None else 0
 
@@ -289,10 +281,8 @@ class CallRun:
         )
 
 
-def unreadable(name: str, index: int, error: BaseException) -> BaseException:
+def unreadable(name: str, index: int, error: BaseException) -> UserCodeError:
     """What a call fails with whose result raises this here."""
-    if not isinstance(error, Exception):
-        return error  # such as SystemExit
     failed = UserCodeError(
         f"the result of call {index} of {name} cannot be read here: {type(error).__name__}: {error}",
         cure="return what it is made of, or make its class importable here",

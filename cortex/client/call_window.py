@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from cortex.limits import (
+    ARGUMENTS_BYTES,
     ATTACH_BYTES,
     CELL_AHEAD_S,
     CELL_CALLS_MAX,
@@ -33,7 +34,8 @@ from cortex.limits import (
 from cortex.wire.messages import Cell, CellDone
 
 _BYTES_WANTED = ATTACH_BYTES // 2  # of a cell, either way: below what is attached, as calls differ
-_TAIL_S = CELL_S / 10  # of work in the last cells of a source: smaller ones cost more than they even out
+_CELLS_MIN = 2  # under way, whatever their size: one is worked on, and one on its way
+_TAIL_S = CELL_S / 25  # of work in the last cells of a source: smaller ones cost more than they even out
 
 Owner = TypeVar("Owner")
 Holder = TypeVar("Holder")
@@ -50,6 +52,8 @@ class CellSizes:
         self._sent_bytes = 0.0
         """Of a call's arguments; of its result below."""
         self._got_bytes = 0.0
+        self._cell_bytes = 0
+        """Of the last cell's arguments."""
         self._pull_s = 0.0
 
     @property
@@ -64,6 +68,7 @@ class CellSizes:
     def sent(self, calls: int, size_bytes: int, pull_s: float) -> None:
         """A cell was made: the source took `pull_s` to give its calls."""
         self._sent_bytes = max(size_bytes / calls, self._sent_bytes / 2)
+        self._cell_bytes = size_bytes
         self._pull_s = pull_s / calls
 
     def came(self, calls: int, seconds: float, size_bytes: int) -> None:
@@ -96,9 +101,17 @@ class CellSizes:
         short = self.call_s * max(1, self._confirmed) < CELL_AHEAD_S
         return slots * CELLS_IN_FLIGHT if short else slots + max(CELLS_SPARE, slots // 8)
 
-    def may_send(self, slots: int, flying: int, held: Held) -> bool:
-        """Whether one more cell is to be made, with `flying` cells under way and these results unread."""
+    def has_room(self, slots: int, flight: Flight, making: int = 0) -> bool:
+        """Whether one more cell, beside those that are being made, keeps executors busy."""
+        flying = flight.cells + making
         if flying >= self.in_flight(slots):
+            return False
+        return flying < _CELLS_MIN or flight.size_bytes + self._cell_bytes <= ARGUMENTS_BYTES
+
+    def may_send(self, slots: int, flight: Flight, held: Held) -> bool:
+        """Whether one more cell is to be made, with these under way and these results unread."""
+        flying = flight.cells
+        if not self.has_room(slots, flight):
             return False
         expected = (flying + 1) * (RESULT_COST_BYTES + self._got_bytes * max(1, self._confirmed))
         # With nothing under way, and nothing to read, one more always goes: however large its result is.
@@ -107,6 +120,37 @@ class CellSizes:
             held.memory_bytes + expected <= RESULTS_HELD_BYTES
             and held.filed_bytes + expected <= RESULTS_FILED_BYTES
         )
+
+
+class Flight:
+    """Cells under way: how many of their calls have no result yet, and how large their arguments are."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._cells: dict[int, tuple[int, int]] = {}
+
+    @property
+    def cells(self) -> int:
+        return len(self._cells)
+
+    def begin(self, cell: int, calls: int, size_bytes: int) -> None:
+        """More calls of it are under way."""
+        before, before_bytes = self._cells.get(cell, (0, 0))
+        self._cells[cell] = before + calls, before_bytes + size_bytes
+        self.size_bytes += size_bytes
+
+    def came(self, cell: int, calls: int) -> bool:
+        """Results of so many. True if these were the last."""
+        before, size_bytes = self._cells.get(cell, (0, 0))
+        if before > calls:
+            self._cells[cell] = before - calls, size_bytes
+            return False
+        self.end(cell)
+        return True
+
+    def end(self, cell: int) -> None:
+        _, size_bytes = self._cells.pop(cell, (0, 0))
+        self.size_bytes -= size_bytes
 
 
 @dataclass

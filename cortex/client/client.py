@@ -103,7 +103,7 @@ class LocalSession:
         self._process, self._log = take(context)
         # also at the interpreter's end: a session that nobody closed ends in order
         self._finalizer = weakref.finalize(
-            self, _take_down, self._process, self._log, (runtime_dir, work_dir)
+            self, _take_down, os.getpid(), self._process, self._log, (runtime_dir, work_dir)
         )
         self._says = FrameDecoder[FromEmbedded](FromEmbedded)
         setup = EmbeddedSetup(memory_bytes, slots, runtime_dir, work_dir, task_silence_s_max)
@@ -399,8 +399,11 @@ def _say_done(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def _take_down(process: subprocess.Popen[bytes], log: IO[Any], folders: Sequence[str]) -> None:
-    """End the child in order, kill it if it does not come to an end, see that its folders are gone."""
+def _take_down(owner: int, process: subprocess.Popen[bytes], log: IO[Any], folders: Sequence[str]) -> None:
+    """End the child in order, kill it if it does not come to an end, see that its folders are gone. In a
+    process that `owner` has forked off it is not ours to end."""
+    if os.getpid() != owner:
+        return
     _say_done(process)
     assert process.stdout is not None
     # Its end closes the pipe and wakes us at once; Popen.wait with a timeout looks every 50 ms.

@@ -17,11 +17,11 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
 from cortex.client.bundle_packing import PackedBundle, upload
+from cortex.client.call_owners import CallNumbers, Came, Owner
 from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
@@ -36,7 +36,8 @@ from cortex.errors import (
     UsageError,
     from_report,
 )
-from cortex.limits import CANCEL_S_MAX, RECEIVED_S_MAX, SEND_BYTES
+from cortex.held_signals import held_signals
+from cortex.limits import CANCEL_S_MAX, RECEIVED_S_MAX, SEND_BYTES, SEND_HELD_S
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import (
@@ -80,39 +81,6 @@ class Connection(Protocol):
     def send(self, message: Message) -> None: ...
     def receive(self, timeout_s: float | None = None) -> Any: ...
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Came:
-    """Results of calls [start, stop) of the owner's cell `cell`."""
-
-    cell: int
-    start: int
-    stop: int
-    results: Results
-
-
-class Owner(Protocol):
-    """Who has sent cells. Both are called in the receiving thread."""
-
-    reads_at_once: bool
-    """`came` unpickles, and runs code of the user's."""
-
-    def came(self, results: Sequence[Came]) -> None: ...
-    def failed(self, error: CortexError) -> None: ...
-
-
-@dataclass
-class CallNumbers:
-    """What a link has done so far."""
-
-    sent: int = 0
-    done: int = 0
-    """With those that failed."""
-    failed: int = 0
-    slots: int = 0
-    nobody: bool = False
-    """The cluster has no node that could run a call."""
 
 
 class CallLink:
@@ -193,7 +161,7 @@ class CallLink:
         """Before the first cell that names it."""
         if code.function in self._functions:
             return
-        with self._send_lock:
+        with held_signals(SEND_HELD_S), self._send_lock:
             with self._lock:
                 self.check()
                 if code.function in self._functions:
@@ -204,14 +172,15 @@ class CallLink:
     def send(self, owner: Owner, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None:
         """Have these run; `coming` calls of this owner will follow (None: it is not known how many). What is
         lost on the way goes again by itself. Raises as `check`."""
-        with self._lock:
-            self.check()
-            self._coming[owner] = coming
-            for cell in cells:
-                self._uses.begin(cell)
-                self._ledger.add(cell, owner, retries)
-                self.numbers.sent += cell.end - cell.start
-        self._send_cells(cells)
+        with held_signals(SEND_HELD_S):
+            with self._lock:
+                self.check()
+                self._coming[owner] = coming
+                for cell in cells:
+                    self._uses.begin(cell)
+                    self._ledger.add(cell, owner, retries)
+                    self.numbers.sent += cell.end - cell.start
+            self._send_cells(cells)
 
     def call_by_call(self, owner: Owner, results: Results, start: int, stop: int, root: int) -> None:
         """These were not to be read together: have each call run once more, for a result of its own."""
@@ -241,9 +210,15 @@ class CallLink:
         """End the job when what is under way is done. Does nothing a second time, or in a forked process."""
         if os.getpid() != self._process:
             return
+        for owner in list(self._owners):
+            owner.finish()
         with self._lock:
             first, self._closing = not self._closing, True
+            owners = list(self._owners)
         if first and self._error is None:
+            for owner in owners:
+                self.leave(owner)
+                owner.failed(Cancelled("this client was closed", cure="read all results before"))
             self._say(EndCalls(self.job))
         if threading.current_thread() is not self._thread:
             while self._thread.is_alive():
@@ -264,6 +239,9 @@ class CallLink:
             self._connection.send(message)
         except _GONE:
             pass
+        except BaseException:  # a message that is sent in part leaves a link that is of no more use
+            self._connection.close()
+            raise
         finally:
             self._saying.now = False
 

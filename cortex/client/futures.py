@@ -17,11 +17,12 @@ from concurrent.futures import as_completed as completed
 from dataclasses import dataclass
 from typing import Any
 
+from cortex.client.call_owners import Came
 from cortex.client.call_run import CallOptions, Function, Link, make_cell, unreadable
-from cortex.client.call_window import CellSizes
+from cortex.client.call_window import CellSizes, Flight
 from cortex.client.cells import pickle_calls
-from cortex.client.compute_link import Came
 from cortex.errors import Cancelled, CortexError
+from cortex.limits import SENDER_REST_S
 from cortex.wire.messages import CallForm, Cell
 
 _FULL = CallOptions(form=CallForm.FULL)
@@ -92,12 +93,6 @@ class _Call:
     future: Future[Any]
 
 
-@dataclass(eq=False)
-class _Flying:
-    calls: Sequence[_Call]
-    left: int
-
-
 class Submits:
     """`cells_max`: that are under way at once, each of which is worked on by one executor; None: as many as
     keep all busy. Belongs to its link, which ends it."""
@@ -116,7 +111,9 @@ class Submits:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._queue: deque[_Call] = deque()
-        self._flying: dict[int, _Flying] = {}
+        self._flying: dict[int, Sequence[_Call]] = {}
+        """Cell -> its calls."""
+        self._flight = Flight()
         self._making = 0
         """Cells that are being made."""
         self._numbered = 0
@@ -158,8 +155,8 @@ class Submits:
         with self._lock:
             self._news()
 
-    def wait_idle(self) -> None:
-        """Until every call that was submitted has its result."""
+    def finish(self) -> None:
+        """Wait until every call that was submitted has its result."""
         self._link.wait(self._idle)
 
     def leave(self) -> None:
@@ -178,22 +175,21 @@ class Submits:
             if flying is None:
                 continue
             size_bytes = len(each.results.done.data)
-            self._sizes[flying.calls[0].function.code.function].came(
+            self._sizes[flying[0].function.code.function].came(
                 each.results.done.stop - each.results.done.start, each.results.done.seconds, size_bytes
             )
             if not self._resolve(flying, each):
                 self._link.call_by_call(self, each.results, each.start, each.stop, each.cell)
                 continue
             with self._lock:
-                flying.left -= each.stop - each.start
-                if not flying.left:
+                if self._flight.came(each.cell, each.stop - each.start):
                     del self._flying[each.cell]
                 self._news()
 
     def failed(self, error: CortexError) -> None:
         with self._lock:
             self._error = error
-            calls = [call for flying in self._flying.values() for call in flying.calls]
+            calls = [call for flying in self._flying.values() for call in flying]
             queued = list(self._queue)
             self._flying.clear()
             self._queue.clear()
@@ -217,18 +213,18 @@ class Submits:
     def _room(self, function: Function) -> bool:
         """Holds the lock."""
         sizes = self._sizes.setdefault(function.code.function, CellSizes())
-        most = sizes.in_flight(self._link.slots)
-        if self._cells_max is not None:
-            most = min(most, self._cells_max)
-        return self._making + len(self._flying) < most
+        if self._cells_max is not None and self._making + self._flight.cells >= self._cells_max:
+            return False
+        return sizes.has_room(self._link.slots, self._flight, self._making)
 
     def _send_queued(self) -> None:
         while True:
             with self._lock:
                 while not (self._queue and self._room(self._queue[0].function)):
-                    if self._error is not None:
+                    news = self._error is None and self._changed.wait(SENDER_REST_S)
+                    if self._error is not None or not (news or self._queue):
+                        self._thread = None  # the next that has to wait begins another
                         return
-                    self._changed.wait()
                 function = self._queue[0].function
                 sizes = self._sizes[function.code.function]
                 wanted = sizes.next(self._link.slots, len(self._queue))
@@ -248,6 +244,10 @@ class Submits:
                 self._link.function(calls[0].function.code)
                 self._link.send(self, cells)
         except BaseException as error:
+            with self._lock:
+                for number in [each for each, flying in self._flying.items() if flying[0] in calls]:
+                    del self._flying[number]
+                    self._flight.end(number)
             for call in calls:
                 if not call.future.done():
                     call.future.set_exception(
@@ -278,12 +278,13 @@ class Submits:
             size_bytes += group.pickled.size_bytes
             cell = make_cell(self._link, function, group, _FULL)
             with self._lock:
-                self._flying[cell.cell] = _Flying(of_group, group.count)
+                self._flying[cell.cell] = of_group
+                self._flight.begin(cell.cell, group.count, group.pickled.size_bytes)
             cells.append(cell)
         self._sizes[function.code.function].sent(len(calls), size_bytes, 0.0)
         return cells
 
-    def _resolve(self, flying: _Flying, came: Came) -> bool:
+    def _resolve(self, flying: Sequence[_Call], came: Came) -> bool:
         """False if these results cannot be read together."""
         results = came.results
         try:
@@ -291,12 +292,12 @@ class Submits:
         except BaseException as error:  # whatever the user's classes raise; there is no Ctrl-C in this thread
             if came.stop - came.start > 1 and results.cell.attached is None:
                 return False
-            for call in flying.calls[came.start : came.stop]:
+            for call in flying[came.start : came.stop]:
                 call.future.set_exception(unreadable(call.function.name, results.cell.first, error))
             return True
         failed = {each.call for each in results.done.failed}
         for number, value in zip(range(came.start, came.stop), values):
-            future = flying.calls[number].future
+            future = flying[number].future
             if future.done():
                 continue  # the link has failed meanwhile
             if number in failed:
@@ -330,7 +331,12 @@ class CallExecutor(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future = self._new_future()
             try:
-                self._submits.submit(self._functions(fn), (args, kwargs), future)
+                function = self._functions(fn)
+            except CortexError as error:  # it cannot be pickled, or called
+                future.set_exception(error)
+                return future
+            try:
+                self._submits.submit(function, (args, kwargs), future)
             except Cancelled as error:
                 raise RuntimeError("cannot schedule new futures after shutdown") from error
             except CortexError as error:
@@ -356,13 +362,13 @@ class CallExecutor(Executor):
         if cancel_futures:
             self._submits.cancel_queued()
         if wait:
-            self._submits.wait_idle()
+            self._submits.finish()
             self._finish()
         elif first:
             threading.Thread(target=self._finish, name="cortex shutdown", daemon=True).start()
 
     def _finish(self) -> None:
-        self._submits.wait_idle()
+        self._submits.finish()
         self._submits.leave()
         self._ended()
 

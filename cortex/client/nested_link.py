@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from cortex.client.attachments import FiledData, Uses
+from cortex.client.call_owners import CallNumbers, Came, Owner
 from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
-from cortex.client.compute_link import CallNumbers, Came, Owner
 from cortex.errors import Cancelled
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_data import check_frame
@@ -41,6 +41,8 @@ class NestedCalls:
         self._names: dict[str, str] = {}
         self._came: deque[tuple[Owner, Came]] = deque()
         self._news = threading.Semaphore(0)
+        self._waiters = 0
+        """Threads that hand out what comes, as long as they wait."""
         self._thread: threading.Thread | None = None
 
     @property
@@ -98,7 +100,13 @@ class NestedCalls:
             self._hand_out()
             return event.is_set()
 
-        return until() or self._link.wait(until, timeout_s)
+        self._waiters += 1
+        try:
+            return until() or self._link.wait(until, timeout_s)
+        finally:
+            self._waiters -= 1
+            if self._came:
+                self._call_thread()
 
     # --- inside ---
 
@@ -122,7 +130,11 @@ class NestedCalls:
         parts: Sequence[memoryview] = ()
         if done.attached is not None:
             path = os.path.join(self._link.staging_dir, os.path.basename(done.attached.name))
-            parts = map_attached(path, done.attached.sizes, unlink=True)
+            try:
+                parts = map_attached(path, done.attached.sizes, unlink=True)
+            except OSError:  # it came twice, or is lost with its node
+                self._run_again(done)
+                return
         with self._lock:
             settled = self._ledger.settle(done)
             if settled is None:
@@ -138,22 +150,44 @@ class NestedCalls:
         came = [Came(fresh.root, *each, results) for each in settled.ranges]
         if fresh.owner.reads_at_once:
             self._came.extend((fresh.owner, each) for each in came)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._hand_out_all, name="cortex nested", daemon=True)
-                self._thread.start()
-            self._news.release()
+            if not self._waiters:
+                self._call_thread()
         else:
             fresh.owner.came(came)
         if settled.again:
             self._link.send_cells(settled.again, self._done)
 
+    def _run_again(self, done: CellDone) -> None:
+        """Those of its calls that are not done."""
+        with self._lock:
+            fresh = self._ledger.came(done)
+            if fresh is None:
+                return
+            cells = [self._ledger.again(fresh, *each, fresh.retries) for each in fresh.ranges]
+            for cell in cells:
+                self._uses.begin(cell)
+            if fresh.complete:
+                self._uses.end(fresh.cell)
+        if cells:
+            self._link.send_cells(cells, self._done)
+
     def _hand_out(self) -> None:
+        handed = False
         while True:
             try:
                 owner, came = self._came.popleft()
             except IndexError:
-                return
+                break
             owner.came([came])
+            handed = True
+        if handed:
+            self._link.poke()  # others may wait for it
+
+    def _call_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._hand_out_all, name="cortex nested", daemon=True)
+            self._thread.start()
+        self._news.release()
 
     def _hand_out_all(self) -> None:
         while True:

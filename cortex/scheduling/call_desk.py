@@ -112,6 +112,8 @@ class CallCounts:
         self.failed = 0
         self.leased = 0
         """In workers' hands."""
+        self.delivered = self.delivered_failed = 0
+        """As `done` and `failed`, but for results that were lost and made anew: those count twice."""
 
     @property
     def total(self) -> int:
@@ -540,6 +542,8 @@ class CallDesk:
         calls = done.stop - done.start
         self.counts.done += calls
         self.counts.failed += len(done.failed)
+        self.counts.delivered += calls
+        self.counts.delivered_failed += len(done.failed)
         function = cell.message.function
         if node and done.seconds >= 0:
             seconds = done.seconds / calls
@@ -646,13 +650,17 @@ class CallDesk:
         return None
 
     def _help(self) -> None:
-        """Calls that wait for their children get those that nobody has begun."""
+        """Calls that wait for their children get those that nobody has begun. The newest first: they are of
+        the call that waits, and not of one that this call was begun in."""
         for attempt in [each for each in self._children if self._workers[each].awaits]:
             worker = self._workers[attempt]
             if worker.helped or worker.ending:
                 continue
             waiting = (
-                part for cell in self._children[attempt].values() for part in cell.parts if part.worker == ""
+                part
+                for cell in reversed(self._children[attempt].values())
+                for part in cell.parts
+                if part.worker == ""
             )
             part = next(waiting, None)
             if part is not None:

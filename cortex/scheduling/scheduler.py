@@ -228,7 +228,10 @@ class Scheduler:
         """It is not under way any more, and holds nothing."""
         self.leases.release(job.running.values())
         del self.jobs[job.job]
-        self._serving.pop(job.job, None)
+        run = self._serving.pop(job.job, None)
+        if run is not None:
+            self.tally.calls += run.desk.counts.delivered
+            self.tally.calls_failed += run.desk.counts.delivered_failed
         self.shares.remove(job.job)
         self._choosy.discard(job.job)
         self._no_successors_until.pop(job.job, None)
@@ -537,6 +540,14 @@ class Scheduler:
             return
         job.worker_holds(event)
         self._calls_changed(job, now)
+
+    def calls(self) -> tuple[int, int]:
+        """Calls whose result was delivered, and those of them that failed, of all compute jobs."""
+        counts = [run.desk.counts for run in self._serving.values()]
+        return (
+            self.tally.calls + sum(each.delivered for each in counts),
+            self.tally.calls_failed + sum(each.delivered_failed for each in counts),
+        )
 
     def has_function(self, code: FunctionCode) -> bool:
         """Whether the compute job has it already."""

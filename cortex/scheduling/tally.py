@@ -28,6 +28,8 @@ class Tally:
         self.task_seconds: dict[str, float] = {}
         self.sums: dict[str, list[int]] = {}
         """Of finished attempts, by stage: in the order of `progress.FIELDS`."""
+        self.calls = self.calls_failed = 0
+        """Of compute jobs that have ended: calls whose result was delivered; those of them that failed."""
         self.heartbeats = 0
         self.nodes_lost = 0
 

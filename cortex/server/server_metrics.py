@@ -97,6 +97,9 @@ def _of_jobs(scheduler: Scheduler) -> Iterator[Family]:
     yield by_label(
         "cortex_tasks", "gauge", "Tasks of jobs under way.", ["stage", "state"], sorted(tasks.items())
     )
+    calls, failed = scheduler.calls()
+    yield counter("cortex_calls_total", "Calls of functions that have ended.", calls)
+    yield counter("cortex_calls_failed_total", "Those of them that failed.", failed)
 
 
 def _of_attempts(tally: Tally) -> Iterator[Family]:

@@ -41,7 +41,7 @@ def _user_error(error: BaseException, number: int, name: str) -> UserCodeError:
 def _words(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as other:  # its own __str__ is the user's
+    except BaseException as other:  # its own __str__ is the user's
         return f"(its text cannot be had: {type(other).__name__})"
 
 
@@ -63,7 +63,7 @@ def _chain(error: BaseException, seen: set[int]) -> list[str]:
     frames = traceback.format_list(user_frames(error))
     try:
         only = traceback.format_exception_only(error)
-    except Exception:  # a __str__ of the user's
+    except BaseException:  # a __str__ of the user's
         only = [f"{type(error).__name__}\n"]
     return lines + (["Traceback (most recent call last):\n", *frames] if frames else []) + only
 
@@ -72,7 +72,7 @@ def _pickled(error: BaseException) -> bytes:
     """b"" where it cannot be pickled, or is too large: its words are there."""
     try:
         pickled = by_value_dumps(error, lambda _buffer: True)
-    except Exception:
+    except BaseException:  # its __reduce__ is the user's
         return b""
     return pickled if len(pickled) <= CALL_ERROR_BYTES_MAX else b""
 

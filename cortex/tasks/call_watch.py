@@ -1,6 +1,6 @@
 """The thread beside the one that runs calls: sees to what waits behind a call that takes long.
 
-It looks at the cells in hand every half of CALL_STUCK_S, sleeps while there are none, and costs the calls
+It looks at the cells in hand every CALL_LOOK_S, sleeps while there are none, and costs the calls
 nothing. (Code that holds the interpreter all the time holds this thread, too.)
 """
 
@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import Protocol
 
-from cortex.limits import CALL_STUCK_S, CALL_TIME_TICK_S, MIB, WORKER_REST_S
+from cortex.limits import CALL_LOOK_S, CALL_STUCK_S, CALL_TIME_TICK_S, MIB, WORKER_REST_S
 
 _STACK_BYTES = 2 * MIB  # it pickles results; the default of 8 MB counts against RLIMIT_DATA
 
@@ -62,9 +62,9 @@ class CallWatch:
             os._exit(70)
 
     def _look_on(self) -> None:
-        usual_s, idle_since, reads = CALL_STUCK_S / 2, 0.0, False
+        idle_since, reads = 0.0, False
         while not self._over:
-            tick_s = self._worker.tick_s(usual_s, CALL_TIME_TICK_S)
+            tick_s = self._worker.tick_s(CALL_LOOK_S, CALL_TIME_TICK_S)
             if reads:
                 self._poll.poll(tick_s * 1000)
             else:

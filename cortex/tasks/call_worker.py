@@ -7,8 +7,10 @@ thread, reads it for a call that takes long. What both touch is under `lock`; us
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import select
 import threading
 import time
 from collections import deque
@@ -20,6 +22,8 @@ from cortex.limits import (
     CALL_ERRORS_BYTES,
     CELL_INLINE_BYTES_MAX,
     FUNCTIONS_LOADED_MAX,
+    KIB,
+    NESTED_AGAIN_S,
     NESTED_DEPTH_MAX,
     NESTED_FRAMES,
     NESTED_WAIT_S,
@@ -76,7 +80,7 @@ class CallWorker:
         self._attempt = attempt
         self._held_memory = held_memory
         self._memory_limit = memory_limit
-        self._memory_due = time.monotonic() + WORKER_MEMORY_S
+        self._memory_due = 0.0  # at once: what the first cell leaves is what later ones are compared with
         self._started_at = time.monotonic()
         self._codes: dict[str, FunctionCode] = {}
         self._functions: dict[str, Function | CortexError] = {}
@@ -94,6 +98,13 @@ class CallWorker:
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._data = CellData(open_job, attempt, memory_limit)
+        self._waits = 0
+        """How many of the calls in hand wait for calls they have submitted."""
+        self._woken, self._wakes = os.pipe()
+        os.set_blocking(self._wakes, False)
+        self._poll = select.poll()
+        self._poll.register(link.fileno(), select.POLLIN)
+        self._poll.register(self._woken, select.POLLIN)
         self._nested = nested_calls.NestedLink(open_job, attempt, self)
         self._arrived: deque[CellDone] = deque()
         self._printed = PrintedCalls(open_job.job, self._whose, self.say)
@@ -112,10 +123,12 @@ class CallWorker:
             self.say(CellsRun(self._attempt, ()))
             while not self._ending:
                 self._take_waiting()
+                if self._ending:
+                    break
                 if self._pending:
                     self._run_cell(self._pending.popleft())
                     self._check_memory()
-                elif not self._ending:
+                else:
                     self._take(self._received(None))
             self._take_waiting()
             with self.lock:
@@ -126,6 +139,8 @@ class CallWorker:
             nested_calls.enter(None)
             self._printed.end()
             self._data.close()
+            os.close(self._woken)
+            os.close(self._wakes)
 
     def say(self, message: FromWorker) -> None:
         if isinstance(message, FunctionCode):  # its node takes it for known here, and does not send it back
@@ -223,12 +238,12 @@ class CallWorker:
         self._nested.end_of(run)
         with self.lock:
             outcomes = run.take_done(ended=True)
-        if outcomes is not None:
-            # not under the lock: it may be large, and the watch thread gives back what waits for it
-            self._tell(run, outcomes)
+        # not under the lock: they may be large, and the watch thread gives back what waits for that
+        results = self._results(run, outcomes) if outcomes is not None else []
         with self.lock:
             self._runs.pop()
             self._reads = True
+        self._tell(results)
 
     def _opened(self, run: CellRun, code: FunctionCode | None) -> Function | None:
         """The function, and the run with its arguments; None: neither could be had, and its calls fail."""
@@ -301,15 +316,15 @@ class CallWorker:
         """What is done of it by now, and was not told. Under the lock."""
         outcomes = run.take_done()
         if outcomes is not None:
-            self._tell(run, outcomes)
+            self._tell(self._results(run, outcomes))
 
-    def _tell(self, run: CellRun, outcomes: Outcomes) -> None:
+    def _results(self, run: CellRun, outcomes: Outcomes) -> list[CellDone]:
         self._printed.tell()
-        with self.lock:
-            self._calls += outcomes.stop - outcomes.start
-        results = self._data.results(
+        return self._data.results(
             run.cell, run.name, outcomes, lambda error: self._out_of_memory(run.name, error)
         )
+
+    def _tell(self, results: list[CellDone]) -> None:
         held: list[CellDone] = []
         held_bytes = 0
         for each in results:
@@ -319,8 +334,11 @@ class CallWorker:
                 held, held_bytes = [], 0
             held.append(each)
             held_bytes += size_bytes
-            self._failed_calls += len(each.failed)
-        self.say(CellsRun(self._attempt, tuple(held)))
+        if held:
+            self.say(CellsRun(self._attempt, tuple(held)))
+        with self.lock:
+            self._calls += sum(each.stop - each.start for each in results)
+            self._failed_calls += sum(len(each.failed) for each in results)
 
     def _whose(self) -> tuple[str, int, bool] | None:
         run = self.run_in_hand()
@@ -333,8 +351,8 @@ class CallWorker:
         self._memory_due = now + WORKER_MEMORY_S
         if self._held_memory.is_much():
             give_back_memory()
-            if self._held_memory.does_not_come_back(ServeResult):
-                self.retires = self._ending = True
+        if self._held_memory.does_not_come_back(ServeResult):
+            self.retires = self._ending = True
 
     # --- calls that wait for calls ---
 
@@ -357,33 +375,53 @@ class CallWorker:
             self._reads = True
             self._give_back(deque(cell for cell in self._pending if not cell.source))
             self._pending = deque(cell for cell in self._pending if cell.source)
+        self._waits += 1
         self.say(ChildrenAwaited(self._attempt, True))
-        began, own = time.monotonic(), 0.0
+        began, ask_again_at = time.monotonic(), 0.0
         try:
             while True:
                 self._take_waiting()
                 if until():
                     return True
-                left_s = NESTED_WAIT_S
-                if deadline is not None:
-                    left_s = min(left_s, deadline - time.monotonic())
-                    if left_s <= 0:
-                        return False
-                if self._pending and self._pending[0].source:
-                    started = time.monotonic()
-                    with more_frames(NESTED_FRAMES):
-                        self._run_cell(self._pending.popleft())
-                    own += time.monotonic() - started
+                now = time.monotonic()
+                left_s = NESTED_WAIT_S if deadline is None else min(NESTED_WAIT_S, deadline - now)
+                if left_s <= 0:
+                    return False
+                if self._pending:
+                    cell = self._pending.popleft()
+                    if self._may_run(cell, run):
+                        with more_frames(NESTED_FRAMES):
+                            self._run_cell(cell)
+                    else:
+                        self._give_back(deque([cell]))
+                        ask_again_at = now + NESTED_AGAIN_S
                     continue
-                try:
-                    self._take(self._received(left_s))
-                except TimeoutError:
-                    continue
+                if 0 < ask_again_at <= now:  # what this call waits for may wait for a worker again
+                    self.say(ChildrenAwaited(self._attempt, True))
+                    ask_again_at = 0.0
+                self._wait_for_more(left_s)
         finally:
+            self._waits -= 1
             run.pause(time.monotonic() - began)
             with self.lock:
                 self._reads = False
             self.say(ChildrenAwaited(self._attempt, False))
+
+    def _wait_for_more(self, seconds: float) -> None:
+        ready = self._poll.poll(seconds * 1000)
+        if any(fd == self._woken for fd, _ in ready):
+            os.read(self._woken, KIB)
+
+    def wake(self) -> None:
+        if self._waits:
+            with contextlib.suppress(BlockingIOError):  # as many wakes are in it as it holds
+                os.write(self._wakes, b"w")
+
+    def _may_run(self, cell: Cell, waiting: CellRun) -> bool:
+        """In the middle of the call that waits: any other call, so that no processor is idle; but from some
+        depth on only those it waits for, so that no more are in one another than have submitted one another.
+        """
+        return len(self._runs) <= NESTED_DEPTH_MAX // 2 or self._nested.is_of(cell, waiting)
 
     # --- for the watch thread ---
 
@@ -426,7 +464,7 @@ class CallWorker:
         number = run.cell.first + run.call
         error = took_too_long(run.name, number, run.cell.timeout_s, self._thread)
         failed = call_failed(error, run.call, number, run.name)
-        self._tell(run, run.fail_in_hand(failed))
+        self._tell(self._results(run, run.fail_in_hand(failed)))
         rests = [rest for each in self._runs if (rest := each.rest()) is not None]
         if rests:
             self.say(CellsGivenBack(self._attempt, tuple(rests)))

@@ -143,7 +143,7 @@ class CellData:
         try:
             pickled = dump_list(outcomes.values)
             return [self._filled(done, pickled, outcomes.failed)]
-        except Exception as error:
+        except BaseException as error:  # pickling runs user code, which may call sys.exit
             if outcomes.stop - outcomes.start > 1:
                 return [
                     each for half in outcomes.halves() for each in self.results(cell, name, half, no_memory)
@@ -157,13 +157,13 @@ class CellData:
         cell: Cell,
         name: str,
         outcomes: Outcomes,
-        error: Exception,
+        error: BaseException,
         no_memory: Callable[[MemoryError], CortexError],
     ) -> CallFailed:
         number = cell.first + outcomes.start
         if isinstance(error, MemoryError):
             error = no_memory(error)
-        elif not isinstance(error, CortexError):
+        elif isinstance(error, Exception) and not isinstance(error, CortexError):
             error = cannot_return(error, name, number, type(outcomes.values[0]).__name__)
         return call_failed(error, outcomes.start, number, name)
 

@@ -100,7 +100,7 @@ def load_exception(failed: CallFailed) -> BaseException:
     if failed.pickled:
         try:
             error = pickle.loads(failed.pickled)
-        except Exception:  # such as a class with another __init__ than its args: the words are there
+        except (Exception, SystemExit):  # a class with another __init__ than its args: the words are there
             error = None
         if isinstance(error, BaseException):
             return error

@@ -36,6 +36,9 @@ class Waiter(Protocol):
     def say(self, message: FromWorker) -> None: ...
     def run_in_hand(self) -> CellRun | None: ...
     def check_depth(self) -> None: ...
+    def wake(self) -> None:
+        """The thread that runs calls, if it is in `wait_in_call`."""
+
     def drop_own(self, cells: Iterable[int]) -> None:
         """Cells that calls here have submitted: they may have come to be run here. In that thread, too."""
 
@@ -126,7 +129,19 @@ class NestedLink:
                 self._came.wait(NESTED_WAIT_S)
         return True
 
+    def poke(self) -> None:
+        """What somebody waits for may have come true by another thread's doing: all ask again."""
+        with self._came:
+            self._came.notify_all()
+        if threading.get_ident() != self._thread:
+            self._worker.wake()
+
     # --- for the worker ---
+
+    def is_of(self, cell: Cell, parent: CellRun) -> bool:
+        """A call of `parent` has submitted it."""
+        child = self._children.get(cell.cell) if cell.source == self.attempt else None
+        return child is not None and child.parent is parent
 
     def arrived(self, results: Iterable[CellDone]) -> None:
         """Tell those who submitted them. Without any lock."""

@@ -106,13 +106,18 @@ def test_a_scraper_reads_what_the_cluster_does(cluster: Watched, tmp_path: Path)
     (tmp_path / "bad.txt").write_text("poison\n")
     with pytest.raises(cortex.CortexError):
         Words(input=str(tmp_path / "bad.txt")).run(cluster)
+    with cluster.client as client:
+        results = list(client.map(int, ["1", "2", "three"], errors="return"))
+        assert results[:2] == [1, 2]
+        assert "cortex_calls_total 3" in ask(port, tmp_path / "c")[1]
     after = scraped(ask(port, tmp_path / "c")[1])
 
     def grown(name: str) -> float:
         return after.get(name, 0) - before.get(name, 0)
 
-    assert grown("cortex_jobs_submitted_total") == 2
-    assert grown("cortex_jobs_ended_total{state=done}") == 1
+    assert grown("cortex_jobs_submitted_total") == 3
+    assert grown("cortex_jobs_ended_total{state=done}") == 2
+    assert (grown("cortex_calls_total"), grown("cortex_calls_failed_total")) == (3, 1)
     assert grown("cortex_jobs_ended_total{state=failed}") == 1
     assert grown("cortex_attempts_finished_total{stage=map}") >= 9
     assert grown("cortex_attempts_finished_total{stage=reduce}") == 2

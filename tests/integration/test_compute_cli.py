@@ -78,6 +78,11 @@ def forget(x):
     return x
 
 
+def nap(x):
+    time.sleep(0.02)
+    return x
+
+
 def once(x):
     path = os.path.join(os.environ["NOTES"], str(x))
     if not os.path.exists(path):
@@ -457,6 +462,17 @@ def test_a_reader_that_has_seen_enough_ends_it(home: Path) -> None:
 # --- on a cluster -----------------------------------------------------------------------------------
 
 
+def read_until(process: subprocess.Popen[str], pattern: str) -> str:
+    """What it says on standard error, up to that (a line that is written again is read as another line)."""
+    assert process.stderr is not None
+    said = ""
+    while not re.search(pattern, said):
+        more = process.stderr.read(10)
+        assert more, said
+        said += more
+    return said
+
+
 def test_on_a_cluster(home: Path) -> None:
     import cortex
 
@@ -532,11 +548,29 @@ def test_calls_wait_for_a_node_and_say_so(home: Path) -> None:
             cwd=home, env=environment(home) | {"JPY_PARENT_PID": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert process.stderr is not None
-        said = ""
-        while "0 of 2 · waiting for a node" not in said:
-            said += process.stderr.read(20)
+        read_until(process, "0 of 2 · waiting for a node")
         cluster.start_node("node1")
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert lines_of(out) == [{"call": 0, "result": 1}, {"call": 1, "result": 2}]
+
+
+@pytest.mark.parametrize("mode", ["ordered", "stream", "collect"])
+def test_a_node_that_is_killed_costs_no_result_and_doubles_none(home: Path, mode: str) -> None:
+    import cortex
+
+    config(home, "nap", "{range: 300}", f"response_mode: {mode}", "output: r.jsonl")
+    with cortex.LocalCluster(nodes=2) as cluster:
+        where = ("--server", cluster.address, "--home", str(cluster.folder / "server"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cortex", "compute", "c.yaml", *where],
+            cwd=home, env=environment(home) | {"JPY_PARENT_PID": "1"}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        said = read_until(process, r"\n[1-9][0-9]+ of 300")
+        cluster.nodes["node1"].kill()
+        _, rest = process.communicate(timeout=90)
+        assert process.returncode == 0, said + rest
+        lines = lines_of((home / "r.jsonl").read_text())
+        assert sorted(each["call"] for each in lines) == list(range(300))
+        assert all(each["call"] == each["result"] for each in lines)
+        assert mode == "stream" or lines == [{"call": n, "result": n} for n in range(300)]

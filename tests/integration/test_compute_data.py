@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from cortex.limits import MIB
 from cortex.tasks.attached_files import new_name, write_attached
-from cortex.tasks.cell_pickles import dump_list
+from cortex.tasks.cell_pickles import dump_list, load_exception
 from cortex.wire.framing import BlockingConnection
 from cortex.wire.messages import (
     Attached,
@@ -32,6 +33,13 @@ from tests.integration.executor_side import JOB, ComputeSide, function_code
 @pytest.fixture
 def side(tmp_path: Path) -> Iterator[ComputeSide]:
     found = ComputeSide(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[ComputeSide]:
+    found = ComputeSide(tmp_path, patient=False)
     yield found
     found.close()
 
@@ -54,6 +62,22 @@ def test_a_result_that_cannot_be_pickled_names_itself_alone(side: ComputeSide) -
     assert values == [0, 1, 2, 5, 6, 7, 8]
     assert sorted(failed) == [3, 4, 9]
     assert "what locked returned for call 23, a lock, cannot be pickled" in failed[3].error.message
+
+
+def test_a_result_whose_pickling_ends_the_interpreter_fails_alone(side: ComputeSide) -> None:
+    def gives(x: int) -> Any:
+        class Leaves:
+            def __reduce__(self) -> Any:
+                sys.exit(4)
+
+        return Leaves() if x == 1 else x
+
+    side.send(side.cell(side.function(gives), [0, 1, 2]))
+    first, second, third = side.receive(CellsRun).results
+    assert (side.values(first), side.values(third)) == ([0], [2])
+    error = load_exception(second.failed[0])
+    assert isinstance(error, SystemExit)
+    assert error.code == 4
 
 
 def test_arguments_that_cannot_be_unpickled_fail_and_the_next_cell_runs(side: ComputeSide) -> None:
@@ -237,7 +261,7 @@ def test_on_a_cluster_arguments_are_read_from_the_client(tmp_path: Path, memory_
         door.close()
 
 
-def test_a_deep_result_of_a_stuck_cell(side: ComputeSide) -> None:
+def test_a_deep_result_of_a_stuck_cell(hasty: ComputeSide) -> None:
     """The watch thread pickles on a stack of its own."""
 
     def nests(depth: float) -> Any:
@@ -247,9 +271,9 @@ def test_a_deep_result_of_a_stuck_cell(side: ComputeSide) -> None:
         time.sleep(depth % 1)
         return found
 
-    cell = side.cell(side.function(nests), [300, 5000, 1.5])
-    side.send(cell)
-    message = side.receive(CellsRun)
+    cell = hasty.cell(hasty.function(nests), [300, 5000, 1.5])
+    hasty.send(cell)
+    message = hasty.receive(CellsRun)
     assert [(each.start, each.stop, len(each.failed)) for each in message.results] == [(0, 1, 0), (1, 2, 1)]
     assert "excessively deep recursion" in message.results[1].failed[0].error.message
-    assert side.values(side.done()) == [[[]]]
+    assert hasty.values(hasty.done()) == [[[]]]

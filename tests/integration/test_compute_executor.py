@@ -37,6 +37,13 @@ def side(tmp_path: Path) -> Iterator[ComputeSide]:
     found.close()
 
 
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[ComputeSide]:
+    found = ComputeSide(tmp_path, patient=False)
+    yield found
+    found.close()
+
+
 def test_values_in_every_form(side: ComputeSide) -> None:
     done = side.call(lambda x: x * 2, [1, "a", [3]])
     assert side.values(done) == [2, "aa", [3, 3]]
@@ -152,56 +159,56 @@ def test_many_failures_come_in_several_messages(side: ComputeSide) -> None:
     assert calls == list(range(100))
 
 
-def test_a_stuck_call_gives_back_what_waits(side: ComputeSide) -> None:
+def test_a_stuck_call_gives_back_what_waits(hasty: ComputeSide) -> None:
     def slow(x: float) -> float:
         time.sleep(x)
         return x
 
-    f = side.function(slow)
-    first = side.cell(f, [0.0, 0.001, 1.0, 0.0, 0.0])
-    second, third = side.cell(f, [0.0]), side.cell(f, [0.0])
+    f = hasty.function(slow)
+    first = hasty.cell(f, [0.0, 0.001, 1.0, 0.0, 0.0])
+    second, third = hasty.cell(f, [0.0]), hasty.cell(f, [0.0])
     started = time.monotonic()
-    side.send(first, second)
-    done = side.done()
+    hasty.send(first, second)
+    done = hasty.done()
     assert (done.start, done.stop) == (0, 2)
-    assert side.values(done) == [0.0, 0.001]
+    assert hasty.values(done) == [0.0, 0.001]
     assert done.seconds < 0.05
-    assert side.receive(CellsGivenBack).pieces == (Piece("", first.cell, 3, 5),)
-    assert side.receive(CellsGivenBack).pieces == (Piece("", second.cell, 0, 1),)
+    assert hasty.receive(CellsGivenBack).pieces == (Piece("", first.cell, 3, 5),)
+    assert hasty.receive(CellsGivenBack).pieces == (Piece("", second.cell, 0, 1),)
     assert CALL_STUCK_S <= time.monotonic() - started < 0.9
-    side.send(third)  # into the middle of the call
-    assert side.receive(CellsGivenBack).pieces == (Piece("", third.cell, 0, 1),)
+    hasty.send(third)  # into the middle of the call
+    assert hasty.receive(CellsGivenBack).pieces == (Piece("", third.cell, 0, 1),)
     assert time.monotonic() - started < 0.9
-    done = side.done()
+    done = hasty.done()
     assert (done.start, done.stop) == (2, 3)
-    assert side.values(done) == [1.0]
+    assert hasty.values(done) == [1.0]
     assert 0.9 < done.seconds < 1.5
-    side.send(third)
-    assert side.values(side.done()) == [0.0]
+    hasty.send(third)
+    assert hasty.values(hasty.done()) == [0.0]
 
 
-def test_after_a_rest_a_long_call_is_watched_again(side: ComputeSide) -> None:
-    f = side.function(time.sleep)
+def test_after_a_rest_a_long_call_is_watched_again(hasty: ComputeSide) -> None:
+    f = hasty.function(time.sleep)
     time.sleep(1.4)
-    long, other = side.cell(f, [0.6]), side.cell(f, [0.0])
-    side.send(long, other)
-    assert side.receive(CellsGivenBack).pieces == (Piece("", other.cell, 0, 1),)
-    assert side.done().cell == long.cell
+    long, other = hasty.cell(f, [0.6]), hasty.cell(f, [0.0])
+    hasty.send(long, other)
+    assert hasty.receive(CellsGivenBack).pieces == (Piece("", other.cell, 0, 1),)
+    assert hasty.done().cell == long.cell
 
 
-def test_a_call_over_its_time_fails_and_its_executor_ends(side: ComputeSide) -> None:
+def test_a_call_over_its_time_fails_and_its_executor_ends(hasty: ComputeSide) -> None:
     def sleeps(x: float) -> float:
         time.sleep(x)
         return x
 
-    f = side.function(sleeps)
-    cell, other = side.cell(f, [0.01, 30.0, 0.0], timeout_s=0.4, first=10), side.cell(f, [0.0])
+    f = hasty.function(sleeps)
+    cell, other = hasty.cell(f, [0.01, 30.0, 0.0], timeout_s=0.4, first=10), hasty.cell(f, [0.0])
     started = time.monotonic()
-    side.send(cell, other)
-    assert side.values(side.done()) == [0.01]
-    assert side.receive(CellsGivenBack).pieces == (Piece("", cell.cell, 2, 3),)
-    assert side.receive(CellsGivenBack).pieces == (Piece("", other.cell, 0, 1),)
-    done = side.done()
+    hasty.send(cell, other)
+    assert hasty.values(hasty.done()) == [0.01]
+    assert hasty.receive(CellsGivenBack).pieces == (Piece("", cell.cell, 2, 3),)
+    assert hasty.receive(CellsGivenBack).pieces == (Piece("", other.cell, 0, 1),)
+    done = hasty.done()
     assert 0.4 <= time.monotonic() - started < 1.5
     (failed,) = done.failed
     assert (done.start, done.stop, failed.call) == (1, 2, 1)
@@ -209,18 +216,18 @@ def test_a_call_over_its_time_fails_and_its_executor_ends(side: ComputeSide) -> 
     assert "call 11 of sleeps took more than its 0.4 s" in failed.error.message
     assert "time.sleep(x)" in failed.error.details["stack"]
     assert type(load_exception(failed)).__name__ == "TaskTimeout"
-    finished = side.receive(TaskFinished)
+    finished = hasty.receive(TaskFinished)
     assert finished.result == ServeResult(2, 1)
-    side.receive(Retiring)
-    assert side.link.receive(5) is None
+    hasty.receive(Retiring)
+    assert hasty.link.receive(5) is None
 
 
-def test_calls_within_their_time_are_not_ended(side: ComputeSide) -> None:
-    cell = side.cell(side.function(time.sleep), [0.09] * 8, timeout_s=0.3)
-    side.send(cell)
+def test_calls_within_their_time_are_not_ended(hasty: ComputeSide) -> None:
+    cell = hasty.cell(hasty.function(time.sleep), [0.09] * 8, timeout_s=0.3)
+    hasty.send(cell)
     calls, given = 0, None
     while calls < (given.start if given else 8):
-        message = side.any()
+        message = hasty.any()
         if isinstance(message, CellsGivenBack):
             (given,) = message.pieces
         else:
@@ -237,11 +244,9 @@ def test_end_serving_gives_back_what_has_not_begun(side: ComputeSide) -> None:
     side.send(second)
     side.link.send(EndServing(ATTEMPT))
     got = [side.any() for _ in range(3)]
-    kinds = [type(each) for each in got]
-    assert sorted(kinds, key=str) == sorted([CellsGivenBack, CellsRun, TaskFinished], key=str)
-    assert kinds[-1] is TaskFinished
-    given = next(each for each in got if isinstance(each, CellsGivenBack))
-    assert given.pieces == (Piece("", second.cell, 0, 1),)
+    assert [type(each) for each in got] == [CellsRun, CellsGivenBack, TaskFinished]
+    assert isinstance(got[1], CellsGivenBack)
+    assert got[1].pieces == (Piece("", second.cell, 0, 1),)
     finished = got[-1]
     assert isinstance(finished, TaskFinished)
     assert finished.result == ServeResult(1, 0)
@@ -355,12 +360,12 @@ def test_dropped_cells_are_not_run(side: ComputeSide) -> None:
     assert not (side.folder / "second").exists()
 
 
-def test_dropping_a_cell_in_hand_ends_it_after_its_call(side: ComputeSide) -> None:
-    cell = side.cell(side.function(time.sleep), [0.4, 0.0, 0.0])
-    side.send(cell)
-    assert side.receive(CellsGivenBack).pieces == (Piece("", cell.cell, 1, 3),)  # it was stuck first
-    side.link.send(DropCells(JOB, (cell.cell,)))
-    done = side.done()
+def test_dropping_a_cell_in_hand_ends_it_after_its_call(hasty: ComputeSide) -> None:
+    cell = hasty.cell(hasty.function(time.sleep), [0.4, 0.0, 0.0])
+    hasty.send(cell)
+    assert hasty.receive(CellsGivenBack).pieces == (Piece("", cell.cell, 1, 3),)  # it was stuck first
+    hasty.link.send(DropCells(JOB, (cell.cell,)))
+    done = hasty.done()
     assert (done.start, done.stop) == (0, 1)
 
 
@@ -369,16 +374,16 @@ def test_the_largest_cell(side: ComputeSide) -> None:
     assert side.values(done) == list(range(CELL_CALLS_MAX))
 
 
-def test_the_end_of_the_link_ends_a_call(side: ComputeSide) -> None:
+def test_the_end_of_the_link_ends_a_call(hasty: ComputeSide) -> None:
     def says(path: str) -> None:
         Path(path).write_text(str(os.getpid()))
         time.sleep(30)
 
-    path = side.folder / "pid"
-    side.send(side.cell(side.function(says), [str(path)]))
-    side.until(lambda: path.exists() and path.read_text() != "")
+    path = hasty.folder / "pid"
+    hasty.send(hasty.cell(hasty.function(says), [str(path)]))
+    hasty.until(lambda: path.exists() and path.read_text() != "")
     pid = path.read_text()
-    side.link.close()
+    hasty.link.close()
 
     def gone() -> bool:
         try:
@@ -386,7 +391,7 @@ def test_the_end_of_the_link_ends_a_call(side: ComputeSide) -> None:
         except FileNotFoundError:
             return True
 
-    side.until(gone, 3)
+    hasty.until(gone, 3)
 
 
 def test_a_run_of_cells_for_another_attempt_is_not_taken(side: ComputeSide) -> None:

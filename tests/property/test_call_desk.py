@@ -250,13 +250,13 @@ def test_a_call_that_awaits_its_children_gets_those_that_nobody_has_begun() -> N
     desk.said.clear()
     desk.submit("w1", [Cell(0, F, 1, CallForm.ONE, b"a"), Cell(1, F, 1, CallForm.ONE, b"b")])
     assert not desk.said  # its only worker is busy with the parent
-    desk.worker_awaits("w1", True)
-    assert [e.message.cells[0].data for e in desk.said if isinstance(e.message, RunCells)] == [b"a"]  # type: ignore[union-attr]
+    desk.worker_awaits("w1", True)  # the newest first: older ones may be of a call around this one
+    assert [e.message.cells[0].data for e in desk.said if isinstance(e.message, RunCells)] == [b"b"]  # type: ignore[union-attr]
     desk.said.clear()
-    desk.worker_ran("w1", "n1", False, [CellDone("w1", 0, 0, 1, b"A")])
+    desk.worker_ran("w1", "n1", False, [CellDone("w1", 1, 0, 1, b"B")])
     ran = [e.message for e in desk.said]
-    assert [m.results[0].data for m in ran if isinstance(m, ChildrenDone)] == [b"A"]
-    assert [m.cells[0].data for m in ran if isinstance(m, RunCells)] == [b"b"]
+    assert [m.results[0].data for m in ran if isinstance(m, ChildrenDone)] == [b"B"]
+    assert [m.cells[0].data for m in ran if isinstance(m, RunCells)] == [b"a"]
     desk.said.clear()
     desk.worker_gone("w1")
     assert list(desk.cells) == [("", 0)]  # the parent runs again, and submits anew

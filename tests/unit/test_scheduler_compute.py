@@ -85,6 +85,7 @@ def test_from_the_first_call_to_the_end() -> None:
     assert d.tell(m.EndCalls(JOB)) == []  # one is under way
     assert d.ran(W0, 1) == ["client 1 <- 1[0:1], 1 slots", "n <- w000000.0 ends"]
     assert d.ended(W0) == ["client 1 <- JobDone"]
+    assert d.scheduler.calls() == (2, 0)
     assert d.tell(m.JobReceived(JOB)) == ["n <- EndJob 1"]
     assert (d.scheduler.jobs, d.scheduler.kept) == ({}, {})
 
