@@ -26,8 +26,9 @@ DECISION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 
 
 class Decisions:
-    """`make` makes a scheduler without jobs, which counts on in this tally. `carry_out` obeys one instruction. `broken(runs, error)`: these
-    jobs, under way or kept, have ended with the scheduler that had them. `nodes()`: those that are here."""
+    """`make(tally)` makes a scheduler without jobs, which counts on in the tally. `carry_out` obeys one
+    instruction. `broken(runs, error)`: these jobs, under way or kept, have ended with the scheduler that had
+    them. `nodes()`: those that are here."""
 
     def __init__(
         self,
