@@ -58,7 +58,7 @@ class PrintedCalls:
             if self._of is None or not (self._texts or (ended and self._left_out)):
                 return
             function, call, nested = self._of
-            text = "".join(self._texts)
+            text = "".join(self._texts).encode("utf-8", "backslashreplace").decode()  # as the log has it
             if ended and self._left_out:
                 text += f"... ({self._left_out} more characters printed by this call)\n"
                 self._left_out = 0
