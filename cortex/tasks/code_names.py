@@ -2,7 +2,7 @@
 
 A code object has the file name that its pickle carries: errors of user code name the user's file (cloudpickle
 since 3.1.3 writes ``<dynamic-code>`` in place of every file name). A function with a cache is made anew, with
-an empty one: cloudpickle has it looked up by its name. `cortex.user_code` pickles these as calls of what is here.
+an empty one: cloudpickle has it looked up by its name. `cortex.user_code` pickles these as calls of these.
 """
 
 from __future__ import annotations

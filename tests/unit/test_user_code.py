@@ -206,7 +206,8 @@ class Table:
         return -n
 
 def calls(n):
-    return fibonacci(n), Table().row(n), Table.row.cache_parameters()["maxsize"], fibonacci.cache_info().misses
+    rows = Table.row.cache_parameters()["maxsize"]
+    return fibonacci(n), Table().row(n), rows, fibonacci.cache_info().misses
 """
 
 
