@@ -49,7 +49,10 @@ class CallFuture(Future[Any]):
         return super().exception(timeout)
 
     def _wait(self, timeout: float | None) -> None:
-        if self._link.nested and not self.done():
+        if self.done():
+            return
+        self._link.may_wait()
+        if self._link.nested:
             ended = threading.Event()
             self.add_done_callback(lambda _: ended.set())
             if not self._link.wait(ended, timeout):

@@ -22,7 +22,15 @@ from cortex.client.call_errors import CallError
 from cortex.client.call_run import CallOptions, CallRun
 from cortex.client.compute_link import CallLink
 from cortex.client.futures import CallExecutor, CallFuture, Submits, broken
-from cortex.errors import Cancelled, CortexError, NotAllowed, ProtocolError, ServerDied, UserCodeError
+from cortex.errors import (
+    Cancelled,
+    CortexError,
+    NotAllowed,
+    ProtocolError,
+    ServerDied,
+    UsageError,
+    UserCodeError,
+)
 from cortex.ids import new_job_id
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
@@ -355,6 +363,23 @@ def test_submitted_calls_and_their_callbacks(harness: Harness) -> None:
         harness.submit(int, "x").result()
     with pytest.raises(UserCodeError, match="its argument 2"):
         harness.submit(max, 1, threading.Lock()).result()
+
+
+def test_a_callback_that_waits_for_a_call_is_told_that_it_must_not(harness: Harness) -> None:
+    seen: list[str] = []
+
+    def callback(future: Future[Any]) -> None:
+        other = harness.submit(pow, 2, 5)
+        other.add_done_callback(lambda future: seen.append(future.result()))
+        for wait in (other.result, lambda: next(harness.map(abs, [1]))):
+            with pytest.raises(UsageError, match="waits for another call"):
+                wait()
+
+    future = harness.submit(lambda: time.sleep(0.1))
+    future.add_done_callback(callback)
+    wait_for(lambda: bool(seen))
+    assert seen == [32]
+    assert harness.submit(pow, 2, 4).result(5) == 16
 
 
 def test_a_call_that_waits_to_be_sent_can_be_cancelled(harness: Harness) -> None:
