@@ -15,14 +15,12 @@ import sys
 import types
 import unittest
 import unittest.mock
-from collections.abc import Mapping
 from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
 from pickle import PicklingError
 from typing import Any
 
 import cortex
-from cortex.errors import CortexError
+from cortex.errors import ExecutorDied, UserCodeError
 
 NAME = "test.test_concurrent_futures"
 WORKERS = 5  # as many as CPython's cases ask for
@@ -113,20 +111,16 @@ class _Ours(unittest.TestCase):
     """First among the bases of a class of cases. Some of what the cases name means something else here."""
 
     executor_type = CortexExecutor
-    named: Mapping[str, Any] = {}
-    """In CPython's module while a case runs."""
+    module: types.ModuleType
+    """CPython's: where its cases find what they name."""
 
     def setUp(self) -> None:
         from test import support
 
         client().executor(max_workers=1).submit(int).result()  # what it starts is there from now on
-        for cls in type(self).__mro__:
-            module = sys.modules[cls.__module__]
-            if module in modules():
-                changed = {name: value for name, value in self.named.items() if name in vars(module)}
-                patched = unittest.mock.patch.dict(vars(module), changed)
-                patched.start()
-                self.addCleanup(patched.stop)
+        patched = unittest.mock.patch.dict(vars(self.module), NAMED)
+        patched.start()
+        self.addCleanup(patched.stop)
         self._support = support
         support.environment_altered = False
         super().setUp()
@@ -155,19 +149,21 @@ def _run_python(*arguments: str, **options: Any) -> Any:
 
 NAMED: dict[str, Any] = {
     "assert_python_ok": _run_python,
-    # a call that kills its executor fails, and a call whose argument cannot be sent: the errors are ours
-    "BrokenProcessPool": (BrokenProcessPool, CortexError),
-    "PicklingError": (PicklingError, CortexError),
+    # a call that kills its executor fails, and one whose argument or result cannot be pickled: the errors are
+    # ours, and say which call it is of which function
+    "BrokenProcessPool": (ExecutorDied, UserCodeError),
+    "PicklingError": (PicklingError, UserCodeError),
+    "SystemExit": (SystemExit, UserCodeError),
 }
+"""What it is here that the cases name."""
 
 
-def case_class(name: str, *, executor: bool = True, named: Mapping[str, Any] = NAMED) -> type:
-    """The cases of CPython's class `name` that apply. `executor`: they use one. Raises LookupError."""
+def case_class(name: str) -> type:
+    """The cases of CPython's class `name` that apply. Raises LookupError."""
     cases = cpython_class(name)
-    bases: tuple[type, ...] = (_Ours, cases)
-    if executor:
-        bases = (_Ours, cases, cpython_class("ExecutorMixin"), cpython_class("BaseTestCase"))
-    members: dict[str, Any] = {"__module__": __name__, "named": named, "worker_count": WORKERS}
+    bases = (_Ours, cases, cpython_class("ExecutorMixin"), cpython_class("BaseTestCase"))
+    module = sys.modules[cases.__module__]
+    members: dict[str, Any] = {"__module__": __name__, "module": module, "worker_count": WORKERS}
     for left_out in LEFT_OUT:
         of, case = left_out.split(".")
         if of == name:

@@ -6,18 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import calls
 from benchmarks.__main__ import main
 from benchmarks.cases import check_stations, check_sums, check_words
 from benchmarks.cgroup import MemoryCgroup, unavailable
 from benchmarks.combining import main as combining_main
-from benchmarks.contest import Contender, environment, hold, peer
+from benchmarks.contest import Contender, Row, environment, hold, peer
 from benchmarks.locality import missed as locality_missed
-from benchmarks.measure import run
+from benchmarks.measure import Measured, run
 from benchmarks.scheduler_scale import missed
 from benchmarks.tree_memory import TreeMemory, descendants
 from datasets import Distinct, Stations, Text
@@ -134,6 +136,55 @@ def test_locality_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "95%" in locality_missed({**figures, "spread": {"local": 0.9}})
     slow = {"spread": {"local": 1.0}, "twice": {"seconds": 1.0}, "straggler": {"seconds": 17.0}}
     assert "slow holder" in locality_missed(slow)
+
+
+def test_calls_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "figures.json"
+    options = ["--scale", "tiny", "--rounds", "1", "--data", str(tmp_path / "data"), "--json", str(path)]
+    assert main(["calls", *options, "--peers-python", sys.executable]) == 0, capsys.readouterr().err
+    rows = json.loads(path.read_text())["rows"]
+    contests = {row["contest"] for row in rows}
+    assert contests == {
+        "calls, no-op", "calls, one by one", "calls of 1e-05 s", "calls of 0.02 s", "calls, one is slow",
+        "calls, 2 MB",
+    }  # fmt: skip
+    for contest in contests:
+        names = [row["name"] for row in rows if row["contest"] == contest]
+        assert names[0] == "cortex"
+        assert "cortex, cluster" in names
+    for row in rows:
+        assert row["missing"] or row["figures"]["calls"] > 0, row
+        assert not row["missing"] or "pip install" in row["missing"]
+
+
+def test_calls_that_break_a_promise_are_noticed() -> None:
+    slow = calls.single(10, 10).sides[0]
+    assert slow.judge({"median_s": 0.0009}) == ""
+    assert "1 ms" in slow.judge({"median_s": 0.0011})
+    idle = calls.busy(0.001, 10).sides[0]
+    assert idle.judge({"busy": 0.981}) == ""
+    assert "98 %" in idle.judge({"busy": 0.979})
+    held = calls.one_slow(10, 1.0).sides[0]
+    assert held.judge({"others_s": 1.04, "ideal_s": 1.0}) == ""
+    assert "x1.05" in held.judge({"others_s": 1.06, "ideal_s": 1.0})
+    rows = [Row("c", f"pool, chunks of {size}", [Measured(size / 10, 0.0, 0)]) for size in (2, 1, 3)]
+    for row in rows:
+        row.missed = "promised"
+    calls.keep_best_chunks(rows)
+    assert [row.missed for row in rows] == ["", "promised", ""]
+
+
+def test_a_framework_that_gives_wrong_answers_is_noticed(tmp_path: Path) -> None:
+    wrong = replace(calls.single(5, 5), right=lambda figures, side: side.name != "pool")
+    wrong = replace(
+        wrong, sides=[side for side in wrong.sides if side.name in ("pool", "ProcessPoolExecutor")]
+    )
+    said: list[str] = []
+    found = {row.name: row for row in calls.hold(wrong, calls.Terms(1, 2, tmp_path, False, said.append))}
+    assert "WRONG ANSWER" in found["pool"].problem
+    assert len(found["pool"].runs) == 1
+    assert len(found["ProcessPoolExecutor"].runs) == 2
+    assert found["ProcessPoolExecutor"].problem == ""
 
 
 def test_segments_are_measured_against_a_bare_pair(tmp_path: Path) -> None:
