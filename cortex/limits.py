@@ -320,6 +320,9 @@ REMOVE_S_MAX: Final = 5.0  # a folder is removed again and again: executors bein
 STACK_DUMP_S: Final = 0.5  # between asking a silent task for its stacks and killing it
 EMBEDDED_START_S_MAX: Final = 60.0  # until server and node answer
 EMBEDDED_EXIT_S_MAX: Final = 2.0  # to remove temporary files after its client is gone; then SIGKILL
+CALLS_END_S: Final = (
+    2.0  # that a client which is closed waits for the end of calls that nobody wants any more
+)
 CANCEL_S_MAX: Final = 1.0  # a client waits this long for the end of the job it cancelled
 PARENT_CHECK_S: Final = 0.5  # a child looks at its parent this often: others may keep its pipe open
 
