@@ -282,9 +282,13 @@ def script(tmp_path: Path, text: str) -> subprocess.Popen[str]:
         "CORTEX_SLOTS": "2",
     }
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore::DeprecationWarning", os.fspath(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, cwd=tmp_path,
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore::DeprecationWarning", os.fspath(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
 
 
 def said_by(process: subprocess.Popen[str], tmp_path: Path) -> str:
