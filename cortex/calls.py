@@ -172,6 +172,7 @@ class Calls:
     def _open(self) -> _Opened:
         opened = self._opened
         if opened is not None and not self._closed:
+            opened.link.check()  # before any lock: at a fork another thread may have had it
             return opened
         with self._lock:
             if self._closed:

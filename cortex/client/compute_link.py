@@ -32,13 +32,14 @@ from cortex.errors import (
     CortexError,
     InternalError,
     OutputFailed,
+    ProtocolError,
     ServerDied,
     Unreachable,
     UsageError,
     from_report,
 )
 from cortex.held_signals import held_signals
-from cortex.limits import CANCEL_S_MAX, RECEIVED_S_MAX, SEND_BYTES, SEND_HELD_S
+from cortex.limits import CALLS_END_S, CANCEL_S_MAX, SEND_BYTES, SEND_HELD_S
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import (
@@ -87,6 +88,8 @@ class Connection(Protocol):
 class CallLink:
     """`request` has the job's id; its blobs are those of `packed`. Opening dials, and submits the job: raises
     as the session does, and what the server refuses the job with."""
+
+    nested = False
 
     def __init__(
         self,
@@ -144,6 +147,7 @@ class CallLink:
 
     def join(self, owner: Owner) -> None:
         """It is told of the link's end, until it leaves."""
+        self.check()
         with self._lock:
             self.check()
             self._owners.add(owner)
@@ -152,8 +156,6 @@ class CallLink:
         """Of a new cell."""
         with self._lock:
             return self._ledger.number()
-
-    nested = False
 
     def attach(self, pickled: Pickled) -> Attached | None:
         return self.store.put(pickled)
@@ -168,7 +170,11 @@ class CallLink:
                 if code.function in self._functions:
                     return
                 self._functions[code.function] = code
-            self._say(code)
+            try:
+                self._say(code)
+            except BaseException:  # it is too large, most likely
+                del self._functions[code.function]
+                raise
 
     def send(self, owner: Owner, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None:
         """Have these run; `coming` calls of this owner will follow (None: it is not known how many). What is
@@ -203,9 +209,9 @@ class CallLink:
         self._drop_unwanted()
 
     def cancel(self) -> None:
-        """End the job without its results."""
-        with contextlib.suppress(CortexError, OSError):
-            self._say(CancelJob(self.job))
+        """End the job without its results: whoever waits for them hears of it now."""
+        self._say(CancelJob(self.job))
+        self._fail(Cancelled("this client was closed", cure="make another cortex.Client"))
 
     def close(self) -> None:
         """End the job when what is under way is done. Does nothing a second time, or in a forked process."""
@@ -222,11 +228,10 @@ class CallLink:
                 owner.failed(Cancelled("this client was closed", cure="read all results before"))
             self._say(EndCalls(self.job))
         if threading.current_thread() is not self._thread:
-            while self._thread.is_alive():
-                self._thread.join(RECEIVED_S_MAX)
-                with self._lock:
-                    if not len(self._ledger):
-                        break  # a server that does not say so within that time
+            self._thread.join(CALLS_END_S)
+            if self._thread.is_alive():  # calls whose results nobody wants, or a server that is away
+                self._say(CancelJob(self.job))
+                self._thread.join(CANCEL_S_MAX)
         self._connection.close()
         self._end_sender()
         self._fetches.close()
@@ -240,6 +245,8 @@ class CallLink:
             self._connection.send(message)
         except _GONE:
             pass
+        except ProtocolError:  # too large: nothing of it was sent
+            raise
         except BaseException:  # a message that is sent in part leaves a link that is of no more use
             self._connection.close()
             raise

@@ -129,6 +129,7 @@ class Submits:
     ) -> None:
         """Raises the error that has ended the link."""
         call = _Call(function, arguments, future)
+        self._link.check()  # before the lock: at a fork another thread may have had it
         with self._lock:
             self._link.check()
             self._idle.clear()

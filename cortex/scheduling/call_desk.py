@@ -15,12 +15,14 @@ Each decision costs what it decides; none looks at all cells or workers.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from heapq import heapify, heappop, heappush
+from itertools import count, islice
 
 import msgspec
 
 from cortex.errors import ErrorReport
-from cortex.limits import CALL_DEATHS_MAX, CELL_AHEAD_S, CELL_S
+from cortex.limits import CALL_DEATHS_MAX, CELL_AHEAD_S, CELL_S, HELP_LOOKS_MAX
 from cortex.scheduling.events import Instruction, SendToClient, SendToNode
 from cortex.wire.messages import (
     CallFailed,
@@ -92,7 +94,8 @@ class _Worker:
         """It has said so: it is there."""
         self.ending = False
         self.awaits = False
-        """The call it is at waits for its children."""
+        """The call it is at waits for its children, which have numbers from `awaits_from` on."""
+        self.awaits_from = 0
         self.helped = False
         """It was given one of them since."""
         self.stuck = False
@@ -163,6 +166,9 @@ class CallDesk:
         self._ahead: dict[str, _Worker] = {}
         """Workers with one short cell in hand."""
         self._children: dict[str, dict[int, _Cell]] = {}
+        self._unbegun: dict[str, list[tuple[int, int, _Part]]] = {}
+        """Source -> heap of parts of its cells that waited, the newest cell first. Some wait no more."""
+        self._queued = count()
         """Worker -> cells that its calls have submitted."""
         self._untaken: dict[tuple[str, int, int], tuple[str, Cell, CellDone]] = {}
         """Results that their nodes keep until they are taken: key and first call -> the node, the cell while
@@ -274,10 +280,10 @@ class CallDesk:
         self._sort_in(worker)
         self._give_out()
 
-    def worker_awaits(self, attempt: str, waiting: bool) -> None:
+    def worker_awaits(self, attempt: str, waiting: bool, first: int = 0) -> None:
         worker = self._workers.get(attempt)
         if worker is not None:
-            worker.awaits, worker.helped = waiting, False
+            worker.awaits, worker.helped, worker.awaits_from = waiting, False, first
             self._sort_in(worker)
             self._give_out()
 
@@ -315,6 +321,7 @@ class CallDesk:
         self._ahead.pop(attempt, None)
         self._highest.pop(attempt, None)
         children = self._children.pop(attempt, {})
+        self._unbegun.pop(attempt, None)
         self.drop(attempt, list(children))
         hand = list(worker.hand)
         blamed = hand[:1] + (hand[1:][-1:] if worker.awaits else [])
@@ -418,6 +425,13 @@ class CallDesk:
     def _queue(self, part: _Part, first: bool) -> None:
         part.worker = ""
         self.waiting += 1
+        source, number = part.cell.key
+        if source:
+            unbegun = self._unbegun.setdefault(source, [])
+            if len(unbegun) > 2 * len(self._children.get(source, ())) + 64:  # most wait no more
+                unbegun[:] = [each for each in unbegun if each[2].worker == ""]
+                heapify(unbegun)
+            heappush(unbegun, (-number, next(self._queued), part))
         if first:
             self._waiting.appendleft(part)
         else:
@@ -619,20 +633,21 @@ class CallDesk:
     def _give_out(self) -> None:
         if self.paused:
             return
-        self._help()
+        self._help(self._child)
         while self.waiting and (self._idle or self._ahead):
             part = self._next()
             if part is None:
-                return
+                break
             if self._idle:
                 worker = next(iter(self._idle.values()))
                 self._share(part)
             elif part.alone:
                 self._waiting.appendleft(part)
-                return
+                break
             else:
                 worker = next(iter(self._ahead.values()))
             self._send(worker, part)
+        self._help(self._descendant)
 
     def _share(self, part: _Part) -> None:
         """A cell that takes long (as it has become, or was guessed too short) is cut where others stand idle
@@ -649,25 +664,55 @@ class CallDesk:
                 return part
         return None
 
-    def _help(self) -> None:
-        """Calls that wait for their children get those that nobody has begun. The newest first: they are of
-        the call that waits, and not of one that this call was begun in."""
+    def _help(self, with_children_of: Callable[[_Worker], _Part | None]) -> None:
+        """Give calls that wait for their children what can be done towards them."""
         for attempt in [each for each in self._children if self._workers[each].awaits]:
             worker = self._workers[attempt]
             if worker.helped or worker.ending:
                 continue
-            waiting = (
-                part
-                for cell in reversed(self._children[attempt].values())
-                for part in cell.parts
-                if part.worker == ""
-            )
-            part = next(waiting, None)
+            part = with_children_of(worker)
             if part is not None:
                 worker.helped = True
-                self._send(worker, part)
+                self._send(worker, part, worker.awaits_from)
 
-    def _send(self, worker: _Worker, part: _Part) -> None:
+    def _newest(self, source: str) -> _Part | None:
+        """Of what it has submitted and nobody has begun."""
+        unbegun = self._unbegun.get(source)
+        while unbegun:
+            part = unbegun[0][2]
+            if part.worker == "":
+                return part
+            heappop(unbegun)
+        return None
+
+    def _child(self, worker: _Worker) -> _Part | None:
+        """What the call that waits has submitted itself. (Numbers grow: what calls around it have submitted,
+        which it must not wait for, is older.)"""
+        part = self._newest(worker.attempt)
+        return part if part is not None and part.cell.message.cell >= worker.awaits_from else None
+
+    def _descendant(self, worker: _Worker) -> _Part | None:
+        """What its children have submitted, elsewhere. All that a worker submits is below the cell that it
+        was given first: others come into its hand only in the middle of that."""
+        if not self.waiting:
+            return None
+        for source in islice(self._children, HELP_LOOKS_MAX):
+            part = self._newest(source) if source != worker.attempt else None
+            if part is not None and self._is_below(source, worker):
+                return part
+        return None
+
+    def _is_below(self, source: str, worker: _Worker) -> bool:
+        for _ in range(HELP_LOOKS_MAX):
+            found = self._workers.get(source)
+            if found is None or not found.hand:
+                return False
+            source, number = found.hand[0].cell.key
+            if source == worker.attempt:
+                return number >= worker.awaits_from
+        return False
+
+    def _send(self, worker: _Worker, part: _Part, awaited: int = 0) -> None:
         self._hand_over(worker, part)
         cell = part.cell.message
         told = self._told.setdefault(worker.node, set())
@@ -676,7 +721,7 @@ class CallDesk:
             self.said.append(SendToNode(worker.node, self._functions[cell.function]))
         if (part.start, part.stop) != (cell.start, cell.end):
             cell = msgspec.structs.replace(cell, start=part.start, stop=part.stop)
-        self.said.append(SendToNode(worker.node, RunCells(worker.attempt, (cell,))))
+        self.said.append(SendToNode(worker.node, RunCells(worker.attempt, (cell,), awaited)))
         self._sort_in(worker)
 
 

@@ -43,10 +43,10 @@ def _wanted(scheduler: Scheduler, run: Run) -> int:
 
 def expected_statuses(scheduler: Scheduler, now: float) -> tuple[NodeStatus, ...]:
     """Nodes of the server's earlier life that may still come back."""
-    left_s = max(0.0, scheduler.expected_until - now)
+    left_s = max(0.0, scheduler.earlier_life.expected_until - now)
     return tuple(
         NodeStatus(name, "", 0, 0, 0, 0, -1, NODE_RETURN_S - left_s, False, "expected", leaves_in_s=left_s)
-        for name in sorted(scheduler.expected)
+        for name in sorted(scheduler.earlier_life.expected)
     )
 
 

@@ -17,6 +17,7 @@ from cortex.metric_text import Histogram
 from cortex.scheduling.events import Event, Instruction, NodeJoined
 from cortex.scheduling.run import Run
 from cortex.scheduling.scheduler import Scheduler
+from cortex.scheduling.tally import Tally
 from cortex.wire.messages import NodeHello
 
 _log = Logger()
@@ -25,13 +26,14 @@ DECISION_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 
 
 class Decisions:
-    """`make` makes a scheduler without jobs. `carry_out` obeys one instruction. `broken(runs, error)`: these
-    jobs, under way or kept, have ended with the scheduler that had them. `nodes()`: those that are here."""
+    """`make(tally)` makes a scheduler without jobs, which counts on in the tally. `carry_out` obeys one
+    instruction. `broken(runs, error)`: these jobs, under way or kept, have ended with the scheduler that had
+    them. `nodes()`: those that are here."""
 
     def __init__(
         self,
         clock: Callable[[], float],
-        make: Callable[[], Scheduler],
+        make: Callable[[Tally | None], Scheduler],
         carry_out: Callable[[Instruction], None],
         broken: Callable[[Mapping[str, Run], ErrorReport], None],
         nodes: Callable[[], Iterable[NodeHello]],
@@ -41,7 +43,7 @@ class Decisions:
         self._carry_out = carry_out
         self._broken = broken
         self._nodes = nodes
-        self._scheduler = make()
+        self._scheduler = make(None)
         self.seconds = Histogram(DECISION_BOUNDS)
 
     @property
@@ -63,8 +65,8 @@ class Decisions:
     def _start_over(self, cause: str) -> None:
         _log.critical("the scheduler failed: {cause}", cause=cause)
         error = InternalError("the scheduler failed", details={"traceback": cause}).report()
-        before, self._scheduler = self._scheduler, self._make()
-        self._scheduler.tally = before.tally
+        before = self._scheduler
+        self._scheduler = self._make(before.tally)
         self._broken({**before.jobs, **before.kept}, error)
         for hello in self._nodes():
             self._scheduler.handle(NodeJoined(hello), self._clock())

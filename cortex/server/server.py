@@ -45,6 +45,7 @@ from cortex.scheduling.events import (
 )
 from cortex.scheduling.run import Run
 from cortex.scheduling.scheduler import Scheduler
+from cortex.scheduling.tally import Tally
 from cortex.server.acceptance import Acceptance
 from cortex.server.audit_desk import DONE, REFUSED, Audit, actor_of, no_audit
 from cortex.server.blob_desk import BlobDesk
@@ -255,9 +256,9 @@ class Server:
     def relayed_input_bytes(self) -> int:
         return self._input.relayed_bytes
 
-    def _new_scheduler(self) -> Scheduler:
+    def _new_scheduler(self, tally: Tally | None) -> Scheduler:
         weights = None if self._sharing is None else self._sharing.weights
-        return Scheduler(journalled=self._journal is not None, user_weights=weights)
+        return Scheduler(journalled=self._journal is not None, user_weights=weights, tally=tally)
 
     def keep_files_of(self, jobs: dict[str, Bundle]) -> None:
         """On the start, before clients come: of the files that travelled with jobs of an earlier life of

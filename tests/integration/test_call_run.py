@@ -22,7 +22,7 @@ from cortex.client.call_errors import CallError
 from cortex.client.call_run import CallOptions, CallRun
 from cortex.client.compute_link import CallLink
 from cortex.client.futures import CallExecutor, CallFuture, Submits, broken
-from cortex.errors import Cancelled, CortexError, NotAllowed, ServerDied, UserCodeError
+from cortex.errors import Cancelled, CortexError, NotAllowed, ProtocolError, ServerDied, UserCodeError
 from cortex.ids import new_job_id
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
@@ -293,6 +293,25 @@ def test_a_result_whose_file_is_lost_is_made_again(harness: Harness) -> None:
     assert lost
     assert len(harness.server.cells) == 4
     wait_for(lambda: harness.left() == [])
+
+
+def test_a_source_that_fails_leaves_no_files(harness: Harness) -> None:
+    def source() -> Iterator[Any]:
+        yield np.ones(MIB)
+        yield np.ones(MIB)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError):
+        list(harness.map(double, source()))
+    wait_for(lambda: not any(name.startswith("arguments") for name in harness.left()))
+
+
+def test_a_function_too_large_for_a_message_harms_no_other(harness: Harness) -> None:
+    large = np.ones(9 * MIB)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="larger than a frame"):
+            list(harness.map(lambda x: x + large[0], [1]))
+    assert list(harness.map(double, [1])) == [2]
 
 
 def test_small_arrays_are_writable_too(harness: Harness) -> None:

@@ -232,7 +232,8 @@ def test_void_entries_do_not_pile_up() -> None:
 
 
 def test_progress_is_told_less_often_the_more_nodes_there_are() -> None:
-    book = LeaseBook()
+    scheduler = Scheduler()
+    book = scheduler.leases
     told = []
     for number in range(1000):
         book.join(hello(f"n{number}"), 0.0)
@@ -240,8 +241,6 @@ def test_progress_is_told_less_often_the_more_nodes_there_are() -> None:
     assert told[0] == told[40] == PROGRESS_S
     assert PROGRESS_S < told[199] < told[299] < HEARTBEAT_S
     assert told[-1] == HEARTBEAT_S
-    scheduler = Scheduler()
-    scheduler.leases = book
     request = m.SubmitJob(JobSpec("a", InputSpec(("/in",))), b"", (), "/staging")
     start = scheduler.handle(events.JobSubmitted(JOB, request), 0.0)[0].message
     assert isinstance(start, m.StartJob)
