@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
-from cortex.client.bundle_packing import PackedBundle, upload
+from cortex.client.bundle_packing import PackedBundle
 from cortex.client.call_owners import CallNumbers, Came, Connection, Owner
 from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
 from cortex.client.part_fetches import PartFetches
+from cortex.client.submission import submit
 from cortex.errors import (
     Cancelled,
     CortexError,
@@ -288,20 +289,12 @@ class CallLink:
     # --- opening, and opening again ---
 
     def _submit(self, request: SubmitJob, packed: PackedBundle) -> Connection:
-        def submit(connection: Any) -> None:
-            upload(packed, connection.send, connection.receive)
-            connection.ask(request, JobAccepted)
-
-        connection: Any = self._session.connect()
+        connection: Connection = self._session.connect()
         try:
-            submit(connection)
-        except Unreachable as error:  # was it taken? It has its id: asking again takes it once
-            connection.close()
-            return self._come_back(submit, error)
+            return submit(connection, request, packed, self._come_back)
         except BaseException:
             connection.close()
             raise
-        return connection  # type: ignore[no-any-return]
 
     def _come_back(self, begin: Callable[[Any], None], cause: CortexError) -> Connection:
         from cortex.client.cluster_session import ClusterSession
