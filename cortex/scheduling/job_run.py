@@ -1,9 +1,13 @@
 """One job on its way: plan -> (scan) -> map -> reduce (-> commit), and what to do when something fails.
 
-`JobRun` decides which task is next and what a result means. It never speaks to a node: the Scheduler
-asks `next_task` when a node has room, hands over what nodes report, and looks at `state` and
-`take_revoked` afterwards. Every method is O(1) in the number of tasks, but for a lost node, which costs
-what it held.
+`JobRun` decides which stage and task is next, and what follows of an attempt's end. It never speaks to a
+node: `next_task` is asked when a node has room, what nodes report is handed over, and `state` and
+`take_revoked` are looked at afterwards. Every method is O(1) in the number of tasks, but for a lost node,
+which costs what it held.
+
+Each of its objects knows a part, and none of them the job: who has the input (`JobInput`), which scan is next
+(`ScanTurns`), what was made and counted (`JobAccounts`, `ResultParts`), who is to fetch ahead (`Prefetch`).
+What they raise, the job fails by.
 """
 
 from __future__ import annotations
@@ -92,8 +96,6 @@ class JobRun(Run):
         self.map_only = request.spec.reduce_form == "none"
         self._tables: dict[str, TaskTable] = {}
         self._parts = ResultParts(on_nodes=not request.staging_dir)
-        self._ahead: dict[str, FetchAhead] = {}
-        """Node -> the reduces that it fetches the inputs of while maps run."""
         self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._input = JobInput(job, self.survey, self._tables[PLAN], request.detached)
         self._tables[PLAN].needs_met(0, 1)
@@ -319,14 +321,13 @@ class JobRun(Run):
             return []
         if not self._prefetch.due(self._accounts.outputs.version):
             return []
-        promised = self._prefetch.promise((node.name, node.hello.slots) for node in nodes)
-        self._ahead.update((name, FetchAhead(self.job, parts)) for name, parts in promised.items())
+        self._prefetch.promise((node.name, node.hello.slots) for node in nodes)
         told = []
         for node in nodes:
-            ahead, known = self._ahead.get(node.name), node.told.get(self.job)
+            reduces, known = self._prefetch.promised(node.name), node.told.get(self.job)
             news = self._accounts.outputs.news(*(known.locations if known else (0, 0)), partial=True)
-            if ahead is not None and news is not None:
-                told.append((node, ahead, news))
+            if reduces and news is not None:
+                told.append((node, FetchAhead(self.job, reduces), news))
         return told
 
     def locations_known(self) -> tuple[int, int]:
@@ -472,9 +473,7 @@ class JobRun(Run):
         error = with_file(self.plan, running, failed.error)
         table = self._tables[running.stage]
         table.apply(running.index, TaskEvent.RETRY)
-        if (
-            running.stage == COMMIT and error.code == OutputUnseen.code
-        ):  # it has run nothing of the job before
+        if running.stage == COMMIT and error.code == OutputUnseen.code:  # it has run nothing else of the job
             self.cannot_run_on(running.node, error)
             return
         if error.fault == Fault.FATAL.value:
@@ -517,7 +516,6 @@ class JobRun(Run):
         super().node_lost(node)
         if self.state not in (JobState.MAPPING, JobState.REDUCING, JobState.DONE):
             return
-        self._ahead.pop(node, None)
         self._prefetch.forget(node)
         self._lose_parts(self._parts.lost_with(node))
         if self.map_only or self.maps_dropped:
@@ -541,7 +539,7 @@ class JobRun(Run):
 
     def leave_node(self, node: str) -> None:
         """What it was to fetch ahead is anybody's."""
-        if self._ahead.pop(node, None) is not None:
+        if self.plan is not None:
             self._prefetch.forget(node)
 
     def part_lost(self, staged_as: str) -> None:
