@@ -296,8 +296,8 @@ class Life:
         node.join(anew=self.rounds % 3 == 0)
         self._pass(CLIENT_RETURN_S + 1)  # those who did not come back
         self._wait(lambda: not any(node.jobs for node in self.nodes))
-        assert not self.server._scheduler.jobs
-        assert not self.server._scheduler.kept
+        assert not self.server.scheduler.jobs
+        assert not self.server.scheduler.kept
 
     def _wait(self, so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _PATIENCE_S

@@ -160,10 +160,11 @@ CALL_LOOK_S: Final = 0.05  # how often a worker's watch thread looks at the call
 CALL_TIME_TICK_S: Final = 0.01  # how exactly a call's own time limit is seen, at most
 WORKER_REST_S: Final = 1.0  # without a cell for so long, a worker's watch thread sleeps until one comes
 WORKER_MEMORY_S: Final = 0.5  # how often a worker looks whether its memory comes back: 30 µs each
-NESTED_DEPTH_MAX: Final = 64  # calls in one executor, each begun while the last one waits: half for any
+NESTED_DEPTH_MAX: Final = 64  # calls in one executor, each begun while the last one waits for it
+HELP_LOOKS_MAX: Final = 64  # workers that are looked at for something to do towards what a call waits for
 NESTED_FRAMES: Final = 100  # of Python's 1,000 frames a call may use, what one more of these adds
 NESTED_WAIT_S: Final = 0.05  # who waits for other calls looks so often whether it still has to
-NESTED_AGAIN_S: Final = 1.0  # a deep call that was given what it may not run asks again after so long
+NESTED_AGAIN_S: Final = 1.0  # a call that waits says so again, as the server may have forgotten
 NESTED_INLINE_BYTES_MAX: Final = 32 * MIB  # of what goes from call to call on a cluster, in a frame
 PRINTED_S: Final = 0.25  # what a call prints is told so often while it runs
 PRINTED_BYTES_MAX: Final = 64 * KIB  # of one call: the rest is only counted, as a loop that prints is endless
@@ -320,6 +321,9 @@ REMOVE_S_MAX: Final = 5.0  # a folder is removed again and again: executors bein
 STACK_DUMP_S: Final = 0.5  # between asking a silent task for its stacks and killing it
 EMBEDDED_START_S_MAX: Final = 60.0  # until server and node answer
 EMBEDDED_EXIT_S_MAX: Final = 2.0  # to remove temporary files after its client is gone; then SIGKILL
+CALLS_END_S: Final = (
+    2.0  # that a client which is closed waits for the end of calls that nobody wants any more
+)
 CANCEL_S_MAX: Final = 1.0  # a client waits this long for the end of the job it cancelled
 PARENT_CHECK_S: Final = 0.5  # a child looks at its parent this often: others may keep its pipe open
 

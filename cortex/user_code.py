@@ -361,17 +361,22 @@ def _installed_folders() -> tuple[str, ...]:
 
 def _cannot_pickle(code: Any, error: Exception) -> UserCodeError:
     where = find_unpicklable(code)
+    made = "in the function, which" if isinstance(code, types.FunctionType) else "in setup(), which"
     return UserCodeError(
-        f"{where or type(code).__name__} cannot be sent to the executors: {_one_line(error)}",
-        cure="make it in setup(), which runs in each executor, or keep what is needed to make it again",
+        f"{where or _name_of(code)} cannot be sent to the executors: {_one_line(error)}",
+        cure=f"make it {made} runs in each executor, or keep what is needed to make it again",
     )
+
+
+def _name_of(code: Any) -> str:
+    return code.__qualname__ if isinstance(code, types.FunctionType) else type(code).__name__
 
 
 def find_unpicklable(code: Any) -> str:
     """What inside a job object cannot be pickled, as the user would write it; "" if all of it can."""
     if _pickles(code):
         return ""
-    return _search(code, type(code).__name__, 6, set())
+    return _search(code, _name_of(code), 6, set())
 
 
 def _search(value: Any, name: str, depth: int, seen: set[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cortex import __version__
-from cortex.cli import cluster, detached, nodes
+from cortex.cli import admin, detached, jobs, members, nodes
 from cortex.cli.audit import audit
 from cortex.cli.compute import compute
 from cortex.cli.doctor import doctor
@@ -15,6 +15,7 @@ from cortex.cli.mapreduce import mapreduce
 from cortex.cli.options import HELP, run_click
 from cortex.cli.put import put
 from cortex.cli.splits import ls_splits
+from cortex.cli.status import status
 
 
 class _Group(click.Group):
@@ -71,25 +72,25 @@ cortex.add_command(compute)
 cortex.add_command(ls_splits)
 cortex.add_command(put)
 for _command in (
-    cluster.server,
-    cluster.node,
-    cluster.login,
-    cluster.status,
-    cluster.jobs,
-    cluster.job,
+    members.server,
+    members.node,
+    members.login,
+    status,
+    jobs.jobs,
+    jobs.job,
     detached.fetch,
     detached.forget,
-    cluster.cancel,
-    cluster.logs,
+    jobs.cancel,
+    jobs.logs,
     nodes.drain,
     nodes.nodes,
 ):
     cortex.add_command(_command)
-for _command in (cluster.token, cluster.kill_cluster, audit, doctor):
+for _command in (admin.token, admin.kill_cluster, audit, doctor):
     cortex.add_command(_command)
 cortex.add_command(compute, "cortex_compute")
-cortex.add_command(cluster.status, "cluster_status")
-cortex.add_command(cluster.kill_cluster, "kill_cluster")
+cortex.add_command(status, "cluster_status")
+cortex.add_command(admin.kill_cluster, "kill_cluster")
 
 
 def run(arguments: list[str]) -> int:

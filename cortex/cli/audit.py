@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cortex.cli.cluster import connected, of_cluster
+from cortex.cli.connection import connected, of_cluster
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import aligned, guarded, printable
 from cortex.errors import EXIT_DONE

@@ -186,5 +186,5 @@ def drawing(so_far: CallsSoFar) -> RenderableType:
     if so_far.total:
         row.append(ProgressBar(total=1.0, completed=min(1.0, so_far.ended / so_far.total), width=24))
     table = Table.grid(padding=(0, 1))
-    table.add_row(*row, Text(progress_text(so_far), overflow="ellipsis"))
+    table.add_row(*row, Text(progress_text(so_far), no_wrap=True, overflow="ellipsis"))
     return table

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cortex.cli.options import HELP, PRIORITY, RETRIES, SIZE, TIMEOUT
+from cortex.cli.options import HELP, PRIORITY, RETRIES, SIZE, TIMEOUT, as_json
 from cortex.cli.terminal import guarded, say
 from cortex.config import load_config
 from cortex.job.compute_spec import ERROR_MODES, RESPONSE_MODES, VALUE_FORMS, ComputeOverrides
@@ -52,10 +52,18 @@ from cortex.job.compute_spec import ERROR_MODES, RESPONSE_MODES, VALUE_FORMS, Co
     help="Run on this server's cluster; 'local': on this machine (default: CORTEX_SERVER, if set).",
 )
 @click.option("--home", metavar="DIR", help="Folder of cortex's state (default: CORTEX_HOME).")
+@as_json
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--quiet", "-q", is_flag=True, help="No plan, no question, no progress and no summary.")
 def compute(
-    path: str, server: str | None, home: str | None, yes: bool, quiet: bool, overwrite: bool, **options: Any
+    path: str,
+    server: str | None,
+    home: str | None,
+    yes: bool,
+    quiet: bool,
+    as_json: bool,
+    overwrite: bool,
+    **options: Any,
 ) -> int:
     """Call a function for each of many arguments, on this machine, or with --server on a cluster.
 
@@ -66,6 +74,15 @@ def compute(
 
     With --errors collect failures are listed in OUTPUT.failed (without --output on standard error), and the
     exit code is 1 if there are any.
+
+    \b
+    --json prints one object instead of the results, when all is done:
+      output    the output file, or null
+      done      calls that are done
+      failed    those that failed
+      failures  the first 10 of these; {"error": {...}} replaces all of it when the run fails
+      results   without an output file: the first 40 results
+      more      ... and how many are not shown
 
     \b
     Examples:
@@ -84,6 +101,6 @@ def compute(
         if not quiet:
             for warning in config.warnings:
                 say(f"warning: {warning}")
-        return run_compute(load_compute_file(path, given), config, yes=yes, quiet=quiet)
+        return run_compute(load_compute_file(path, given), config, yes=yes, quiet=quiet, as_json=as_json)
 
-    return guarded(command)
+    return guarded(command, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class ComputeCalls:
         self._total = total
         self.sent = 0
         """Arguments that were taken from the source; like `slots` for whoever shows progress."""
+        self.began: float | None = None
+        """When the first was taken: the processes were there, or the cluster."""
         self._waiting: dict[int, Any] = {}
         """Arguments of calls that have no result yet."""
         options = ClientOptions(
@@ -85,6 +88,7 @@ class ComputeCalls:
                 yield Outcome(call, _written(arguments, form), result, failed.get(call))
 
     def _entries(self) -> Iterator[Any]:
+        self.began = time.monotonic()
         for entry in self._file.arguments:
             self._waiting[self.sent] = entry
             self.sent += 1

@@ -28,7 +28,7 @@ import msgspec
 from cortex.cli.terminal import writing_out
 from cortex.errors import CortexError, OutputFailed, ResultNotJson, UserCodeError, from_report
 from cortex.job.compute_spec import ValueForm
-from cortex.limits import ARGUMENT_CHARS_SHOWN
+from cortex.limits import ARGUMENT_CHARS_SHOWN, DISPLAY_ROWS
 from cortex.storage.whole_file import WholeFile
 
 NO_ARGUMENTS: Any = object()
@@ -223,6 +223,29 @@ class HeldLines:
             f"results cannot be kept in {folder}: {error.strerror or error}",
             cure="free space there, or write them to a file with --output",
         )
+
+
+class FirstLines:
+    """Of a run whose end is told as one object: the first ones are in it, of the others the number."""
+
+    def __init__(self) -> None:
+        self.first: list[Any] = []
+        self.more = 0
+
+    def write(self, line: bytes) -> None:
+        if len(self.first) < DISPLAY_ROWS:
+            self.first.append(json.loads(line))
+        else:
+            self.more += 1
+
+    def flush(self) -> None:
+        pass
+
+    def commit(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
 
 
 class FileLines:

@@ -8,6 +8,7 @@ and how calls are made `cortex.cli.compute_calls`'.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from cortex.cli.compute_output import (
     NO_ARGUMENTS,
     Failure,
     FileLines,
+    FirstLines,
     HeldLines,
     Lines,
     NoLines,
@@ -30,7 +32,7 @@ from cortex.cli.compute_output import (
 )
 from cortex.cli.compute_plan import Place, plan_lines
 from cortex.cli.functions import load_function
-from cortex.cli.terminal import say
+from cortex.cli.terminal import print_json, say
 from cortex.config import Config
 from cortex.errors import EXIT_DONE, EXIT_FAILED, OutputExistsError, ResultNotJson
 from cortex.job.compute_spec import ComputeFile
@@ -39,34 +41,35 @@ from cortex.units import counted, format_count
 from cortex.user_code import make_importable
 
 
-def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) -> int:
+def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool, as_json: bool) -> int:
     make_importable(file.modules)
     with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no result
         function = load_function(file.function, os.path.dirname(file.path))
     file.arguments.check()
     total = file.arguments.count()
-    with _lines(file, config) as lines, _failures(file) as failures:
+    with _lines(file, config, as_json) as lines, _failures(file) as failures:
         if not quiet:
             for line in plan_lines(file, total, place(file, config)):
                 say(line)
             if not yes and sys.stdin.isatty() and sys.stderr.isatty():
                 click.confirm("Run it?", default=True, abort=True, err=True)
-        counts = _Counts(total)
+        done = failed = 0
         with ComputeCalls(file, function, total, config) as calls:
 
             def look() -> CallsSoFar:
-                return counts.so_far(calls.sent, calls.slots)
+                seconds = 0.0 if calls.began is None else time.monotonic() - calls.began
+                return CallsSoFar(done, failed, calls.sent, total, calls.slots, seconds)
 
             visible = not quiet and not (isinstance(lines, PrintedLines) and sys.stdout.isatty())
             with call_display(look, show=visible, then=lines.flush):
                 for outcome in calls:
                     failure = _failure(file, lines, outcome)
                     if failure is None:
-                        counts.done += 1
+                        done += 1
                     elif file.errors == "raise":
                         raise failure.error
                     else:
-                        counts.failed += 1
+                        failed += 1
                         failures.add(failure)
             so_far = look()
         failures.commit()
@@ -74,9 +77,11 @@ def run_compute(file: ComputeFile, config: Config, *, yes: bool, quiet: bool) ->
     if not quiet:
         say(call_summary(file.name, so_far))
         if file.output.path:
-            say(f"  output   {file.output.path}: {counted(counts.done, 'line')}")
+            say(f"  output   {file.output.path}: {counted(done, 'line')}")
     failures.tell()
-    return EXIT_FAILED if counts.failed else EXIT_DONE
+    if as_json:
+        print_json(_as_json(file, so_far, lines, failures))
+    return EXIT_FAILED if failed else EXIT_DONE
 
 
 def _failure(file: ComputeFile, lines: Lines, outcome: Outcome) -> Failure | None:
@@ -91,17 +96,6 @@ def _failure(file: ComputeFile, lines: Lines, outcome: Outcome) -> Failure | Non
         except ResultNotJson as unwritten:
             return Failure(call, arguments, unwritten)
     return None
-
-
-class _Counts:
-    def __init__(self, total: int | None) -> None:
-        self.done = self.failed = 0
-        self._total = total
-        self._began = time.monotonic()
-
-    def so_far(self, sent: int, slots: int) -> CallsSoFar:
-        seconds = time.monotonic() - self._began
-        return CallsSoFar(self.done, self.failed, sent, self._total, slots, seconds)
 
 
 def place(file: ComputeFile, config: Config) -> Place:
@@ -119,14 +113,31 @@ def place(file: ComputeFile, config: Config) -> Place:
     return Place("", 1, plan.slots, plan.cap_bytes)
 
 
+def _as_json(file: ComputeFile, so_far: CallsSoFar, lines: Lines, failures: _Failures) -> dict[str, object]:
+    described: dict[str, object] = {
+        "job": file.name,
+        "response_mode": file.mode,
+        "output": file.output.path or None,
+        "done": so_far.done,
+        "failed": so_far.failed,
+        "seconds": so_far.seconds,
+        "failures": [json.loads(each.line()) for each in failures.first],
+    }
+    if isinstance(lines, FirstLines):
+        described |= {"results": lines.first, "more": lines.more}
+    return described
+
+
 @contextlib.contextmanager
-def _lines(file: ComputeFile, config: Config) -> Iterator[Lines]:
+def _lines(file: ComputeFile, config: Config, as_json: bool) -> Iterator[Lines]:
     """Where results go; of a run that does not end well nothing is left but what was printed."""
     lines: Lines
     if file.mode == "none":
         lines = NoLines()
     elif file.output.path:
         lines = FileLines(file.output.path, file.output.overwrite)
+    elif as_json:
+        lines = FirstLines()
     elif file.mode == "collect":
         lines = HeldLines(config.spill_dirs[0])
     else:
@@ -153,7 +164,7 @@ class _Failures:
         self._path = output + FAILED_ENDING if output else ""
         self._overwrite = overwrite
         self._file: FileLines | None = None
-        self._first: list[str] = []
+        self.first: list[Failure] = []
         self._count = 0
         if self._path and not overwrite and os.path.lexists(self._path):
             raise OutputExistsError(
@@ -162,14 +173,14 @@ class _Failures:
 
     def add(self, failure: Failure) -> None:
         self._count += 1
+        if len(self.first) < FAILURES_SHOWN:
+            self.first.append(failure)
         if not self._path:
             say(str(failure.error))
             return
         if self._file is None:
             self._file = FileLines(self._path, self._overwrite)
         self._file.write(failure.line())
-        if len(self._first) < FAILURES_SHOWN:
-            self._first.append(failure.short())
 
     def commit(self) -> None:
         if self._file is not None:
@@ -186,9 +197,9 @@ class _Failures:
         """At the end: the first ones, and where all are."""
         if not self._count:
             return
-        for text in self._first:
-            say(text)
-        more = self._count - len(self._first)
-        if self._path and more:
-            say(f"... and {format_count(more)} more")
+        if self._path:
+            for each in self.first:
+                say(each.short())
+            if self._count > len(self.first):
+                say(f"... and {format_count(self._count - len(self.first))} more")
         say(f"error: {counted(self._count, 'call')} failed" + (f": {self._path}" if self._path else ""))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cortex.cli.cluster import connected, of_cluster, settings, when
+from cortex.cli.connection import connected, of_cluster, settings
+from cortex.cli.job_table import when
 from cortex.cli.options import HELP, RunOptions, as_json
 from cortex.cli.terminal import guarded, print_json, say
 from cortex.errors import EXIT_DONE, CortexError, NotAllowed, ResultsLost

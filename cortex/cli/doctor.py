@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from cortex.cli.cluster import of_cluster
+from cortex.cli.connection import of_cluster
 from cortex.cli.options import HELP, as_json
 from cortex.cli.terminal import guarded, plain, print_json, printable
 from cortex.errors import EXIT_DONE, EXIT_FAILED

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cortex.cli.cluster import connected, of_cluster, spilled
+from cortex.cli.connection import connected, of_cluster
 from cortex.cli.options import HELP, as_json
+from cortex.cli.status import spilled
 from cortex.cli.terminal import aligned, guarded, plain, print_json, say
 from cortex.errors import EXIT_DONE, Unreachable, UsageError
 from cortex.limits import DRAIN_S

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cortex.cli.cluster import connected, of_cluster
+from cortex.cli.connection import connected, of_cluster
 from cortex.cli.options import HELP, SIZE, as_json, input_format
 from cortex.cli.terminal import ForShow, guarded, print_json
 from cortex.errors import EXIT_DONE, UsageError

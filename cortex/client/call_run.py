@@ -43,6 +43,7 @@ class Link(Protocol):
     def call_by_call(self, owner: Any, results: Results, start: int, stop: int, root: int) -> None: ...
     def leave(self, owner: Any) -> None: ...
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> bool: ...
+    def may_wait(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class CallRun:
         so far are dropped), and what ends the link. Leaves the link when it ends, however it does."""
         self._link.join(self)
         try:
+            self._link.function(self._function.code)
             while (batch := self._next()) is not None:
                 yield batch
         finally:
@@ -205,18 +207,26 @@ class CallRun:
         cells: list[Cell] = []
         size_bytes = 0
         deadline = time.monotonic() + CELL_PULL_S
-        while self._entries is not None and self._sizes.may_send(self._link.slots, self._flight, self._held):
-            made, made_bytes = self._make()
-            cells += made
-            size_bytes += made_bytes
-            if size_bytes >= SEND_BYTES or time.monotonic() > deadline or (not made and self._order.ready()):
-                break
-        if cells:
-            self._link.function(self._function.code)
-            coming = 0 if self._entries is None else None
-            if coming is None and self._length is not None:
-                coming = max(0, self._length - self._pulled)
-            self._link.send(self, cells, self._options.retries, coming)
+        try:
+            while self._entries is not None and self._sizes.may_send(
+                self._link.slots, self._flight, self._held
+            ):
+                made, made_bytes = self._make()
+                cells += made
+                size_bytes += made_bytes
+                if size_bytes >= SEND_BYTES or time.monotonic() > deadline:
+                    break
+                if not made and self._order.ready():
+                    break  # of calls that cannot be sent there may be endlessly many
+        finally:  # also where the source has failed: what was made goes with the others that are dropped
+            if cells:
+                self._send(cells)
+
+    def _send(self, cells: Sequence[Cell]) -> None:
+        coming = 0 if self._entries is None else None
+        if coming is None and self._length is not None:
+            coming = max(0, self._length - self._pulled)
+        self._link.send(self, cells, self._options.retries, coming)
 
     def _make(self) -> tuple[list[Cell], int]:
         """Pull what goes into one cell. It becomes several when something in it cannot be pickled."""

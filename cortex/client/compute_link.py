@@ -17,27 +17,29 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
-from cortex.client.bundle_packing import PackedBundle, upload
-from cortex.client.call_owners import CallNumbers, Came, Owner
+from cortex.client.bundle_packing import PackedBundle
+from cortex.client.call_owners import CallNumbers, Came, Connection, Owner
 from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
 from cortex.client.part_fetches import PartFetches
+from cortex.client.submission import submit
 from cortex.errors import (
     Cancelled,
     CortexError,
     InternalError,
     OutputFailed,
+    ProtocolError,
     ServerDied,
     Unreachable,
     UsageError,
     from_report,
 )
 from cortex.held_signals import held_signals
-from cortex.limits import CANCEL_S_MAX, RECEIVED_S_MAX, SEND_BYTES, SEND_HELD_S
+from cortex.limits import CALLS_END_S, CANCEL_S_MAX, SEND_BYTES, SEND_HELD_S
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import (
@@ -63,7 +65,6 @@ from cortex.wire.messages import (
     Piece,
     ReadInput,
     SendCells,
-    ServerHello,
     SubmitJob,
 )
 
@@ -74,18 +75,11 @@ if TYPE_CHECKING:
 _GONE = (OSError, Unreachable, ServerDied)
 
 
-class Connection(Protocol):
-    hello: ServerHello
-
-    def ask(self, question: Message, answer: Any) -> Any: ...
-    def send(self, message: Message) -> None: ...
-    def receive(self, timeout_s: float | None = None) -> Any: ...
-    def close(self) -> None: ...
-
-
 class CallLink:
     """`request` has the job's id; its blobs are those of `packed`. Opening dials, and submits the job: raises
     as the session does, and what the server refuses the job with."""
+
+    nested = False
 
     def __init__(
         self,
@@ -143,6 +137,7 @@ class CallLink:
 
     def join(self, owner: Owner) -> None:
         """It is told of the link's end, until it leaves."""
+        self.check()
         with self._lock:
             self.check()
             self._owners.add(owner)
@@ -151,8 +146,6 @@ class CallLink:
         """Of a new cell."""
         with self._lock:
             return self._ledger.number()
-
-    nested = False
 
     def attach(self, pickled: Pickled) -> Attached | None:
         return self.store.put(pickled)
@@ -167,7 +160,11 @@ class CallLink:
                 if code.function in self._functions:
                     return
                 self._functions[code.function] = code
-            self._say(code)
+            try:
+                self._say(code)
+            except BaseException:  # it is too large, most likely
+                del self._functions[code.function]
+                raise
 
     def send(self, owner: Owner, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None:
         """Have these run; `coming` calls of this owner will follow (None: it is not known how many). What is
@@ -192,8 +189,17 @@ class CallLink:
         self._send_cells(cells)
 
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> bool:
-        """Until `event` is set, by an owner that hears of something."""
+        """Until `event` is set, by an owner that hears of something. Raises as `may_wait`."""
+        self.may_wait()
         return event.wait(timeout_s)
+
+    def may_wait(self) -> None:
+        """Raises UsageError in the receiving thread, which alone could bring what is waited for."""
+        if threading.get_ident() == self._thread.ident:
+            raise UsageError(
+                "a callback of a call waits for another call, whose result it keeps from coming",
+                cure="wait in a thread of your own, or give that call a callback too",
+            )
 
     def leave(self, owner: Owner) -> None:
         """What it has under way is not wanted any more. Does not wait, as it may be called wherever Python
@@ -202,9 +208,9 @@ class CallLink:
         self._drop_unwanted()
 
     def cancel(self) -> None:
-        """End the job without its results."""
-        with contextlib.suppress(CortexError, OSError):
-            self._say(CancelJob(self.job))
+        """End the job without its results: whoever waits for them hears of it now."""
+        self._say(CancelJob(self.job))
+        self._fail(Cancelled("this client was closed", cure="make another cortex.Client"))
 
     def close(self) -> None:
         """End the job when what is under way is done. Does nothing a second time, or in a forked process."""
@@ -221,11 +227,10 @@ class CallLink:
                 owner.failed(Cancelled("this client was closed", cure="read all results before"))
             self._say(EndCalls(self.job))
         if threading.current_thread() is not self._thread:
-            while self._thread.is_alive():
-                self._thread.join(RECEIVED_S_MAX)
-                with self._lock:
-                    if not len(self._ledger):
-                        break  # a server that does not say so within that time
+            self._thread.join(CALLS_END_S)
+            if self._thread.is_alive():  # calls whose results nobody wants, or a server that is away
+                self._say(CancelJob(self.job))
+                self._thread.join(CANCEL_S_MAX)
         self._connection.close()
         self._end_sender()
         self._fetches.close()
@@ -239,6 +244,8 @@ class CallLink:
             self._connection.send(message)
         except _GONE:
             pass
+        except ProtocolError:  # too large: nothing of it was sent
+            raise
         except BaseException:  # a message that is sent in part leaves a link that is of no more use
             self._connection.close()
             raise
@@ -282,20 +289,12 @@ class CallLink:
     # --- opening, and opening again ---
 
     def _submit(self, request: SubmitJob, packed: PackedBundle) -> Connection:
-        def submit(connection: Any) -> None:
-            upload(packed, connection.send, connection.receive)
-            connection.ask(request, JobAccepted)
-
-        connection: Any = self._session.connect()
+        connection: Connection = self._session.connect()
         try:
-            submit(connection)
-        except Unreachable as error:  # was it taken? It has its id: asking again takes it once
-            connection.close()
-            return self._come_back(submit, error)
+            return submit(connection, request, packed, self._come_back)
         except BaseException:
             connection.close()
             raise
-        return connection  # type: ignore[no-any-return]
 
     def _come_back(self, begin: Callable[[Any], None], cause: CortexError) -> Connection:
         from cortex.client.cluster_session import ClusterSession

@@ -49,7 +49,10 @@ class CallFuture(Future[Any]):
         return super().exception(timeout)
 
     def _wait(self, timeout: float | None) -> None:
-        if self._link.nested and not self.done():
+        if self.done():
+            return
+        self._link.may_wait()
+        if self._link.nested:
             ended = threading.Event()
             self.add_done_callback(lambda _: ended.set())
             if not self._link.wait(ended, timeout):
@@ -129,6 +132,7 @@ class Submits:
     ) -> None:
         """Raises the error that has ended the link."""
         call = _Call(function, arguments, future)
+        self._link.check()  # before the lock: at a fork another thread may have had it
         with self._lock:
             self._link.check()
             self._idle.clear()

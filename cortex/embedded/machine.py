@@ -25,7 +25,8 @@ from cortex.memory_plan import MemoryPlan, plan_memory
 from cortex.node.executor_deaths import signal_name
 from cortex.node.node import Node
 from cortex.private_folders import PrivateFolder, remove_folder, remove_left_over
-from cortex.server.server import LocalLink, Server
+from cortex.server.local_link import LocalLink
+from cortex.server.server import Server
 from cortex.wire.framing import HEADER, FrameDecoder, encode_frame
 from cortex.wire.messages import EmbeddedReady, EmbeddedSetup, Message, Refused, ToNode
 from cortex.wire.transports import listen_unix, use_monotonic_clock

@@ -98,7 +98,7 @@ class ComputeRun(Run):
         elif isinstance(said, ChildrenDropped):
             self.desk.drop(attempt, self.desk.children_of(attempt) if said.all else said.cells)
         elif isinstance(said, ChildrenAwaited):
-            self.desk.worker_awaits(attempt, said.waiting)
+            self.desk.worker_awaits(attempt, said.waiting, said.first)
         else:
             self.desk.taken(said.pieces)
         self._look()

@@ -1,4 +1,4 @@
-"""The server's side of the output's way to the client: which stream of which node is whose part.
+"""The server's side of the output's way to the client: which node has a part, and which stream is whose.
 
 Opaque bytes with credit from end to end: the client grants, the node sends no more than that, and the
 server holds nothing. A node that is back after a lost link goes on where its bytes had ended. Pure
@@ -17,6 +17,7 @@ from cortex.wire.messages import (
     DropPart,
     FetchPart,
     FromServer,
+    JobDone,
     PartBytes,
     PartChunk,
     PartCredit,
@@ -50,7 +51,20 @@ class PartRelay:
         self._streams: dict[int, _Stream] = {}
         self._of_client: dict[tuple[Any, str, str], _Stream] = {}
         self._next = 0
+        self._parts: dict[str, dict[str, str]] = {}
+        """Of jobs that are done: a part's staged name -> the node that has it."""
         self.relayed_bytes = 0
+
+    def job_done(self, done: JobDone) -> None:
+        self._parts[done.job] = {part.staged_as: part.node for part in done.parts if part.node}
+
+    def drop_job(self, job: str) -> None:
+        """Nobody is to fetch its parts any more."""
+        self._parts.pop(job, None)
+
+    def node_of(self, job: str, staged_as: str) -> str | None:
+        """Which has the part; None: nobody said that it is done."""
+        return self._parts.get(job, {}).get(staged_as)
 
     def fetch(self, client: Any, message: FetchPart, node: str) -> None:
         """Begin a stream from `node`. Raises ProtocolError for one that is open, or one too many."""

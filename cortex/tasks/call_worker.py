@@ -85,6 +85,8 @@ class CallWorker:
         self._codes: dict[str, FunctionCode] = {}
         self._functions: dict[str, Function | CortexError] = {}
         self._pending: deque[Cell] = deque()
+        self._offered: deque[Cell] = deque()
+        """To be run while the call in hand waits for children."""
         self._runs: list[CellRun] = []
         """In hand; each but the last waits for calls that it has submitted."""
         self._reads = True
@@ -98,6 +100,8 @@ class CallWorker:
         self._thread = threading.get_ident()
         self._process = os.getpid()
         self._data = CellData(open_job, attempt, memory_limit)
+        self._awaits = 0
+        """What the server was told last of that: `ChildrenAwaited.first`; 0: none waits."""
         self._waits = 0
         """How many of the calls in hand wait for calls they have submitted."""
         self._woken, self._wakes = os.pipe()
@@ -175,7 +179,7 @@ class CallWorker:
     def _sort(self, message: ToExecutor) -> None:
         if isinstance(message, RunCells):
             if message.attempt == self._attempt:
-                self._pending.extend(message.cells)
+                self._sort_cells(message)
         elif isinstance(message, FunctionCode):
             self._codes[message.function] = message
         elif isinstance(message, DropCells):
@@ -188,6 +192,14 @@ class CallWorker:
         else:
             raise InternalError(f"a {type(message).__name__} came to an executor that serves calls")
 
+    def _sort_cells(self, message: RunCells) -> None:
+        if not message.awaited:
+            self._pending.extend(message.cells)
+        elif self._runs and self._runs[-1].first_child == message.awaited:
+            self._offered.extend(message.cells)
+        else:  # of a wait that is over: in another call they would wait for what is around them
+            self._give_back(deque(message.cells))
+
     def _tell_arrived(self) -> None:
         """Without the lock: whoever has submitted these has locks of its own."""
         if self._arrived:
@@ -197,10 +209,11 @@ class CallWorker:
     def _drop(self, message: DropCells) -> None:
         with self.lock:
             unwanted = frozenset(message.cells)
-            dropped = [c for c in self._pending if c.source == message.source and c.cell in unwanted]
-            for cell in dropped:
-                self._pending.remove(cell)
-            self._give_back(deque(dropped))
+            for cells in (self._pending, self._offered):
+                dropped = [c for c in cells if c.source == message.source and c.cell in unwanted]
+                for cell in dropped:
+                    cells.remove(cell)
+                self._give_back(deque(dropped))
             for run in self._runs:
                 if run.cell.source == message.source and run.cell.cell in unwanted:
                     self._give_back_rest(run)
@@ -222,7 +235,7 @@ class CallWorker:
 
     def _run_cell(self, cell: Cell) -> None:
         code = self._codes.get(cell.function)
-        run = CellRun(cell, code.name if code is not None else cell.function)
+        run = CellRun(cell, code.name if code is not None else cell.function, self._nested.next_number)
         self._runs.append(run)
         self._reads = False
         self._watch.begun()
@@ -237,6 +250,7 @@ class CallWorker:
             os._exit(1)  # forked by a call, which it has come out of: the link is its parent's
         self._nested.end_of(run)
         with self.lock:
+            self._give_back(self._offered)
             outcomes = run.take_done(ended=True)
         # not under the lock: they may be large, and the watch thread gives back what waits for that
         results = self._results(run, outcomes) if outcomes is not None else []
@@ -373,11 +387,8 @@ class CallWorker:
         run = self._runs[-1]
         with self.lock:
             self._reads = True
-            self._give_back(deque(cell for cell in self._pending if not cell.source))
-            self._pending = deque(cell for cell in self._pending if cell.source)
         self._waits += 1
-        self.say(ChildrenAwaited(self._attempt, True))
-        began, ask_again_at = time.monotonic(), 0.0
+        began, say_at = time.monotonic(), 0.0
         try:
             while True:
                 self._take_waiting()
@@ -387,25 +398,25 @@ class CallWorker:
                 left_s = NESTED_WAIT_S if deadline is None else min(NESTED_WAIT_S, deadline - now)
                 if left_s <= 0:
                     return False
-                if self._pending:
-                    cell = self._pending.popleft()
-                    if self._may_run(cell, run):
-                        with more_frames(NESTED_FRAMES):
-                            self._run_cell(cell)
-                    else:
-                        self._give_back(deque([cell]))
-                        ask_again_at = now + NESTED_AGAIN_S
+                self._give_back(self._pending)
+                if self._offered:
+                    cell = self._offered.popleft()
+                    self._give_back(self._offered)
+                    with more_frames(NESTED_FRAMES):
+                        self._run_cell(cell)
                     continue
-                if 0 < ask_again_at <= now:  # what this call waits for may wait for a worker again
-                    self.say(ChildrenAwaited(self._attempt, True))
-                    ask_again_at = 0.0
+                if self._awaits != run.first_child or now >= say_at:
+                    self.say(ChildrenAwaited(self._attempt, True, run.first_child))
+                    self._awaits, say_at = run.first_child, now + NESTED_AGAIN_S
                 self._wait_for_more(left_s)
         finally:
             self._waits -= 1
             run.pause(time.monotonic() - began)
             with self.lock:
                 self._reads = False
-            self.say(ChildrenAwaited(self._attempt, False))
+            if self._awaits == run.first_child:
+                self.say(ChildrenAwaited(self._attempt, False))
+                self._awaits = 0
 
     def _wait_for_more(self, seconds: float) -> None:
         ready = self._poll.poll(seconds * 1000)
@@ -416,12 +427,6 @@ class CallWorker:
         if self._waits:
             with contextlib.suppress(BlockingIOError):  # as many wakes are in it as it holds
                 os.write(self._wakes, b"w")
-
-    def _may_run(self, cell: Cell, waiting: CellRun) -> bool:
-        """In the middle of the call that waits: any other call, so that no processor is idle; but from some
-        depth on only those it waits for, so that no more are in one another than have submitted one another.
-        """
-        return len(self._runs) <= NESTED_DEPTH_MAX // 2 or self._nested.is_of(cell, waiting)
 
     # --- for the watch thread ---
 
@@ -442,6 +447,7 @@ class CallWorker:
             if reads:
                 self._take_for_later()
                 self._give_back(self._pending)
+                self._give_back(self._offered)
         self._tell_arrived()
         return reads
 
@@ -471,6 +477,7 @@ class CallWorker:
         if not self._reads:
             self._take_for_later()
         self._give_back(self._pending)
+        self._give_back(self._offered)
         result = ServeResult(self._calls, self._failed_calls)
         seconds = time.monotonic() - self._started_at
         self._link.send(TaskFinished(self._attempt, result, seconds, peak_anonymous_bytes()))

@@ -43,8 +43,10 @@ class Outcomes:
 class CellRun:
     """From when the cell is begun, though its entries have yet to be unpickled."""
 
-    def __init__(self, cell: Cell, name: str) -> None:
+    def __init__(self, cell: Cell, name: str, first_child: int) -> None:
         self.cell = cell
+        self.first_child = first_child
+        """Cells that its calls submit have numbers from here on (`ChildrenAwaited.first`)."""
         self.name = name
         """Of its function."""
         self.begun_at = time.monotonic()

@@ -8,7 +8,6 @@ worker that is not to be had. Other threads may submit, and wait until others ha
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import time
@@ -75,7 +74,9 @@ class NestedLink:
         self._worker = worker
         self._thread = threading.get_ident()
         self._process = os.getpid()
-        self._numbers = itertools.count(1)
+        self._numbering = threading.Lock()
+        self.next_number = 1
+        """Of the next cell that a call here submits."""
         self._functions: set[str] = set()
         self._children: dict[int, _Child] = {}
         self._came = threading.Condition()
@@ -89,7 +90,9 @@ class NestedLink:
 
     def next_cell(self) -> int:
         """A number for `Cell.cell`."""
-        return next(self._numbers)
+        with self._numbering:
+            self.next_number += 1
+            return self.next_number - 1
 
     def send_function(self, code: FunctionCode) -> None:
         """Before the first cell that names it. Sent once."""
@@ -137,11 +140,6 @@ class NestedLink:
             self._worker.wake()
 
     # --- for the worker ---
-
-    def is_of(self, cell: Cell, parent: CellRun) -> bool:
-        """A call of `parent` has submitted it."""
-        child = self._children.get(cell.cell) if cell.source == self.attempt else None
-        return child is not None and child.parent is parent
 
     def arrived(self, results: Iterable[CellDone]) -> None:
         """Tell those who submitted them. Without any lock."""

@@ -99,5 +99,9 @@ class _Tee:
         for line in lines:
             self.write(line)
 
+    def close(self) -> None:
+        """A call that closes it harms no other."""
+        self._stream.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -22,7 +22,15 @@ from cortex.client.call_errors import CallError
 from cortex.client.call_run import CallOptions, CallRun
 from cortex.client.compute_link import CallLink
 from cortex.client.futures import CallExecutor, CallFuture, Submits, broken
-from cortex.errors import Cancelled, CortexError, NotAllowed, ServerDied, UserCodeError
+from cortex.errors import (
+    Cancelled,
+    CortexError,
+    NotAllowed,
+    ProtocolError,
+    ServerDied,
+    UsageError,
+    UserCodeError,
+)
 from cortex.ids import new_job_id
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
@@ -295,6 +303,25 @@ def test_a_result_whose_file_is_lost_is_made_again(harness: Harness) -> None:
     wait_for(lambda: harness.left() == [])
 
 
+def test_a_source_that_fails_leaves_no_files(harness: Harness) -> None:
+    def source() -> Iterator[Any]:
+        yield np.ones(MIB)
+        yield np.ones(MIB)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError):
+        list(harness.map(double, source()))
+    wait_for(lambda: not any(name.startswith("arguments") for name in harness.left()))
+
+
+def test_a_function_too_large_for_a_message_harms_no_other(harness: Harness) -> None:
+    large = np.ones(9 * MIB)
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="larger than a frame"):
+            list(harness.map(lambda x: x + large[0], [1]))
+    assert list(harness.map(double, [1])) == [2]
+
+
 def test_small_arrays_are_writable_too(harness: Harness) -> None:
     (array,) = harness.map(double, [np.ones(5000)])
     array[0] = 5.0
@@ -336,6 +363,23 @@ def test_submitted_calls_and_their_callbacks(harness: Harness) -> None:
         harness.submit(int, "x").result()
     with pytest.raises(UserCodeError, match="its argument 2"):
         harness.submit(max, 1, threading.Lock()).result()
+
+
+def test_a_callback_that_waits_for_a_call_is_told_that_it_must_not(harness: Harness) -> None:
+    seen: list[str] = []
+
+    def callback(future: Future[Any]) -> None:
+        other = harness.submit(pow, 2, 5)
+        other.add_done_callback(lambda future: seen.append(future.result()))
+        for wait in (other.result, lambda: next(harness.map(abs, [1]))):
+            with pytest.raises(UsageError, match="waits for another call"):
+                wait()
+
+    future = harness.submit(lambda: time.sleep(0.1))
+    future.add_done_callback(callback)
+    wait_for(lambda: bool(seen))
+    assert seen == [32]
+    assert harness.submit(pow, 2, 4).result(5) == 16
 
 
 def test_a_call_that_waits_to_be_sent_can_be_cancelled(harness: Harness) -> None:

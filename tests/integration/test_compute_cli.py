@@ -277,6 +277,25 @@ def test_a_result_that_cannot_be_pickled_harms_no_other(home: Path) -> None:
     assert "pickle" in done.stderr
 
 
+def test_one_object_at_the_end(home: Path) -> None:
+    config(home, "picky", "{range: 50}", "errors: collect")
+    answer = json.loads(compute(home, "--json", code=1).stdout)
+    assert answer.pop("seconds") > 0
+    (failure,) = answer.pop("failures")
+    assert (failure["call"], failure["error"]) == (3, "ValueError: no 3s")
+    results = [{"call": n, "result": n} for n in range(50) if n != 3]
+    assert answer == {
+        "job": "picky", "response_mode": "ordered", "output": None, "done": 49, "failed": 1,
+        "results": results[:40], "more": 9,
+    }  # fmt: skip
+    answer = json.loads(compute(home, "--json", "--output", "r.jsonl", "-q", code=1).stdout)
+    assert answer["output"] == str(home / "r.jsonl")
+    assert "results" not in answer
+    assert lines_of((home / "r.jsonl").read_text()) == results
+    answer = json.loads(compute(home, "--json", "--errors", "raise", code=1).stdout)
+    assert answer["error"]["message"] == "call 3 failed: ValueError: no 3s"
+
+
 # --- failures ---------------------------------------------------------------------------------------
 
 
@@ -335,6 +354,25 @@ def test_what_calls_print_is_told_with_their_number(home: Path) -> None:
     assert results(done) == ["a", "b"]
     assert "[talk #0] hello from a" in done.stderr
     assert "[talk #1] hello from b" in done.stderr
+
+
+def test_a_function_that_cannot_be_sent_is_named(home: Path) -> None:
+    (home / "functions.py").write_text(
+        "import threading\nLOCK = threading.Lock()\ndef locked(x):\n    with LOCK:\n        return x\n"
+    )
+    config(home, "locked", "[1]", "output: r.jsonl")
+    done = compute(home, code=1)
+    assert "the global 'LOCK' that locked uses cannot be sent to the executors" in done.stderr
+    assert "make it in the function" in done.stderr
+    assert not (home / "r.jsonl").exists()
+
+
+def test_what_a_module_prints_is_no_result(home: Path) -> None:
+    (home / "functions.py").write_text("print('loading')\ndef one(x):\n    return x\n")
+    config(home, "one", "[1]")
+    done = compute(home)
+    assert results(done) == [1]
+    assert "loading" in done.stderr
 
 
 def test_mistakes_in_the_file_have_their_lines(home: Path) -> None:
@@ -490,7 +528,7 @@ def test_on_a_cluster(home: Path) -> None:
         assert re.search(r"double\s+done\s.*calls 5,000 of 5,000", listed.stdout), listed.stdout
 
 
-def test_a_running_job_in_status(home: Path) -> None:
+def test_a_running_job_in_status_is_cancelled(home: Path) -> None:
     import cortex
 
     config(home, "forget", "[0, 0, 1, 1]")
@@ -509,9 +547,16 @@ def test_a_running_job_in_status(home: Path) -> None:
                     [sys.executable, "-m", "cortex", "status", *where],
                     cwd=home, env=environment(home), capture_output=True, text=True, check=True,
                 ).stdout  # fmt: skip
-        finally:
-            process.send_signal(signal.SIGINT)
+            job = re.search(r"j[0-9a-f]{12}", said)
+            assert job
+            subprocess.run(
+                [sys.executable, "-m", "cortex", "cancel", job[0], *where],
+                cwd=home, env=environment(home), capture_output=True, check=True,
+            )  # fmt: skip
             assert process.wait(30) == 130
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_what_travels_to_a_cluster(home: Path) -> None:

@@ -181,6 +181,9 @@ def test_what_calls_print(client: cortex.Client, capfd: pytest.CaptureFixture[st
             (talk.__qualname__, "I am 7\nand done\n")
         ]
         assert capfd.readouterr().out == ""
+        client.on_output = lambda name, printed: 1 // 0  # type: ignore[assignment, return-value]
+        assert list(client.map(talk, range(10))) == list(range(10))
+        assert "ZeroDivisionError" in capfd.readouterr().err
     finally:
         client.on_output = None
 
@@ -281,10 +284,9 @@ def script(tmp_path: Path, text: str) -> subprocess.Popen[str]:
         "CORTEX_SPILL_DIRS": os.fspath(tmp_path / "spill"),
         "CORTEX_SLOTS": "2",
     }
-    return subprocess.Popen(
-        [sys.executable, os.fspath(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, cwd=tmp_path,
-    )  # fmt: skip
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", os.fspath(path)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=tmp_path)
 
 
 def said_by(process: subprocess.Popen[str], tmp_path: Path) -> str:
@@ -330,6 +332,20 @@ def test_ctrl_c_ends_the_map_and_not_the_client(tmp_path: Path) -> None:
     assert said_by(process, tmp_path) == "[1, 2, 3]\n" + "[1, 2, 3] True\n" * 3
 
 
+def test_closing_does_not_wait_for_calls_that_nobody_wants(tmp_path: Path) -> None:
+    process = script(
+        tmp_path,
+        """
+        with cortex.Client() as client:
+            for x in client.imap_unordered(time.sleep, [0.01] * 4 + [100] * 10):
+                break
+            began = time.monotonic()
+        print(time.monotonic() - began < 10)
+        """,
+    )
+    assert said_by(process, tmp_path) == "True\n"
+
+
 def test_a_forked_process_is_told_to_make_its_own(tmp_path: Path) -> None:
     process = script(
         tmp_path,
@@ -363,7 +379,6 @@ def test_an_exception_in_the_with_block_does_not_wait_for_calls(tmp_path: Path) 
         try:
             with cortex.Client() as client:
                 futures = [client.submit(time.sleep, 30) for _ in range(10)]
-                client.submit
                 raise LookupError
         except LookupError:
             print(time.monotonic() - began < 15, {type(each.exception(0)).__name__ for each in futures})

@@ -279,6 +279,16 @@ def test_printed_lines_are_told_as_the_calls(side: ComputeSide) -> None:
     assert "value 1\nvalue 2\ntwice\nvalue 3\n" in (side.folder / "stderr").read_text()
 
 
+def test_a_call_that_closes_its_output_harms_no_other(side: ComputeSide) -> None:
+    def closes(x: int) -> None:
+        print(x)
+        sys.stdout.close()
+
+    side.send(side.cell(side.function(closes), [1, 2]))
+    assert [side.receive(CallPrinted).text for _ in range(2)] == ["1\n", "2\n"]
+    assert not side.done().failed
+
+
 def test_printed_lines_come_while_the_call_runs_and_no_more_than_the_limit(side: ComputeSide) -> None:
     def talks(x: int) -> None:
         print("begun")

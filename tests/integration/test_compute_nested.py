@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from cortex import Client
 from cortex.limits import MIB, NESTED_DEPTH_MAX
 from cortex.tasks.cell_pickles import load_exception
 from cortex.wire.messages import (
@@ -26,6 +28,7 @@ from cortex.wire.messages import (
     ChildrenDropped,
     FunctionCode,
     Piece,
+    RunCells,
 )
 from cortex.wire.messages.compute import Cell
 from tests.integration.executor_side import ATTEMPT, JOB, ComputeSide, function_code
@@ -91,10 +94,11 @@ def test_a_call_that_waits_runs_the_calls_that_wait_for_a_worker(side: ComputeSi
     ((child,),) = [each.cells for each in said if isinstance(each, ChildCells)]
     given = [each.pieces for each in said if isinstance(each, CellsGivenBack)]
     assert given == [(Piece("", other.cell, 0, 1),)]
-    assert said[-1] == ChildrenAwaited(ATTEMPT, True)
-    mine = Cell(**{n: getattr(child, n) for n in child.__struct_fields__} | {"source": ATTEMPT})
-    side.link.send(code)
-    side.send(mine)
+    assert said[-1] == ChildrenAwaited(ATTEMPT, True, child.cell)
+    mine = msgspec.structs.replace(child, source=ATTEMPT)
+    side.link.send(RunCells(ATTEMPT, (mine,), child.cell + 1))  # of a wait that is over
+    assert side.receive(CellsGivenBack).pieces == (Piece(ATTEMPT, child.cell, 0, 1),)
+    side.link.send(RunCells(ATTEMPT, (mine,), child.cell))
     printed = side.receive(CallPrinted)
     assert (printed.text, printed.nested) == ("in place\n", True)
     done = side.done()
@@ -129,8 +133,9 @@ def test_calls_in_calls_in_calls_end_with_a_typed_error(side: ComputeSide) -> No
         if isinstance(message, ChildCells):
             deepest += 1
             (child,) = message.cells
-            named = {n: getattr(child, n) for n in child.__struct_fields__}
-            side.send(Cell(**named | {"source": ATTEMPT}))
+        elif isinstance(message, ChildrenAwaited) and message.waiting and message.first == child.cell:
+            mine = msgspec.structs.replace(child, source=ATTEMPT)
+            side.link.send(RunCells(ATTEMPT, (mine,), message.first))
         elif isinstance(message, CellsRun):
             (done,) = message.results
             if not done.source:
@@ -210,3 +215,17 @@ def test_on_a_cluster_results_go_from_call_to_call_in_frames(tmp_path: Path) -> 
         assert error.cure
     finally:
         side.close()
+
+
+def test_trees_of_calls_on_two_workers_end() -> None:
+    """Neither is ever at a call that waits for one below it in the other's hand."""
+
+    def tree(n: int) -> int:
+        if n <= 1:
+            return n
+        client = Client()
+        first, second = client.submit(tree, n - 1), client.submit(tree, n - 2)
+        return int(first.result() + second.result())
+
+    with Client(slots=2) as client:
+        assert [client.submit(tree, n).result(60) for n in (8, 9, 10, 11)] == [21, 34, 55, 89]

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cortex.cli import cluster
+from cortex.cli import members
 from cortex.config import VARIABLES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -68,7 +68,7 @@ def test_the_unit_keeps_little_open(tmp_path: Path, unit: str) -> None:
 def test_the_unit_starts_the_command_with_options_that_it_has(unit: str) -> None:
     found = settings(unit)
     program, name, *rest = shlex.split(*found["ExecStart"])
-    command: click.Command = getattr(cluster, name)
+    command: click.Command = getattr(members, name)
     assert unit == f"cortex-{name}.service"
     assert (program, rest.pop()) == (PROGRAM, "$OPTIONS")
     command.make_context(name, rest)  # raises for an option that there is not

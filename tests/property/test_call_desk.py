@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -259,7 +260,7 @@ def test_a_call_that_awaits_its_children_gets_those_that_nobody_has_begun() -> N
     assert [m.cells[0].data for m in ran if isinstance(m, RunCells)] == [b"a"]
     desk.said.clear()
     desk.worker_gone("w1")
-    assert list(desk.cells) == [("", 0)]  # the parent runs again, and submits anew
+    assert (desk.cells, desk.waiting) == (1, 1)  # the parent runs again, and submits anew
     assert desk.wanted == 1
 
 
@@ -284,3 +285,37 @@ def test_idle_workers_end_first_and_a_long_cell_is_shared() -> None:
     desk.said.clear()
     assert desk.end_workers(1) == 1
     assert [e.message for e in desk.said] == [EndServing("w1")]
+
+
+def _run_cells(desk: CallDesk) -> list[tuple[str, bytes, int]]:
+    """To whom which, and for which wait, since the last time."""
+    said = [e.message for e in desk.said if isinstance(e, SendToNode)]
+    desk.said.clear()
+    return [(m.attempt, m.cells[0].data, m.awaited) for m in said if isinstance(m, RunCells)]
+
+
+def _one(number: int, data: bytes) -> Cell:
+    return Cell(number, F, 1, CallForm.ONE, data)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_call_that_awaits_helps_those_it_waits_for_and_no_other(first: int) -> None:
+    """Cell 1 of w1 is at w2. If the call that waits has submitted it (`first`), w1 may run what it submits;
+    if one around that has, w1 must not: what is around may be waited for by what it would begin."""
+    desk = CallDesk("j")
+    desk.function(FunctionCode("j", F, "f", b""))
+    for worker in ("w1", "w2"):
+        desk.worker_leased(worker, "n1")
+        desk.worker_ran(worker, "n1", False, [])
+    desk.submit("", [_one(0, b"parent")])
+    desk.submit("w1", [_one(1, b"c1"), _one(2, b"c2")])
+    assert _run_cells(desk) == [("w1", b"parent", 0), ("w2", b"c1", 0)]
+    desk.worker_awaits("w1", True, first)
+    assert _run_cells(desk) == [("w1", b"c2", first)]
+    desk.submit("w2", [_one(1, b"d1"), _one(2, b"d2"), _one(3, b"d3")])
+    desk.worker_awaits("w2", True, 1)
+    assert _run_cells(desk) == [("w2", b"d3", 1)]
+    desk.worker_ran("w1", "n1", False, [CellDone("w1", 2, 0, 1, b"")])
+    assert _run_cells(desk) == ([("w1", b"d2", 1)] if first == 1 else [])
+    desk.worker_ran("w2", "n1", False, [CellDone("w2", 3, 0, 1, b"")])
+    assert _run_cells(desk) == [("w2", b"d1" if first == 1 else b"d2", 1)]

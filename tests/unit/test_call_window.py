@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from collections import deque
 from itertools import pairwise
+
+import pytest
 
 from cortex.client.call_window import CellSizes, Flight, Held, Ledger, Order
 from cortex.errors import UserCodeError
@@ -11,6 +16,7 @@ from cortex.limits import (
     CELL_AHEAD_S,
     CELL_CALLS_MAX,
     CELL_GROWTH_MAX,
+    CELL_RATE_MAX,
     CELL_S,
     CELLS_IN_FLIGHT,
     RESULTS_FILED_BYTES,
@@ -260,3 +266,61 @@ def test_what_could_not_be_read_comes_again() -> None:
             order.came(1, call, call + 1, "readable")
         assert given(order) == ([0, 1, 2] if ordered else [2, 0, 1])
         assert order.empty
+
+
+# --- how busy executors are -----------------------------------------------------------------------
+
+
+def busy_share(slots: int, calls: int, call_s: float, way_s: float) -> tuple[float, int]:
+    """(share of the time that slots are busy until the last one ends, cells): calls of one length, cells that
+    take `way_s` to the server and their results as long back, a server that has a cell for each free slot as
+    long as there is one."""
+    sizes, flight, held = CellSizes(), Flight(), Held()
+    events: list[tuple[float, int, str, int]] = []
+    order = itertools.count()
+    waiting: deque[int] = deque()
+    counts: list[int] = []
+    made = 0
+    free = slots
+    end_s = 0.0
+
+    def feed(now: float) -> None:
+        nonlocal made
+        while made < calls and sizes.may_send(slots, flight, held):
+            count = sizes.next(slots, calls - made)
+            sizes.sent(count, count, 0.0)
+            flight.begin(len(counts), count, count)
+            heapq.heappush(events, (now + way_s, next(order), "arrives", len(counts)))
+            counts.append(count)
+            made += count
+
+    feed(0.0)
+    while events:
+        now, _, what, cell = heapq.heappop(events)
+        if what == "arrives":
+            waiting.append(cell)
+        elif what == "ends":
+            end_s = now
+            free += 1
+            heapq.heappush(events, (now + way_s, next(order), "is back", cell))
+        else:
+            flight.came(cell, counts[cell])
+            sizes.came(counts[cell], counts[cell] * call_s, counts[cell])
+            feed(now)
+        while free and waiting:
+            free -= 1
+            cell = waiting.popleft()
+            heapq.heappush(events, (now + counts[cell] * call_s, next(order), "ends", cell))
+    assert sum(counts) == calls
+    return calls * call_s / slots / end_s, len(counts)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 64])
+@pytest.mark.parametrize(
+    ("call_s", "work_s"), [(1e-5, 2.0), (1e-4, 2.0), (1e-3, 2.0), (0.02, 10.0), (0.5, 50.0), (10.0, 1000.0)]
+)
+def test_every_slot_is_busy_however_long_calls_take(slots: int, call_s: float, work_s: float) -> None:
+    share, cells = busy_share(slots, round(work_s / call_s) * slots, call_s, 0.0005)
+    assert share > 0.98
+    if call_s < CELL_S:
+        assert cells / work_s < 2 * CELL_RATE_MAX, "and client and server are not"

@@ -23,7 +23,7 @@ def _failed(call: int) -> CallFailed:
 
 
 def _loaded(entries: list[Any], **more: Any) -> CellRun:
-    run = CellRun(_cell(len(entries), **more), "f")
+    run = CellRun(_cell(len(entries), **more), "f", 1)
     run.load(entries)
     return run
 

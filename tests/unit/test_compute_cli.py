@@ -30,10 +30,10 @@ from cortex.cli.call_progress import (
     progress_text,
     rate_text,
 )
-from cortex.cli.cluster import job_lines
 from cortex.cli.compute_output import Failure, FileLines, HeldLines, line_of, shown
 from cortex.cli.compute_plan import Place, place_text, plan_lines
 from cortex.cli.functions import load_function
+from cortex.cli.job_table import job_lines
 from cortex.cli.progress import LINE_S
 from cortex.cli.terminal import ForShow
 from cortex.errors import (

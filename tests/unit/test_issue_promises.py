@@ -148,7 +148,7 @@ def test_the_architectures_numbers_are_the_codes() -> None:
 def test_the_readme_names_what_there_is() -> None:
     text = (ROOT / "README.md").read_text()
     (commands,) = re.findall(r"^## Commands\n(.*?)^## ", text, re.M | re.S)
-    aliases = {"cluster_status", "kill_cluster"}
+    aliases = {"cluster_status", "cortex_compute", "kill_cluster"}
     assert set(re.findall(r"^cortex ([\w-]+)", commands, re.M)) == set(group.commands) - aliases
     assert all(f"`{alias}`" in commands for alias in aliases)
     every = [*group.commands.values()]

@@ -96,5 +96,4 @@ def test_what_is_leased_for_a_free_slot_goes_before_what_waits(world: World) -> 
     tasks = [m.RunTask(f"{job}-m{n:06d}.0", m.MapTask(n, ())) for job, n in ((JOB, 0), (JOB, 1), (other, 0))]
     world.node.receive(m.Lease(tuple(tasks[:2]), 1))
     world.node.receive(m.Lease((tasks[2],)))
-    waiting = [run.attempt for _, run in world.node._queue]
-    assert waiting == [tasks[0].attempt, tasks[2].attempt, tasks[1].attempt]
+    assert world.node._attempts.waiting() == [tasks[0].attempt, tasks[2].attempt, tasks[1].attempt]

@@ -17,7 +17,8 @@ from cortex.errors import ErrorReport
 from cortex.job.plan import InputFile, InputPlan, Split, SplitGroups, Splits
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import FRAME_BYTES_MAX, PROGRESS_S
-from cortex.server.server import LocalLink, Server
+from cortex.server.local_link import LocalLink
+from cortex.server.server import Server
 from cortex.wire import messages as m
 from cortex.wire.framing import FrameDecoder, encode_frame
 from cortex.wire.versions import local_versions
@@ -265,7 +266,7 @@ def test_a_broken_scheduler_fails_its_jobs_and_serves_the_next(
     client = machine.connect()
     client.hello()
     job = submit(client)
-    broken = machine.server._scheduler
+    broken = machine.server.scheduler
     monkeypatch.setattr(broken, "_handlers", {})
     machine.clock.advance(PROGRESS_S)
     (failed,) = client.heard()

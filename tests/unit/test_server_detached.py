@@ -106,7 +106,7 @@ def test_it_expires_also_in_a_later_life(lives: Callable[[], Life], restarted: b
     assert refused.error.code == "results-lost"
     life = lives()  # a later life has nothing of it
     assert life.client()[1](m.GetStatus())[0].jobs[-1].kept_until == 0
-    assert life.server._scheduler.kept == {}
+    assert life.server.scheduler.kept == {}
 
 
 def test_why_it_failed_is_told_in_a_later_life(lives: Callable[[], Life]) -> None:  # noqa: F811

@@ -240,7 +240,7 @@ def test_the_end_is_told_when_it_is_on_the_disk_and_forgotten_when_it_was_taken(
     assert life.node.heard[-1] == m.EndJob(job)
     assert life.kinds()[-1] == "JobEnded"
     later = lives()
-    (shown,) = later.server._status().jobs
+    (shown,) = later.server.status().jobs
     assert (shown.job, shown.state, shown.owner, shown.name) == (job, "done", ANN, "a job")
     (refused,) = later.client()[1](m.AttachJob(job))  # there is nothing left to come back for
     assert isinstance(refused, m.Refused)
@@ -254,7 +254,7 @@ def test_a_later_life_goes_on_and_only_the_owner_may_attach(lives: Callable[[], 
     life.finish(f"{job}-m000000.0", mapped(0))
     life.clock.advance(JOURNAL_S)
     later = lives()
-    (shown,) = later.server._status().jobs
+    (shown,) = later.server.status().jobs
     assert (shown.job, shown.state, shown.owner) == (job, "mapping", ANN)
     (refused,) = later.client(BOB)[1](m.AttachJob(job))
     assert isinstance(refused, m.Refused)
@@ -305,7 +305,7 @@ def test_a_part_is_made_anew_when_its_node_does_not_come_back(lives: Callable[[]
     later.clock.pump([PROGRESS_S] * int(NODE_RETURN_S / PROGRESS_S + 1))
     (lost,) = link.take()
     assert isinstance(lost, m.PartLost)
-    (shown,) = later.server._status().jobs
+    (shown,) = later.server.status().jobs
     assert shown.state == "mapping"
 
 
@@ -344,7 +344,7 @@ def test_a_client_that_does_not_come_back_gives_its_job_up(
     assert m.EndJob(job) not in life.node.heard
     life.clock.pump([PROGRESS_S] * int(2 / PROGRESS_S))
     assert m.EndJob(job) in life.node.heard
-    (shown,) = life.server._status().jobs
+    (shown,) = life.server.status().jobs
     assert shown.state == "cancelled"
     _, say = life.client()
     accepted, failed = say(m.AttachJob(job))  # a little later it may still hear why
@@ -361,7 +361,7 @@ def test_a_client_that_attaches_takes_the_job_from_its_dead_connection(lives: Ca
     assert again(m.AttachJob(job)) == [m.JobAccepted(job)]
     life.server.client_lost(dead, None)  # type: ignore[arg-type]
     life.clock.pump([PROGRESS_S] * int(2 * CLIENT_RETURN_S / PROGRESS_S))
-    assert [each.state for each in life.server._status().jobs] == ["planning"]
+    assert [each.state for each in life.server.status().jobs] == ["planning"]
 
 
 def test_a_full_disk_refuses_new_jobs_and_holds_up_nothing_else(lives: Callable[[], Life]) -> None:
@@ -382,7 +382,7 @@ def test_a_full_disk_refuses_new_jobs_and_holds_up_nothing_else(lives: Callable[
     assert sum(len(each.attempts) for each in life.node.heard if isinstance(each, m.ReportsKept)) == 4
     assert submit(life.client(BOB)[1]) != job
     later = lives()
-    states = {each.owner: each.state for each in later.server._status().jobs}
+    states = {each.owner: each.state for each in later.server.status().jobs}
     assert states == {ANN: "done", BOB: "planning"}
 
 
@@ -404,7 +404,7 @@ def test_a_disk_that_stays_full_costs_the_jobs_their_journal_and_no_memory(
     life.clock.advance(JOURNAL_RETRY_S)
     assert say(m.JobReceived(job)) == [m.JobForgotten(job)]
     later = lives()
-    assert later.server._scheduler.jobs == later.server._scheduler.kept == {}
+    assert later.server.scheduler.jobs == later.server.scheduler.kept == {}
 
 
 def test_a_record_that_makes_no_sense_fails_its_job_by_name(lives: Callable[[], Life]) -> None:
@@ -452,7 +452,7 @@ def test_a_job_that_is_cancelled_by_one_who_is_gone_when_it_is_accepted(lives: C
     say(m.CancelJob(job))
     life.server.client_lost(link, None)  # type: ignore[arg-type]
     life.go_on()
-    assert [each.state for each in life.server._status().jobs] == ["cancelled"]
+    assert [each.state for each in life.server.status().jobs] == ["cancelled"]
 
 
 def test_a_large_job_that_ended_is_forgotten_bit_by_bit(

@@ -207,10 +207,13 @@ class CallPrinted(Message, frozen=True):
 
 
 class RunCells(Message, frozen=True):
-    """For the worker `attempt`, in this order. One whose call awaits children runs them meanwhile."""
+    """For the worker `attempt`, in this order."""
 
     attempt: str
     cells: tuple[Cell, ...]
+    awaited: int = 0
+    """To be run in the middle of the call that waits for them, or for calls that they are submitted by:
+    `ChildrenAwaited.first` of that wait. In any other call they would wait for what is around them."""
 
 
 class ChildrenDone(Message, frozen=True):
@@ -258,10 +261,12 @@ class ChildrenDropped(Message, frozen=True):
 
 class ChildrenAwaited(Message, frozen=True):
     """The call in hand waits (or no longer does) for calls it has submitted: this worker takes those of them
-    that nobody has begun."""
+    that nobody has begun, and those that have been submitted by them. Said again, now and then."""
 
     attempt: str
     waiting: bool
+    first: int = 0
+    """The call's own cells have numbers from here on; those below are of calls around it."""
 
 
 FromWorker = Union[  # noqa: UP007
