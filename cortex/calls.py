@@ -7,9 +7,11 @@ that are under way hold it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -124,7 +126,7 @@ class Calls:
     ) -> Future[Any]:
         opened = self._open()
         future = self._new_future()
-        opened.submits.submit(opened.functions.of(function), (args, kwargs), future)
+        opened.submits.submit(*opened.functions.call(function, (args, kwargs)), future)
         return future
 
     def executor(self, max_workers: int | None) -> CallExecutor:
@@ -132,7 +134,7 @@ class Calls:
             raise ValueError("max_workers must be greater than 0")
         opened = self._open()
         submits = Submits(opened.link, max_workers, broken)
-        return CallExecutor(submits, opened.functions.of, lambda: CallFuture(opened.link, self))
+        return CallExecutor(submits, opened.functions.call, lambda: CallFuture(opened.link, self))
 
     # --- the job ---
 
@@ -236,17 +238,23 @@ def _end(process: int, link: CallLink, session: LocalSession | ClusterSession, f
 
 
 def _printer(on_output: list[OnOutput | None]) -> Callable[[CallPrinted, str], None]:
+    """What fails in it is shown, as for a future's callback, and keeps no result from coming."""
+
     def printed(message: CallPrinted, name: str) -> None:
-        hook = on_output[0]
-        if hook is not None:
+        hook = on_output[0] or _print
+        try:
             hook(name, message)
-            return
-        tag = f"[{name} #{message.call}] "
-        lines = message.text.splitlines()
-        sys.stdout.write("".join(f"{tag}{line}\n" for line in lines))
-        sys.stdout.flush()
+        except Exception:
+            traceback.print_exc()
 
     return printed
+
+
+def _print(name: str, message: CallPrinted) -> None:
+    tag = f"[{name} #{message.call}] "
+    with contextlib.suppress(BrokenPipeError):  # its reader has seen enough; results have their own ways
+        sys.stdout.write("".join(f"{tag}{line}\n" for line in message.text.splitlines()))
+        sys.stdout.flush()
 
 
 # --- results --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cortex.errors import MemoryTooSmall
+from cortex.errors import MemoryTooSmall, UsageError
 from cortex.limits import (
     CLIENT_BYTES,
     EMBEDDED_BYTES,
@@ -71,6 +71,19 @@ def plan_memory(cap_bytes: int = 0, slots: int = 0) -> MemoryPlan:
     slots = max(1, min(wanted, room // _EXECUTOR_BYTES_MIN))
     shared = TEMPLATE_BYTES - EXECUTOR_UNSHARED_BYTES
     return MemoryPlan(cap_bytes, slots, room // slots + shared)
+
+
+def refuse_beyond_machine(cap_bytes: int) -> None:
+    """Raises UsageError for a cap that a node is to keep to and its machine has not: others would rely on it.
+    On one machine alone whoever gives it is who is hurt, and a job file may name more than this one has."""
+    usable = usable_memory_bytes()
+    if cap_bytes > usable:
+        raise UsageError(
+            f"a memory cap of {format_bytes(cap_bytes)} is more than this machine (or its container) has:"
+            f" {format_bytes(usable)}",
+            cure=f"lower --memory (or CORTEX_MEMORY) to {usable // MIB}MB at most, or leave it out: then it"
+            " is half of the machine's",
+        )
 
 
 def smallest_job_bytes() -> int:

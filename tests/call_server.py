@@ -148,7 +148,10 @@ class CallServer:
             if cell.cell in self.dropped:
                 results = []
             else:
-                results = self.results(self._run(cell))
+                try:
+                    results = self.results(self._run(cell))
+                except FileNotFoundError:  # it was dropped meanwhile, and its arguments with it
+                    results = []
             with self._lock:
                 self._open -= 1
             with contextlib.suppress(OSError):

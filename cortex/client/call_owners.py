@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cortex.client.cells import Results
 from cortex.errors import CortexError
+from cortex.wire.messages import Message, ServerHello
+
+
+class Connection(Protocol):
+    """Of a session: one thread receives, and others send."""
+
+    hello: ServerHello
+
+    def ask(self, question: Message, answer: Any) -> Any: ...
+    def send(self, message: Message) -> None: ...
+    def receive(self, timeout_s: float | None = None) -> Any: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -43,6 +43,7 @@ class Link(Protocol):
     def call_by_call(self, owner: Any, results: Results, start: int, stop: int, root: int) -> None: ...
     def leave(self, owner: Any) -> None: ...
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> bool: ...
+    def may_wait(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Function:
     code: FunctionCode
     dump: Dump
     blame: Blame
+    given: Callable[[], Function] | None = None
+    """One that calls what it is given first: for when there would be too many to send. None: it is that."""
 
     @property
     def name(self) -> str:

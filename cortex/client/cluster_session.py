@@ -20,10 +20,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
-from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle, upload
+from cortex.client.bundle_packing import NOTHING_PACKED, PackedBundle
 from cortex.client.client_files import FoundFiles
 from cortex.client.cluster_client import ClusterConnection
 from cortex.client.input_sender import InputSender
+from cortex.client.submission import submit
 from cortex.errors import (
     CortexError,
     OutputFailed,
@@ -107,21 +108,12 @@ class ClusterSession:
         files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
         job = new_job_id()
         request = SubmitJob(spec, code, (), written_to(spec, job), packed.bundle, files.listed, job)
-
-        def submit(connection: ClusterConnection) -> None:
-            upload(packed, connection.send, connection.receive)
-            connection.ask(request, JobAccepted)
-
         connection = self.connect()
         follower = Follower(staging_dir, on_progress)
         done: JobDone | None = None
         try:
             try:
-                try:
-                    submit(connection)
-                except Unreachable as error:  # was it taken? It has its id: asking again takes it once
-                    connection.close()
-                    connection = self.come_back(submit, error)
+                connection = submit(connection, request, packed, self.come_back)
                 while done is None:
                     try:
                         with InputSender(job, files, connection.send) as sender:

@@ -17,15 +17,16 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
-from cortex.client.bundle_packing import PackedBundle, upload
-from cortex.client.call_owners import CallNumbers, Came, Owner
+from cortex.client.bundle_packing import PackedBundle
+from cortex.client.call_owners import CallNumbers, Came, Connection, Owner
 from cortex.client.call_window import Fresh, Ledger
 from cortex.client.cells import Results
 from cortex.client.input_sender import InputSender
 from cortex.client.part_fetches import PartFetches
+from cortex.client.submission import submit
 from cortex.errors import (
     Cancelled,
     CortexError,
@@ -64,7 +65,6 @@ from cortex.wire.messages import (
     Piece,
     ReadInput,
     SendCells,
-    ServerHello,
     SubmitJob,
 )
 
@@ -73,15 +73,6 @@ if TYPE_CHECKING:
     from cortex.client.cluster_session import ClusterSession
 
 _GONE = (OSError, Unreachable, ServerDied)
-
-
-class Connection(Protocol):
-    hello: ServerHello
-
-    def ask(self, question: Message, answer: Any) -> Any: ...
-    def send(self, message: Message) -> None: ...
-    def receive(self, timeout_s: float | None = None) -> Any: ...
-    def close(self) -> None: ...
 
 
 class CallLink:
@@ -198,8 +189,17 @@ class CallLink:
         self._send_cells(cells)
 
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> bool:
-        """Until `event` is set, by an owner that hears of something."""
+        """Until `event` is set, by an owner that hears of something. Raises as `may_wait`."""
+        self.may_wait()
         return event.wait(timeout_s)
+
+    def may_wait(self) -> None:
+        """Raises UsageError in the receiving thread, which alone could bring what is waited for."""
+        if threading.get_ident() == self._thread.ident:
+            raise UsageError(
+                "a callback of a call waits for another call, whose result it keeps from coming",
+                cure="wait in a thread of your own, or give that call a callback too",
+            )
 
     def leave(self, owner: Owner) -> None:
         """What it has under way is not wanted any more. Does not wait, as it may be called wherever Python
@@ -289,20 +289,12 @@ class CallLink:
     # --- opening, and opening again ---
 
     def _submit(self, request: SubmitJob, packed: PackedBundle) -> Connection:
-        def submit(connection: Any) -> None:
-            upload(packed, connection.send, connection.receive)
-            connection.ask(request, JobAccepted)
-
-        connection: Any = self._session.connect()
+        connection: Connection = self._session.connect()
         try:
-            submit(connection)
-        except Unreachable as error:  # was it taken? It has its id: asking again takes it once
-            connection.close()
-            return self._come_back(submit, error)
+            return submit(connection, request, packed, self._come_back)
         except BaseException:
             connection.close()
             raise
-        return connection  # type: ignore[no-any-return]
 
     def _come_back(self, begin: Callable[[Any], None], cause: CortexError) -> Connection:
         from cortex.client.cluster_session import ClusterSession

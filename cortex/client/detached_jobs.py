@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from cortex.client.bundle_packing import PackedBundle, upload
+from cortex.client.bundle_packing import PackedBundle
 from cortex.client.client_files import FoundFiles
 from cortex.client.cluster_client import ClusterConnection
 from cortex.client.cluster_session import ClusterSession, Follower, cancel, written_to
+from cortex.client.submission import submit
 from cortex.errors import Unreachable, UsageError, from_report
 from cortex.ids import new_job_id
 from cortex.job.spec import JobSpec
 from cortex.limits import DETACH_PLAN_S
 from cortex.wire.messages import (
     FollowJob,
-    JobAccepted,
     JobDone,
     JobFailed,
     JobFollowed,
@@ -40,18 +40,9 @@ def submit_detached(
     files = FoundFiles.find(spec.input.paths, spec.input.fingerprint == "full")
     job = new_job_id()
     request = SubmitJob(spec, code, (), written_to(spec, job), packed.bundle, files.listed, job, keep_s)
-
-    def submit(connection: ClusterConnection) -> None:
-        upload(packed, connection.send, connection.receive)
-        connection.ask(request, JobAccepted)
-
     connection = session.connect()
     try:
-        try:
-            submit(connection)
-        except Unreachable as error:  # was it taken? It has its id: asking again takes it once
-            connection.close()
-            connection = session.come_back(submit, error)
+        connection = submit(connection, request, packed, session.come_back)
         _wait_for_plan(connection)
     except KeyboardInterrupt:
         cancel(connection, job)

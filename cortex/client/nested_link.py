@@ -95,6 +95,9 @@ class NestedCalls:
     def cancel(self) -> None:
         """The executor does, when the call ends."""
 
+    def may_wait(self) -> None:
+        """Anybody may: who waits hands results out meanwhile."""
+
     def wait(self, event: threading.Event, timeout_s: float | None = None) -> bool:
         def until() -> bool:
             self._hand_out()

@@ -20,7 +20,7 @@ from cortex.errors import EXIT_DONE, EXIT_INTERRUPTED, CortexError, SpillFull, U
 from cortex.formats.data_roots import DataRoots
 from cortex.ids import Role
 from cortex.limits import NODE_EXIT_S_MAX, REDIAL_FIRST_S, REDIAL_S_MAX, UNIX_PATH_BYTES_MAX
-from cortex.memory_plan import MemoryPlan, plan_memory
+from cortex.memory_plan import MemoryPlan, plan_memory, refuse_beyond_machine
 from cortex.private_files import lock_file, make_private_folder
 from cortex.private_folders import PrivateFolder, new_name, remove_left_over, runtime_parent
 from cortex.storage.filesystem import refuse_memory_backed
@@ -56,6 +56,7 @@ def run_node(
     0 `memory_bytes` or `slots`: what the machine has; 0 `spill_quota_bytes`: what the disks take. Raises
     UsageError, MemoryTooSmall, JoinRefused, NotTrusted, or what the node failed with later.
     """
+    refuse_beyond_machine(memory_bytes)
     plan = plan_memory(memory_bytes, slots)
     roots = DataRoots(data_dirs)
     make_private_folder(home)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 
 from cortex.job.plan import InputPlan
 from cortex.scheduling.placement import ANY, LOST
-from cortex.scheduling.scan_chain import ScanPlan
+from cortex.scheduling.scan_chain import Chain
 from cortex.scheduling.survey import Survey
 
 Segments = tuple["array[int]", "array[int]"]
@@ -58,10 +59,10 @@ class InputHomes:
             index = after
         return starts, sets
 
-    def scans(self, scans: ScanPlan) -> Segments:
-        """By the file's first split, as scan tasks are numbered."""
-        starts = array("I", (chain.first for chain in scans.chains.values()))
-        return starts, array("I", (self._of_file[file] for file in scans.chains))
+    def scans(self, chains: Mapping[int, Chain]) -> Segments:
+        """By the file's first split, as scan tasks are numbered. `chains`: by file."""
+        starts = array("I", (chain.first for chain in chains.values()))
+        return starts, array("I", (self._of_file[file] for file in chains))
 
     def _of_group(self, group: range) -> int:
         size: Counter[str] = Counter()

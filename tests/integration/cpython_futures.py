@@ -111,14 +111,14 @@ class _Ours(unittest.TestCase):
     """First among the bases of a class of cases. Some of what the cases name means something else here."""
 
     executor_type = CortexExecutor
-    module: types.ModuleType
+    cases_module: str
     """CPython's: where its cases find what they name."""
 
     def setUp(self) -> None:
         from test import support
 
         client().executor(max_workers=1).submit(int).result()  # what it starts is there from now on
-        patched = unittest.mock.patch.dict(vars(self.module), NAMED)
+        patched = unittest.mock.patch.dict(vars(sys.modules[self.cases_module]), NAMED)
         patched.start()
         self.addCleanup(patched.stop)
         self._support = support
@@ -162,8 +162,11 @@ def case_class(name: str) -> type:
     """The cases of CPython's class `name` that apply. Raises LookupError."""
     cases = cpython_class(name)
     bases = (_Ours, cases, cpython_class("ExecutorMixin"), cpython_class("BaseTestCase"))
-    module = sys.modules[cases.__module__]
-    members: dict[str, Any] = {"__module__": __name__, "module": module, "worker_count": WORKERS}
+    members: dict[str, Any] = {
+        "__module__": __name__,
+        "cases_module": cases.__module__,
+        "worker_count": WORKERS,
+    }
     for left_out in LEFT_OUT:
         of, case = left_out.split(".")
         if of == name:

@@ -143,7 +143,7 @@ class ComputeSide:
     def close(self) -> None:
         self.template.close()
         self.link.close()
-        assert self.process.wait(5) == 0
+        assert self.process.wait(30) == 0
 
     def until(self, what: Callable[[], bool], seconds: float = 10.0) -> None:
         end = time.monotonic() + seconds

@@ -3,6 +3,7 @@ cannot be read, or is not taken."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -22,7 +23,15 @@ from cortex.client.call_errors import CallError
 from cortex.client.call_run import CallOptions, CallRun
 from cortex.client.compute_link import CallLink
 from cortex.client.futures import CallExecutor, CallFuture, Submits, broken
-from cortex.errors import Cancelled, CortexError, NotAllowed, ProtocolError, ServerDied, UserCodeError
+from cortex.errors import (
+    Cancelled,
+    CortexError,
+    NotAllowed,
+    ProtocolError,
+    ServerDied,
+    UsageError,
+    UserCodeError,
+)
 from cortex.ids import new_job_id
 from cortex.job.spec import InputSpec, JobSpec
 from cortex.limits import MIB
@@ -61,7 +70,7 @@ class Harness:
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         future = CallFuture(self.link, None)
-        self.submits.submit(self.functions.of(function), (args, kwargs), future)
+        self.submits.submit(*self.functions.call(function, (args, kwargs)), future)
         return future
 
     def left(self) -> list[str]:
@@ -357,6 +366,23 @@ def test_submitted_calls_and_their_callbacks(harness: Harness) -> None:
         harness.submit(max, 1, threading.Lock()).result()
 
 
+def test_a_callback_that_waits_for_a_call_is_told_that_it_must_not(harness: Harness) -> None:
+    seen: list[str] = []
+
+    def callback(future: Future[Any]) -> None:
+        other = harness.submit(pow, 2, 5)
+        other.add_done_callback(lambda future: seen.append(future.result()))
+        for wait in (other.result, lambda: next(harness.map(abs, [1]))):
+            with pytest.raises(UsageError, match="waits for another call"):
+                wait()
+
+    future = harness.submit(lambda: time.sleep(0.1))
+    future.add_done_callback(callback)
+    wait_for(lambda: bool(seen))
+    assert seen == [32]
+    assert harness.submit(pow, 2, 4).result(5) == 16
+
+
 def test_a_call_that_waits_to_be_sent_can_be_cancelled(harness: Harness) -> None:
     futures = [harness.submit(lambda: time.sleep(0.2)) for _ in range(20)]
     assert futures[-1].cancel()
@@ -389,7 +415,7 @@ def test_an_executor_keeps_to_its_workers_and_ends(harness: Harness) -> None:
 
     harness.server.functions_by_name["count"] = counted
     executor = CallExecutor(
-        Submits(harness.link, 1, broken), harness.functions.of, lambda: CallFuture(harness.link, None)
+        Submits(harness.link, 1, broken), harness.functions.call, lambda: CallFuture(harness.link, None)
     )
     with executor as pool:
         assert list(pool.map(count, range(10))) == list(range(10))
@@ -415,6 +441,19 @@ def test_a_closure_that_has_changed_is_pickled_anew(harness: Harness) -> None:
     assert harness.submit(function).result() == (2, [1])
     items.append(5)
     assert harness.submit(function).result() == (2, [1, 5])
+
+
+def test_functions_that_differ_in_their_closures_alone_are_not_kept_for_each_call(harness: Harness) -> None:
+    sent = len(harness.link._functions)
+    futures = [harness.submit(lambda y, x=x, **named: (x, y, named), x + 1, z=x) for x in range(300)]
+    assert [future.result() for future in futures] == [(x, x + 1, {"z": x}) for x in range(300)]
+    futures = [harness.submit(functools.partial(pow, x), 2) for x in range(300)]
+    assert [future.result() for future in futures] == [x * x for x in range(300)]
+    assert len(harness.link._functions) - sent < 50
+    with pytest.raises(UserCodeError, match="its argument 1 cannot be sent"):
+        harness.submit(functools.partial(pow, 2000), threading.Lock()).result()
+    with pytest.raises(ZeroDivisionError):
+        harness.submit(functools.partial(divmod, 2), 0).result()
 
 
 # --- ends -----------------------------------------------------------------------------------------

@@ -528,7 +528,7 @@ def test_on_a_cluster(home: Path) -> None:
         assert re.search(r"double\s+done\s.*calls 5,000 of 5,000", listed.stdout), listed.stdout
 
 
-def test_a_running_job_in_status(home: Path) -> None:
+def test_a_running_job_in_status_is_cancelled(home: Path) -> None:
     import cortex
 
     config(home, "forget", "[0, 0, 1, 1]")
@@ -547,9 +547,16 @@ def test_a_running_job_in_status(home: Path) -> None:
                     [sys.executable, "-m", "cortex", "status", *where],
                     cwd=home, env=environment(home), capture_output=True, text=True, check=True,
                 ).stdout  # fmt: skip
-        finally:
-            process.send_signal(signal.SIGINT)
+            job = re.search(r"j[0-9a-f]{12}", said)
+            assert job
+            subprocess.run(
+                [sys.executable, "-m", "cortex", "cancel", job[0], *where],
+                cwd=home, env=environment(home), capture_output=True, check=True,
+            )  # fmt: skip
             assert process.wait(30) == 130
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_what_travels_to_a_cluster(home: Path) -> None:

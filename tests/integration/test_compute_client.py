@@ -181,6 +181,9 @@ def test_what_calls_print(client: cortex.Client, capfd: pytest.CaptureFixture[st
             (talk.__qualname__, "I am 7\nand done\n")
         ]
         assert capfd.readouterr().out == ""
+        client.on_output = lambda name, printed: 1 // 0  # type: ignore[assignment, return-value]
+        assert list(client.map(talk, range(10))) == list(range(10))
+        assert "ZeroDivisionError" in capfd.readouterr().err
     finally:
         client.on_output = None
 
@@ -281,14 +284,9 @@ def script(tmp_path: Path, text: str) -> subprocess.Popen[str]:
         "CORTEX_SPILL_DIRS": os.fspath(tmp_path / "spill"),
         "CORTEX_SLOTS": "2",
     }
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore::DeprecationWarning", os.fspath(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    )
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", os.fspath(path)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=tmp_path)
 
 
 def said_by(process: subprocess.Popen[str], tmp_path: Path) -> str:

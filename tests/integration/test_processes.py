@@ -98,7 +98,7 @@ def side(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     yield found
     found.template.close()
     found.executor.close()
-    assert found.process.wait(5) == 0  # it ends with its link
+    assert found.process.wait(30) == 0  # it ends with its link
 
 
 def test_descriptors_above_the_1024_of_select(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_descriptors_above_the_1024_of_select(tmp_path: Path, monkeypatch: pytes
     assert isinstance(found.map(0), TaskFinished)
     found.template.close()
     found.executor.close()
-    assert found.process.wait(5) == 0
+    assert found.process.wait(30) == 0
 
 
 def test_tasks_run_and_stop_is_a_clean_end(side: Side) -> None:
@@ -161,7 +161,7 @@ def test_executors_are_signalled_and_end_with_the_template(side: Side) -> None:
         time.sleep(0.02)
     side.plan()
     side.process.terminate()
-    side.process.wait(5)
+    side.process.wait(30)
     assert side.executor.receive(5) is None
     end = time.monotonic() + 5  # its link is closed a moment before it is gone
     while Path(f"/proc/{side.pid}").exists() and "Z" not in Path(f"/proc/{side.pid}/stat").read_text():
@@ -174,4 +174,4 @@ def test_a_template_that_cannot_import_ends(monkeypatch: pytest.MonkeyPatch) -> 
     process, sock = start_template("tests.integration.no_such_module:Context")
     with BlockingConnection[FromTemplate](sock, FromTemplate) as link:
         assert link.receive(30) is None
-    assert process.wait(5) == 1
+    assert process.wait(30) == 1

@@ -123,3 +123,10 @@ def test_code_that_ends_its_process(tmp_path: Path) -> None:
     assert "likely: the job's code, or a library it uses, ended the process (os._exit)" in said
     assert "last words" in said
     assert "in.txt" in said
+
+
+def test_a_node_with_more_memory_than_there_is(tmp_path: Path) -> None:
+    line = f"localhost:1/t0123456789ab-{'0' * 16}.{'0' * 64}"
+    said = cortex(tmp_path, "node", "--join", line, "--memory", "900TB", code=2).stderr
+    assert "a memory cap of 900 TB is more than this machine (or its container) has: " in said
+    assert "lower --memory" in said

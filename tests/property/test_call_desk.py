@@ -261,7 +261,7 @@ def test_a_call_that_awaits_its_children_gets_those_that_nobody_has_begun() -> N
     assert [m.cells[0].data for m in ran if isinstance(m, RunCells)] == [b"a"]
     desk.said.clear()
     desk.worker_gone("w1")
-    assert list(desk.cells) == [("", 0)]  # the parent runs again, and submits anew
+    assert (desk.cells, desk.waiting) == (1, 1)  # the parent runs again, and submits anew
     assert desk.wanted == 1
 
 

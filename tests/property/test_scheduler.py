@@ -474,7 +474,7 @@ class Simulation:
         bound = SCAN_AHEAD_PER_SLOT * self.slots_max + SCAN_SPLITS_PER_TASK
         for job, run in self.scheduler.jobs.items():
             widest = max(map(len, self.worlds[job].plan.tasks), default=0)
-            assert run._scan_ahead <= bound + widest
+            assert run.plan is None or run._scans.ahead <= bound + widest
 
     def check_end(self, world: World, end: m.JobDone | m.JobFailed, unfit: bool, dropped: bool) -> None:
         if isinstance(end, m.JobFailed):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cortex.errors import MemoryTooSmall
+from cortex.errors import MemoryTooSmall, UsageError
 from cortex.limits import (
     CLIENT_BYTES,
     DATA_SLACK_BYTES,
@@ -18,7 +18,7 @@ from cortex.limits import (
     MIB,
     TEMPLATE_BYTES,
 )
-from cortex.memory_plan import plan_memory, smallest_cap_bytes
+from cortex.memory_plan import plan_memory, refuse_beyond_machine, smallest_cap_bytes
 from cortex.process_memory import (
     cgroup_memory_bytes,
     cgroup_processors,
@@ -146,6 +146,16 @@ def test_a_cap_too_small_names_the_smallest() -> None:
     assert f"--memory {smallest // MIB}MB" in caught.value.cure
     assert plan_memory(smallest, 1).slots == 1
     assert smallest <= 256 * MIB
+
+
+def test_a_node_is_refused_what_its_machine_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cortex.memory_plan.usable_memory_bytes", lambda: 1000 * MIB)
+    refuse_beyond_machine(0)
+    refuse_beyond_machine(1000 * MIB)
+    with pytest.raises(UsageError) as caught:
+        refuse_beyond_machine(2000 * MIB)
+    assert "1.95 GB is more than this machine" in caught.value.message
+    assert "--memory (or CORTEX_MEMORY) to 1000MB" in caught.value.cure
 
 
 def test_the_default_is_half_of_the_machine() -> None:
