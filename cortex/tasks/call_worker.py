@@ -359,9 +359,11 @@ class CallWorker:
             self._calls += sum(each.stop - each.start for each in results)
             self._failed_calls += sum(len(each.failed) for each in results)
 
-    def _whose(self) -> tuple[str, int, bool] | None:
+    def _whose(self) -> tuple[str, int, bool, str] | None:
         run = self.run_in_hand()
-        return None if run is None else (run.cell.function, run.cell.first + run.call, bool(run.cell.source))
+        if run is None:
+            return None
+        return run.cell.function, run.cell.first + run.call, bool(run.cell.source), run.name
 
     def _check_memory(self) -> None:
         now = time.monotonic()
