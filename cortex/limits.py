@@ -158,6 +158,7 @@ FUNCTIONS_LOADED_MAX: Final = 1000  # that a worker has unpickled: a lambda for 
 CALL_ERROR_BYTES_MAX: Final = 256 * KIB  # of what a call raised, pickled: else only its words travel
 CALL_ERRORS_BYTES: Final = 4 * MIB  # what failed calls of a cell say in one message: it is in one frame
 CALL_LOOK_S: Final = 0.05  # how often a worker's watch thread looks at the call in hand: 20 µs each
+CALL_KEPT_S: Final = 2.0  # behind its limit of time a call that keeps the interpreter ends with its process
 CALL_TIME_TICK_S: Final = 0.01  # how exactly a call's own time limit is seen, at most
 WORKER_REST_S: Final = 1.0  # without a cell for so long, a worker's watch thread sleeps until one comes
 WORKER_MEMORY_S: Final = 0.5  # how often a worker looks whether its memory comes back: 30 µs each

@@ -6,11 +6,13 @@ Pure but for `tail`, which reads the end of a stderr file.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
-from cortex.errors import CortexError, ExecutorDied
+from cortex.errors import CortexError, ExecutorDied, TaskTimeout
 from cortex.limits import STDERR_TAIL_BYTES
 from cortex.tasks.words import describe_task
 from cortex.units import format_bytes
@@ -26,6 +28,8 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGXCPU: "a limit on processor time",
     signal.SIGTERM: "an operator, or the system shutting down",
 }
+_OVER_TIME = re.compile(r"^Timeout \([0-9:.]+\)!$(?=\nThread 0x[^\0]*\Z)", re.MULTILINE)
+"""What `cortex.tasks.call_deadline` has written last, before the stacks."""
 _EXIT_HINT = "the job's code, or a library it uses, ended the process (os._exit)"
 
 
@@ -99,12 +103,26 @@ def circumstances(executor: Executor, run: RunTask, job: OpenJob | None) -> dict
     return details
 
 
-def died(executor: Executor, run: RunTask, job: OpenJob | None) -> ExecutorDied:
+def _users_part(stacks: str) -> str:
+    """Of stacks as faulthandler writes them, the latest call first: the main thread's, down to the call."""
+    frames = stacks[stacks.rfind("\nThread 0x") :].strip().splitlines()[1:]
+    own = list(takewhile(lambda line: not re.search(r"cell_run\.py\", line \d+ in ", line), frames))
+    return "\n".join(own)
+
+
+def died(executor: Executor, run: RunTask, job: OpenJob | None) -> CortexError:
     """The error for an executor that ended, nobody having wanted it, while it ran a task."""
     exited = executor.exited
     assert exited is not None
     details = circumstances(executor, run, job)
     output = details.pop("last output", "")
+    if over := _OVER_TIME.search(output):
+        return TaskTimeout(
+            "a call took more than its time, and kept Python's interpreter to itself: it is in C code",
+            cure="give it more time (timeout), or have it do less at once",
+            details={"stack": _users_part(output[over.end() :]), "executor": f"pid {exited.pid}"},
+            signature="timeout:kept",
+        )
     details["likely"] = _SIGNAL_HINTS.get(exited.signal, "") if exited.signal else _EXIT_HINT
     details["last output"] = output
     return ExecutorDied(

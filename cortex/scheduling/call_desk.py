@@ -21,7 +21,7 @@ from itertools import islice
 
 import msgspec
 
-from cortex.errors import ErrorReport
+from cortex.errors import ErrorReport, TaskTimeout
 from cortex.limits import CALL_DEATHS_MAX, CELL_AHEAD_S, CELL_S, HELP_LOOKS_MAX
 from cortex.scheduling.calls_due import CallCounts, CallsDue, DueCell, Key, Part
 from cortex.scheduling.events import Instruction, SendToClient, SendToNode
@@ -359,9 +359,10 @@ class CallDesk:
             return
         cell.deaths[part.start] += 1
         self._due.wait(Part(cell, part.start, part.stop, alone=True), first=True)
-        if cell.deaths[part.start] >= CALL_DEATHS_MAX:
+        most = 1 if died.code == TaskTimeout.code else CALL_DEATHS_MAX  # it would take its time again
+        if cell.deaths[part.start] >= most:
             number = cell.message.first + part.start
-            details = {**died.details, "call": str(number), "executors": str(CALL_DEATHS_MAX)}
+            details = {**died.details, "call": str(number), "executors": str(most)}
             error = msgspec.structs.replace(died, details=details)
             failed = CallFailed(part.start, b"", error)
             source, numbered = cell.key

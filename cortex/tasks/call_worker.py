@@ -31,6 +31,7 @@ from cortex.limits import (
 )
 from cortex.process_memory import peak_anonymous_bytes
 from cortex.tasks import nested_calls
+from cortex.tasks.call_deadline import CallDeadline
 from cortex.tasks.call_failures import call_failed, cannot_arrive, no_memory, took_too_long, waited_for
 from cortex.tasks.call_watch import CallWatch
 from cortex.tasks.cell_data import CellData
@@ -113,6 +114,7 @@ class CallWorker:
         self._nested = nested_calls.NestedLink(open_job, attempt, self)
         self._arrived: deque[CellDone] = deque()
         self._printed = PrintedCalls(open_job.job, self._whose, self.say)
+        self._deadline = CallDeadline()
         self._watch = CallWatch(self, link.fileno())
 
     @property
@@ -245,12 +247,18 @@ class CallWorker:
         self._reads = False
         self._watch.begun()
         function = self._opened(run, code)
+        if cell.timeout_s > 0:
+            with self.lock:
+                self._deadline.begin(cell.timeout_s)
         while function is not None:
             try:
                 run.run(function)
                 break
             except BaseException as error:
                 self._raised(run, error)
+        if cell.timeout_s > 0:
+            with self.lock:
+                self._deadline.end()
         if os.getpid() != self._process:
             os._exit(1)  # forked by a call, which it has come out of: the link is its parent's
         self._nested.end_of(run)
@@ -443,8 +451,11 @@ class CallWorker:
             if not self._runs:
                 return False
             for run in self._runs:
-                if run.watched(now) > run.cell.timeout_s > 0:
+                over_s = run.watched(now) - run.cell.timeout_s
+                if over_s > 0 and run.cell.timeout_s > 0:
                     self._end_in_call(run)
+                if run.cell.timeout_s > 0:
+                    self._deadline.renew(-over_s)
             for run in self._runs:
                 if now - run.begun_at > stuck_s:
                     self._tell_done(run)
@@ -474,6 +485,7 @@ class CallWorker:
     def _end_in_call(self, run: CellRun) -> NoReturn:
         """The call in hand is over its time: say so, give back all else, and end the process. Calls that wait
         for it here fail with it: run again, they would end like this again."""
+        self._deadline.end()
         number = run.cell.first + run.call
         error = took_too_long(run.name, number, run.cell.timeout_s, self._thread)
         self._fail_in_hand(run, error)

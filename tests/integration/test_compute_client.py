@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,20 @@ def test_a_call_that_takes_too_long_or_ends_its_process_harms_no_other(client: c
     got = list(client.map(lambda x: os._exit(3) if x == 2 else x, range(8), errors="return"))
     assert [x for x in got if isinstance(x, int)] == [0, 1, 3, 4, 5, 6, 7]
     assert isinstance(got[2].exception, ExecutorDied)
+
+
+def test_a_limit_of_time_holds_for_code_that_keeps_the_interpreter(client: cortex.Client) -> None:
+    def runs_away(x: int) -> int:
+        return x if x != 3 else len(re.match(r"(a+)+$", "a" * 60 + "b") or "")
+
+    results = list(client.map(runs_away, range(6), timeout=0.5, errors="return"))
+    assert [each for each in results if isinstance(each, int)] == [0, 1, 2, 4, 5]
+    assert isinstance(results[3].exception, TaskTimeout)
+    stack = results[3].exception.details["stack"].splitlines()
+    assert "in match" in stack[0]
+    assert (
+        stack[-1].strip() == f'File "{__file__}", line {runs_away.__code__.co_firstlineno + 1} in runs_away'
+    )
 
 
 def test_executors_may_die_and_every_result_comes_once(client: cortex.Client, tmp_path: Path) -> None:
