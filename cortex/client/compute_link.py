@@ -418,8 +418,7 @@ class CallLink:
         elif isinstance(message, JobProgress):
             self.numbers.nobody = message.slots == 0
         elif isinstance(message, CallPrinted):
-            code = self._functions.get(message.function)
-            self._on_printed(message, code.name if code is not None else "")
+            self._on_printed(message, message.name)
         elif isinstance(message, ReadInput):
             if self._sender is not None:
                 self._sender.ask(message)

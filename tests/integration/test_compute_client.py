@@ -226,6 +226,43 @@ def test_calls_that_submit_calls(client: cortex.Client) -> None:
         client.submit(failing, 1).result()
 
 
+def test_calls_that_calls_have_submitted_harm_no_other(
+    client: cortex.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waits for one that takes its executor along does not go with it."""
+
+    def dies(x: int) -> int:
+        print("here is", x)
+        if x == 1:
+            os._exit(3)
+        return x
+
+    def words(results: Iterator[Any]) -> list[Any]:
+        return [
+            type(each.exception).__name__ if isinstance(each, cortex.CallError) else each for each in results
+        ]
+
+    def of_dying(_: int) -> list[Any]:
+        return words(client.map(dies, range(3), errors="return"))
+
+    def of_slow(_: int) -> list[Any]:
+        return words(client.map(time.sleep, [0, 60, 0], timeout=0.5, errors="return"))
+
+    assert client.submit(of_dying, 0).result(60) == [0, "ExecutorDied", 2]
+    assert f"[{dies.__qualname__} #2] here is 2\n" in capfd.readouterr().out
+    assert client.submit(of_slow, 0).result(60) == [None, "TaskTimeout", None]
+
+
+def test_with_one_slot_a_call_ends_with_the_one_it_waits_for(tmp_path: Path) -> None:
+    def of_slow(_: int) -> list[Any]:
+        return list(client.map(time.sleep, [60], timeout=0.5))
+
+    with cortex.Client(slots=1) as client:
+        with pytest.raises(TaskTimeout, match="ended with its executor, in which it waited: call 0 of sleep"):
+            client.submit(of_slow, 0).result(60)
+        assert client.submit(add, 1).result(60) == 2
+
+
 def test_large_data_between_calls(client: cortex.Client) -> None:
     def outer(array: Any) -> float:
         inner = client.submit(lambda x: x * 2, array).result()

@@ -292,6 +292,16 @@ def test_printed_lines_are_told_as_the_calls(side: ComputeSide) -> None:
     assert "value 1\nvalue 2\ntwice\nvalue 3\n" in (side.folder / "stderr").read_text()
 
 
+def test_printed_text_that_is_no_unicode_is_told_as_the_log_has_it(side: ComputeSide) -> None:
+    def prints(x: int) -> int:
+        print("half of a pair: \ud800")
+        return x
+
+    side.send(side.cell(side.function(prints), [1]))
+    assert side.receive(CallPrinted).text == "half of a pair: \\ud800\n"
+    assert side.values(side.done()) == [1]
+
+
 def test_a_call_that_closes_its_output_harms_no_other(side: ComputeSide) -> None:
     def closes(x: int) -> None:
         print(x)

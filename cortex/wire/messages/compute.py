@@ -208,6 +208,8 @@ class CallPrinted(Message, frozen=True):
     nested: bool
     """A call that another call has submitted."""
     text: str
+    name: str = ""
+    """The function's, for people: the client may not have submitted it."""
     node: str = ""
     """Set by the server."""
 
