@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import pickle
 import sys
 import types
 import weakref
@@ -18,12 +19,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cortex.client.call_run import Function
+from cortex.client.futures import Arguments
 from cortex.errors import UsageError
 from cortex.imports_of_job import modules_beside
 from cortex.job.travelling import module_name
+from cortex.limits import FUNCTION_VARIANTS_MAX
 from cortex.tasks.cell_pickles import Pickled, dump_list
-from cortex.tasks.travelling_function import TravellingFunction
-from cortex.user_code import PickledCode, by_value_dumps, find_unpicklable, pickle_again, pickle_code
+from cortex.tasks.travelling_function import GivenFunction, TravellingFunction
+from cortex.user_code import (
+    PickledCode,
+    by_value_dumps,
+    find_unpicklable,
+    pickle_again,
+    pickle_code,
+)
 from cortex.wire.messages import FunctionCode
 
 _KEPT_MAX = 1000  # functions of which a pickle is kept: a loop may make a new one for each call
@@ -39,6 +48,9 @@ class Functions:
         self._modules = tuple(modules)
         self._looked_for: dict[tuple[str, ...], tuple[int, PickledCode]] = {}
         """Modules of a function -> how many modules there were, and what was found for it."""
+        self._variants: dict[object, set[str]] = {}
+        """Code -> functions of it that were sent."""
+        self._given: dict[str, Function] = {}
         self._kept: dict[int, tuple[weakref.ref[Any], list[Any] | None, PickledCode, Function]] = {}
 
     def fresh(self, function: Callable[..., Any]) -> Function:
@@ -60,6 +72,20 @@ class Functions:
                 return made
         again = pickle_again(function, pickled)
         return made if again.code == pickled.code else self._keep(function, again)
+
+    def call(self, function: Callable[..., Any], arguments: Arguments) -> tuple[Function, Arguments]:
+        """What to send for one call. A loop may make a function for each call: after some that differ in what
+        they hold alone, they go as an argument of one that calls it, for functions are kept to the job's
+        end."""
+        made = self.of(function)
+        inner = _innermost(function)
+        seen = self._variants.setdefault(getattr(inner, "__code__", None) or inner, set())
+        if made.code.function not in seen:
+            if len(seen) >= FUNCTION_VARIANTS_MAX and made.given is not None:
+                args, named = arguments
+                return made.given(), ((function, *args), named)
+            seen.add(made.code.function)
+        return made, arguments
 
     def _pickled(self, function: Callable[..., Any]) -> PickledCode:
         """Which modules travel with it is looked for when others were imported since: that takes
@@ -90,14 +116,23 @@ class Functions:
         if not self._shares_files:
             beside = modules_beside(pickled.imports, pickled.roots, self._modules)
             sources = {name: _source(path) for name, path in beside.sources.items()}
-        code = TravellingFunction(pickled.code, sources).encode()
         dumps = by_value_dumps(pickled.by_value)
 
         def dump(values: list[Any]) -> Pickled:
             return dump_list(values, dumps)
 
-        number = hashlib.sha256(code).hexdigest()[:32]
-        return Function(FunctionCode(self._job, number, _name_of(function), code), dump, find_unpicklable)
+        name = _name_of(function)
+
+        def given() -> Function:
+            caller = self._code(name, TravellingFunction(pickle.dumps(GivenFunction(name), 5), sources))
+            return self._given.setdefault(caller.function, Function(caller, dump, find_unpicklable))
+
+        code = self._code(name, TravellingFunction(pickled.code, sources))
+        return Function(code, dump, find_unpicklable, given)
+
+    def _code(self, name: str, travelling: TravellingFunction) -> FunctionCode:
+        code = travelling.encode()
+        return FunctionCode(self._job, hashlib.sha256(code).hexdigest()[:32], name, code)
 
 
 def _source(path: str) -> bytes:

@@ -126,7 +126,7 @@ class Calls:
     ) -> Future[Any]:
         opened = self._open()
         future = self._new_future()
-        opened.submits.submit(opened.functions.of(function), (args, kwargs), future)
+        opened.submits.submit(*opened.functions.call(function, (args, kwargs)), future)
         return future
 
     def executor(self, max_workers: int | None) -> CallExecutor:
@@ -134,7 +134,7 @@ class Calls:
             raise ValueError("max_workers must be greater than 0")
         opened = self._open()
         submits = Submits(opened.link, max_workers, broken)
-        return CallExecutor(submits, opened.functions.of, lambda: CallFuture(opened.link, self))
+        return CallExecutor(submits, opened.functions.call, lambda: CallFuture(opened.link, self))
 
     # --- the job ---
 

@@ -144,6 +144,7 @@ RESULT_COST_BYTES: Final = (
 )  # of a cell's results, beside their pickle: what Python objects for it need
 RESULTS_FILED_BYTES: Final = 4096 * MIB  # the same for results in files: room on a disk
 ARGUMENTS_BYTES: Final = 1024 * MIB  # of calls under way, in memory or in files, unless of two cells
+FUNCTION_VARIANTS_MAX: Final = 16  # of one code with other closures, kept everywhere to the job's end
 SENDER_REST_S: Final = 5.0  # a thread that sends submitted calls ends when none has waited for so long
 SEND_HELD_S: Final = 5.0  # Ctrl-C waits for a message to be sent whole: longer, and its link is given up
 SEND_BYTES: Final = 4 * MIB  # of cells in one message

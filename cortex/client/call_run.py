@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -53,6 +53,8 @@ class Function:
     code: FunctionCode
     dump: Dump
     blame: Blame
+    given: Callable[[], Function] | None = None
+    """One that calls what it is given first: for when there would be too many to send. None: it is that."""
 
     @property
     def name(self) -> str:

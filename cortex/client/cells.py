@@ -33,7 +33,13 @@ class Group:
 
 
 def pickle_calls(
-    entries: list[Any], first: int, form: CallForm, name: str, dump: Dump, blame: Blame
+    entries: list[Any],
+    first: int,
+    form: CallForm,
+    name: str,
+    dump: Dump,
+    blame: Blame,
+    numbered_from: int = 1,
 ) -> list[Group]:
     """All in one, but for those that cannot be pickled, which are named; those between them go together."""
     try:
@@ -52,7 +58,7 @@ def pickle_calls(
             dump([entry])
         except Exception as error:
             together(index)
-            failed = _unpicklable(entry, first + index, form, name, error, blame)
+            failed = _unpicklable(_parts(entry, form, numbered_from), first + index, name, error, blame)
             groups.append(Group(first + index, 1, None, own_error(failed, first + index)))
             good = index + 1
     if not good:
@@ -62,10 +68,10 @@ def pickle_calls(
 
 
 def _unpicklable(
-    entry: Any, index: int, form: CallForm, name: str, error: Exception, blame: Blame
+    parts: list[tuple[str, Any]], index: int, name: str, error: Exception, blame: Blame
 ) -> UserCodeError:
     where = ""
-    for part, value in _parts(entry, form):
+    for part, value in parts:
         if found := blame(value):
             inside = found.removeprefix(type(value).__name__)
             where = f"{part}{inside}" if inside != found else f"{part}, {found},"
@@ -79,11 +85,11 @@ def _unpicklable(
     return failed
 
 
-def _parts(entry: Any, form: CallForm) -> list[tuple[str, Any]]:
+def _parts(entry: Any, form: CallForm, numbered_from: int) -> list[tuple[str, Any]]:
     if form == CallForm.ONE:
         return [("its argument", entry)]
     arguments, named = entry if form == CallForm.FULL else (entry, {})
-    numbered = [(f"its argument {number}", value) for number, value in enumerate(arguments, 1)]
+    numbered = [(f"its argument {number}", value) for number, value in enumerate(arguments, numbered_from)]
     return [*numbered, *((f"its argument {key!r}", value) for key, value in named.items())]
 
 

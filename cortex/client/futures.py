@@ -25,6 +25,7 @@ from cortex.errors import Cancelled, CortexError
 from cortex.limits import SENDER_REST_S
 from cortex.wire.messages import CallForm, Cell
 
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 _FULL = CallOptions(form=CallForm.FULL)
 
 
@@ -92,7 +93,7 @@ def as_completed(
 @dataclass(eq=False)
 class _Call:
     function: Function
-    arguments: tuple[tuple[Any, ...], Mapping[str, Any]]
+    arguments: Arguments
     future: Future[Any]
 
 
@@ -127,9 +128,7 @@ class Submits:
         self._idle.set()
         link.join(self)
 
-    def submit(
-        self, function: Function, arguments: tuple[tuple[Any, ...], Mapping[str, Any]], future: Future[Any]
-    ) -> None:
+    def submit(self, function: Function, arguments: Arguments, future: Future[Any]) -> None:
         """Raises the error that has ended the link."""
         call = _Call(function, arguments, future)
         self._link.check()  # before the lock: at a fork another thread may have had it
@@ -272,7 +271,13 @@ class Submits:
         cells = []
         size_bytes = 0
         for group in pickle_calls(
-            entries, first, CallForm.FULL, function.name, function.dump, function.blame
+            entries,
+            first,
+            CallForm.FULL,
+            function.name,
+            function.dump,
+            function.blame,
+            numbered_from=0 if function.given is None else 1,
         ):
             of_group = calls[group.first - first : group.first - first + group.count]
             if group.pickled is None:
@@ -318,7 +323,7 @@ class CallExecutor(Executor):
     def __init__(
         self,
         submits: Submits,
-        functions: Callable[[Callable[..., Any]], Function],
+        functions: Callable[[Callable[..., Any], Arguments], tuple[Function, Arguments]],
         new_future: Callable[[], Future[Any]],
         ended: Callable[[], None] = lambda: None,
     ) -> None:
@@ -335,12 +340,12 @@ class CallExecutor(Executor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future = self._new_future()
             try:
-                function = self._functions(fn)
+                function, arguments = self._functions(fn, (args, kwargs))
             except CortexError as error:  # it cannot be pickled, or called
                 future.set_exception(error)
                 return future
             try:
-                self._submits.submit(function, (args, kwargs), future)
+                self._submits.submit(function, arguments, future)
             except Cancelled as error:
                 raise RuntimeError("cannot schedule new futures after shutdown") from error
             except CortexError as error:

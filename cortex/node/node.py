@@ -57,7 +57,7 @@ from cortex.node.node_metrics import NodeFigures
 from cortex.node.put_keeper import PutKeeper
 from cortex.node.spill_folders import SpillFolders
 from cortex.node.spill_meter import SpillMeter
-from cortex.node.workers import Workers
+from cortex.node.workers import ForWorkers, Workers
 from cortex.transfer.bundle_fetch import BundleFetch
 from cortex.transfer.input_fetcher import InputFetcher
 from cortex.transfer.part_streams import PartStreams
@@ -67,20 +67,15 @@ from cortex.wire.messages import (
     BlobChunk,
     BlobLost,
     CannotServe,
-    CellsTaken,
-    ChildrenDone,
     Drain,
-    DropCells,
     DropMapOutputs,
     DropPart,
     EndJob,
     EndPut,
-    EndServing,
     FetchAhead,
     FindInput,
     FromNode,
     FromWorker,
-    FunctionCode,
     GivenBack,
     InputBytes,
     InputHolders,
@@ -99,7 +94,6 @@ from cortex.wire.messages import (
     ReduceTask,
     ReportsKept,
     Revoke,
-    RunCells,
     RunTask,
     SendLogs,
     SendPart,
@@ -376,9 +370,7 @@ class Node:
             self._revoke(message)
         elif isinstance(message, Recall):
             self._give_back(message)
-        elif isinstance(
-            message, FunctionCode | RunCells | DropCells | ChildrenDone | CellsTaken | EndServing
-        ):
+        elif isinstance(message, ForWorkers):
             self._workers.receive(message)
         elif isinstance(message, ReportsKept):
             self._reports.drop(message.attempts)

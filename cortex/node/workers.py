@@ -20,6 +20,7 @@ from cortex.wire.messages import (
     ChildrenDropped,
     DropCells,
     EndServing,
+    ForgetFunctions,
     FromNode,
     FromWorker,
     FunctionCode,
@@ -31,6 +32,8 @@ from cortex.wire.messages import (
 )
 from cortex.wire.messages.compute import Cell
 
+ForWorkers = FunctionCode | ForgetFunctions | RunCells | DropCells | ChildrenDone | CellsTaken | EndServing
+"""From the server."""
 _Key = tuple[str, int, int]
 """Source, cell and first call of a piece."""
 
@@ -84,10 +87,12 @@ class Workers:
         self._kept: dict[str, dict[_Key, tuple[str, CellDone]]] = {}
         """Job -> results that were not taken yet, and which worker's they are."""
 
-    def receive(self, message: ToWorker | CellsTaken) -> None:
+    def receive(self, message: ForWorkers) -> None:
         """From the server. What is for a worker that has ended is dropped: the server hears of its end."""
         if isinstance(message, FunctionCode):
             self._functions.setdefault(message.job, {})[message.function] = message
+        elif isinstance(message, ForgetFunctions):
+            self._forget(message)
         elif isinstance(message, RunCells):
             self._run(message)
         elif isinstance(message, ChildrenDone):
@@ -178,6 +183,15 @@ class Workers:
             key = cell.source, cell.cell, cell.start
             worker.in_hand[key] = Piece(cell.source, cell.cell, cell.start, cell.end)
         self._tell(message.attempt, message)
+
+    def _forget(self, message: ForgetFunctions) -> None:
+        functions = self._functions.get(message.job, {})
+        for function in message.functions:
+            functions.pop(function, None)
+        for attempt, worker in self._workers.items():
+            if worker.job == message.job and worker.functions.intersection(message.functions):
+                worker.functions.difference_update(message.functions)
+                self._tell(attempt, message)
 
     def _children_done(self, message: ChildrenDone) -> None:
         worker = self._workers.get(message.attempt)

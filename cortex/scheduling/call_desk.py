@@ -34,6 +34,7 @@ from cortex.wire.messages import (
     ChildrenDone,
     DropCells,
     EndServing,
+    ForgetFunctions,
     FunctionCode,
     Piece,
     RunCells,
@@ -76,6 +77,8 @@ class CallDesk:
         self._highest: dict[str, int] = {}
         """Source -> the highest number of a cell that it has submitted: it sends them in their order."""
         self._functions: dict[str, FunctionCode] = {}
+        self._of_workers: set[str] = set()
+        """Those among them that calls have submitted calls of."""
         self._told: dict[str, set[str]] = {}
         """Node -> functions that it has."""
         self._mean_s: dict[str, float] = {}
@@ -93,8 +96,25 @@ class CallDesk:
 
     # --- what submitters say ---
 
-    def function(self, code: FunctionCode) -> None:
+    def function(self, code: FunctionCode, of_worker: bool = False) -> None:
+        """`of_worker`: a call submits calls of it."""
         self._functions.setdefault(code.function, code)
+        if of_worker:
+            self._of_workers.add(code.function)
+
+    def forget_functions(self, functions: Iterable[str]) -> None:
+        """No cell of the client's names them any more. Of what workers have submitted nobody knows that."""
+        named = {cell.message.function for cell in self._due.cells.values()}
+        named |= {cell.message.function for cell in self._due.dropped.values()}
+        named |= self._of_workers
+        gone = [each for each in functions if each not in named and each in self._functions]
+        for function in gone:
+            del self._functions[function]
+            self._mean_s.pop(function, None)
+        for node, told in self._told.items():
+            if own := tuple(each for each in gone if each in told):
+                told.difference_update(own)
+                self.said.append(SendToNode(node, ForgetFunctions(self._job, own)))
 
     def has_function(self, function: str) -> bool:
         return function in self._functions

@@ -31,6 +31,7 @@ from cortex.wire.messages import (
     ChildrenAwaited,
     ChildrenDropped,
     DropCells,
+    ForgetFunctions,
     FromWorker,
     FunctionCode,
     OutputNode,
@@ -67,6 +68,8 @@ class ComputeRun(Run):
         try:
             if isinstance(message, FunctionCode):
                 self.desk.function(message)
+            elif isinstance(message, ForgetFunctions):
+                self.desk.forget_functions(message.functions)
             elif isinstance(message, SendCells):
                 self._submit("", message.cells)
                 self.desk.counts.coming = message.coming
@@ -92,7 +95,7 @@ class ComputeRun(Run):
         elif isinstance(said, CallPrinted):
             self.desk.said.append(SendToClient(self.job, msgspec.structs.replace(said, node=node.name)))
         elif isinstance(said, FunctionCode):
-            self.desk.function(said)
+            self.desk.function(said, of_worker=True)
         elif isinstance(said, ChildCells):
             self._submit(attempt, said.cells)
         elif isinstance(said, ChildrenDropped):

@@ -292,7 +292,7 @@ class Dispatcher:
             more = wanted - job.desk.ending
             if more <= 0 or not (in_turn or self.shares.has_too_many(name, self._leases.slots)):
                 continue
-            for node in {running.node for running in job.running.values()}:
+            for node in dict.fromkeys(running.node for running in job.running.values()):
                 held = self._leases.nodes[node]
                 if more > 0 and self._gives_way(held, name, waiting, now):
                     more -= job.desk.end_workers(more, node=node)

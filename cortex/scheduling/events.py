@@ -18,6 +18,7 @@ from cortex.wire.messages import (
     DataListed,
     DropCells,
     EndCalls,
+    ForgetFunctions,
     FromServer,
     FunctionCode,
     GivenBack,
@@ -32,7 +33,7 @@ from cortex.wire.messages import (
     WorkerSaid,
 )
 
-FromSubmitter = FunctionCode | SendCells | DropCells | CellsTaken | EndCalls
+FromSubmitter = FunctionCode | ForgetFunctions | SendCells | DropCells | CellsTaken | EndCalls
 """What the client of a compute job says, as it is."""
 
 CANCELLED = "the job was cancelled"
@@ -148,6 +149,7 @@ Event = (
     | DrainRequested
     | CancelRequested
     | FunctionCode
+    | ForgetFunctions
     | SendCells
     | DropCells
     | CellsTaken

@@ -1,9 +1,13 @@
 """One job on its way: plan -> (scan) -> map -> reduce (-> commit), and what to do when something fails.
 
-`JobRun` decides which task is next and what a result means. It never speaks to a node: the Scheduler
-asks `next_task` when a node has room, hands over what nodes report, and looks at `state` and
-`take_revoked` afterwards. Every method is O(1) in the number of tasks, but for a lost node, which costs
-what it held.
+`JobRun` decides which stage and task is next, and what follows of an attempt's end. It never speaks to a
+node: `next_task` is asked when a node has room, what nodes report is handed over, and `state` and
+`take_revoked` are looked at afterwards. Every method is O(1) in the number of tasks, but for a lost node,
+which costs what it held.
+
+Each of its objects knows a part, and none of them the job: who has the input (`JobInput`), which scan is next
+(`ScanTurns`), what was made and counted (`JobAccounts`, `ResultParts`), who is to fetch ahead (`Prefetch`).
+What they raise, the job fails by.
 """
 
 from __future__ import annotations
@@ -23,21 +27,19 @@ from cortex.errors import (
     OutputFailed,
     OutputUnseen,
     ProtocolError,
-    RowsLost,
 )
-from cortex.ids import AttemptId, JobId, attempt_id, map_attempt, parse_attempt, task_id
-from cortex.job.output_types import OutputTypes
+from cortex.ids import AttemptId, JobId, attempt_id, parse_attempt, task_id
 from cortex.job.plan import UNKNOWN, InputPlan, SplitGroups
 from cortex.limits import (
     COMMIT_TASKS_MAX,
-    LOST_REDOS_MAX,
 )
+from cortex.scheduling.job_accounts import JobAccounts
 from cortex.scheduling.job_input import JobInput
 from cortex.scheduling.job_state import ENDED, JobEvent, JobState
 from cortex.scheduling.leases import COMMIT, MAP, NO_STATS, PLAN, REDUCE, SCAN, Node, Running
-from cortex.scheduling.map_outputs import MapOutputs, Redo
+from cortex.scheduling.map_outputs import Redo
 from cortex.scheduling.prefetch import Prefetch
-from cortex.scheduling.progress import BYTES_IN, BYTES_OUT, AddedStats, stats_tuple
+from cortex.scheduling.progress import with_one_more
 from cortex.scheduling.records import JobRecord, MapsDropped, NodeGone, PartGone
 from cortex.scheduling.result_parts import ResultParts
 from cortex.scheduling.run import Run
@@ -48,16 +50,13 @@ from cortex.units import format_count
 from cortex.wire.messages import (
     CommitResult,
     CommitTask,
-    Counters,
     DataListed,
     FetchAhead,
     FindInput,
     InputFound,
     InputHolders,
-    InputOrigin,
     JobPlanned,
     ListData,
-    Locality,
     MapLocations,
     MapResult,
     MapTask,
@@ -78,19 +77,6 @@ from cortex.wire.messages import (
     TaskSummary,
 )
 
-
-def _counted(sums: Locality, origin: InputOrigin) -> Locality:
-    """With one more map."""
-    return Locality(
-        sums.local_maps + (not origin.node_bytes and not origin.client_bytes),
-        sums.local_bytes + origin.local_bytes,
-        sums.streamed_maps + (origin.node_bytes > 0 and not origin.client_bytes),
-        sums.streamed_bytes + origin.node_bytes,
-        sums.client_maps + (origin.client_bytes > 0),
-        sums.client_bytes + origin.client_bytes,
-    )
-
-
 _LETTERS = {PLAN: "plan", SCAN: "s", MAP: "m", REDUCE: "r", COMMIT: "commit"}
 _RESULTS = {
     PLAN: PlanResult,
@@ -110,10 +96,6 @@ class JobRun(Run):
         self.map_only = request.spec.reduce_form == "none"
         self._tables: dict[str, TaskTable] = {}
         self._parts = ResultParts(on_nodes=not request.staging_dir)
-        self._types = {MAP: OutputTypes(), REDUCE: OutputTypes()}
-        self._redos: dict[int, int] = {}
-        self._ahead: dict[str, FetchAhead] = {}
-        """Node -> the reduces that it fetches the inputs of while maps run."""
         self._open_stage(PLAN, TaskTable(1, None, self._first_number))
         self._input = JobInput(job, self.survey, self._tables[PLAN], request.detached)
         self._tables[PLAN].needs_met(0, 1)
@@ -255,7 +237,7 @@ class JobRun(Run):
             self._scans.catch_up(index)
         if table.state(index) is not TaskState.READY:
             return None
-        if stage == REDUCE and version not in (None, self._outputs.version):
+        if stage == REDUCE and version not in (None, self._accounts.outputs.version):
             return None
         table.resume(index, number)
         task: Task
@@ -292,8 +274,8 @@ class JobRun(Run):
     def _leased(self, running: Running, now: float) -> Running:
         stage, index = running.stage, running.index
         if stage == REDUCE:
-            running.expected_rows = self._outputs.expected_rows(index)
-            running.outputs_version = self._outputs.version
+            running.expected_rows = self._accounts.outputs.expected_rows(index)
+            running.outputs_version = self._accounts.outputs.version
         self.running[running.attempt] = running
         totals = self.progress.stages[stage]
         if totals.began_at is None:
@@ -330,28 +312,27 @@ class JobRun(Run):
 
     def locations(self, version: int, nodes: int) -> MapLocations | None:
         """What a node that is sent a reduce must be told of map outputs, knowing this much."""
-        return self._outputs.news(version, nodes)
+        return self._accounts.outputs.news(version, nodes)
 
     def prefetch(self, nodes: Sequence[Node]) -> list[tuple[Node, FetchAhead, MapLocations]]:
         """While maps run: the nodes that are to fetch the inputs of reduces they will likely run, and what
         they must be told. Nothing where one node has everything."""
         if self.state is not JobState.MAPPING or self.map_only or self.held_back or len(nodes) < 2:
             return []
-        if not self._prefetch.due(self._outputs.version):
+        if not self._prefetch.due(self._accounts.outputs.version):
             return []
-        promised = self._prefetch.promise((node.name, node.hello.slots) for node in nodes)
-        self._ahead.update((name, FetchAhead(self.job, parts)) for name, parts in promised.items())
+        self._prefetch.promise((node.name, node.hello.slots) for node in nodes)
         told = []
         for node in nodes:
-            ahead, known = self._ahead.get(node.name), node.told.get(self.job)
-            news = self._outputs.news(*(known.locations if known else (0, 0)), partial=True)
-            if ahead is not None and news is not None:
-                told.append((node, ahead, news))
+            reduces, known = self._prefetch.promised(node.name), node.told.get(self.job)
+            news = self._accounts.outputs.news(*(known.locations if known else (0, 0)), partial=True)
+            if reduces and news is not None:
+                told.append((node, FetchAhead(self.job, reduces), news))
         return told
 
     def locations_known(self) -> tuple[int, int]:
         """(version, nodes) as a node knows them that was told all."""
-        return self._outputs.version, self._outputs.nodes
+        return self._accounts.outputs.version, self._accounts.outputs.nodes
 
     def _next_stage(self, slots: int) -> str | None:
         """The stage whose first ready task is next: scans, as far ahead as they may be, then maps."""
@@ -379,7 +360,7 @@ class JobRun(Run):
         if stage == MAP:
             self._scans.begin_map(index)
             return MapTask(index, self._scans.splits_for(index))
-        return ReduceTask(index, self._outputs.spans(index), version=self._outputs.version)
+        return ReduceTask(index, self._accounts.outputs.spans(index), version=self._accounts.outputs.version)
 
     # --- what came back ---
 
@@ -419,7 +400,7 @@ class JobRun(Run):
         elif isinstance(result, MapResult):
             self._mapped(running, result)
         elif isinstance(result, ReduceResult):
-            self._reduced(running, result)
+            self._accounts.accept_reduce(running, result)
         if table.finished:
             self.progress.stages[running.stage].ended_at = now
         self._advance()
@@ -435,10 +416,8 @@ class JobRun(Run):
         count = len(plan.tasks)
         first = self._first_number
         self._scans = ScanTurns(plan, first)
-        self._outputs = MapOutputs(self.job, 0 if self.map_only else count, plan.reducers)
-        self._map_stats = AddedStats(count)
-        self._reduce_stats = AddedStats(0 if self.map_only else plan.reducers)
-        self._prefetch = Prefetch(plan.reducers, self._outputs.blocks)
+        self._accounts = JobAccounts(self.job, plan, self.map_only, self.progress, self._parts)
+        self._prefetch = Prefetch(plan.reducers, self._accounts.outputs.blocks)
         scans, maps = self._scans.table, TaskTable(count, None, first)
         if scans.total:
             self._open_stage(SCAN, scans, self._scans.bytes_total)
@@ -463,31 +442,12 @@ class JobRun(Run):
             self._tables[MAP].needs_met(ready.start, ready.stop)
 
     def _mapped(self, running: Running, result: MapResult) -> None:
-        index = running.index
-        self._join_types(running, result.types)
-        if self.map_only:
-            self._parts.take(running.index, running.node, result.parts)
-        else:
-            redo = self._outputs.accept(result, running.number, running.output_node)
-            if redo is not Redo.SAME:
-                self._map_changed(running, redo)
-        assert self.plan is not None
-        length = self.plan.splits.bytes_of(self.plan.tasks[index])
-        stats = stats_tuple(result.stats)
-        replaced = self._map_stats.replace(index, stats, result.counters)
-        if replaced is not None:
-            self._count_map(length, *replaced, -1)
-        self._count_map(length, stats, result.counters, 1)
+        redo = self._accounts.accept_map(running, result)
+        if redo is not Redo.SAME:
+            self._map_changed(running, redo)
+        self._accounts.count_map(running.index, result)
         if not self.request.staging_dir:  # on one machine all is at hand
-            self.locality = _counted(self.locality, result.origin)
-
-    def _join_types(self, running: Running, types: OutputTypes) -> None:
-        """Rows of all tasks of a stage must be alike, also of tasks whose rows never meet."""
-        try:
-            self._types[running.stage] = self._types[running.stage].joined(types)
-        except CortexError as error:
-            error.details = {"found in": task_words(self.plan, running), **error.details}
-            raise
+            self.locality = with_one_more(self.locality, result.origin)
 
     def _map_changed(self, running: Running, redo: Redo) -> None:
         """A redo wrote other rows than the output it replaces: nothing may be made of both."""
@@ -506,33 +466,6 @@ class JobRun(Run):
             self.abandoned(other)
             self._revoked.append(other)
 
-    def _count_map(self, length: int, stats: tuple[int, ...], counters: Counters, sign: int) -> None:
-        self.progress.merge_counters(counters, sign)
-        totals = self.progress.stages[MAP]
-        totals.add(stats, sign)
-        totals.bytes_done += sign * length
-        if not self.map_only:
-            reduce_totals = self.progress.stages[REDUCE]
-            reduce_totals.bytes_total += sign * stats[BYTES_OUT]
-
-    def _reduced(self, running: Running, result: ReduceResult) -> None:
-        if result.stats.rows_in != running.expected_rows:
-            raise RowsLost(
-                f"partition {running.index}: the maps wrote {format_count(running.expected_rows)} rows for it"
-                f" and its reduce read {format_count(result.stats.rows_in)}",
-                cure="this is a bug in cortex; please report it with the job",
-                details={"attempt": running.attempt},
-            )
-        self._join_types(running, result.types)
-        self._parts.take(running.index, running.node, result.parts)
-        stats = stats_tuple(result.stats)
-        replaced = self._reduce_stats.replace(running.index, stats, result.counters)
-        if replaced is not None:
-            self.progress.stages[REDUCE].add(replaced[0], -1)
-            self.progress.merge_counters(replaced[1], -1)
-        self.progress.stages[REDUCE].add(stats)
-        self.progress.merge_counters(result.counters)
-
     def failed(self, running: Running, failed: TaskFailed, now: float) -> None:
         """An attempt has ended badly: retry it, redo what it lacked, or end the job."""
         self._forget(running)
@@ -540,16 +473,14 @@ class JobRun(Run):
         error = with_file(self.plan, running, failed.error)
         table = self._tables[running.stage]
         table.apply(running.index, TaskEvent.RETRY)
-        if (
-            running.stage == COMMIT and error.code == OutputUnseen.code
-        ):  # it has run nothing of the job before
+        if running.stage == COMMIT and error.code == OutputUnseen.code:  # it has run nothing else of the job
             self.cannot_run_on(running.node, error)
             return
         if error.fault == Fault.FATAL.value:
             self.fail(error)
             return
-        if error.fault == Fault.LOST.value:
-            lost = self._lost_input(running, error)
+        if error.fault == Fault.LOST.value and running.stage == REDUCE:
+            lost = self._accounts.lost_input(running, error)
             if lost is not None:
                 self._redo(lost, error)
                 return
@@ -561,32 +492,15 @@ class JobRun(Run):
         if final is not None:
             self.fail(final)
 
-    def _lost_input(self, running: Running, error: ErrorReport) -> tuple[int, int] | None:
-        """The map attempt whose output a reduce misses, as (map, number), if it may have been an input."""
-        named = map_attempt(error.details.get("attempt", ""))
-        if not isinstance(running.task, ReduceTask) or named is None or named[0] != self.job:
-            return None
-        _, index, number = named
-        return (index, number) if self._outputs.was_input(index, number, running.outputs_version) else None
-
     def _redo(self, lost: tuple[int, int], error: ErrorReport) -> None:
-        """Make a map again; with it all that its node has, if a reduce can get nothing from there."""
-        index, number = lost
-        if not self._outputs.is_current(index, number):
-            return  # known already: its redo is under way or done
-        indices = [index]
-        if error.details.get("unreachable"):
-            indices = sorted({index, *self._outputs.lost_with(error.details.get("holder", ""))})
-        for each in indices:
-            self._redos[each] = self._redos.get(each, 0) + 1
-        if self._redos[index] > LOST_REDOS_MAX:
-            details = {**error.details, "redone": f"{LOST_REDOS_MAX} times"}
-            self.fail(msgspec.structs.replace(error, details=details))
-            return
-        self._lose_maps(indices)
+        maps = self._accounts.to_redo(lost, error)
+        if isinstance(maps, ErrorReport):
+            self.fail(maps)
+        elif maps:
+            self._lose_maps(maps)
 
     def _lose_maps(self, indices: list[int]) -> None:
-        self._outputs.lose(indices)
+        self._accounts.outputs.lose(indices)
         self._tables[MAP].lose(indices)
         self.progress.stages[MAP].ended_at = None
         self._step(JobEvent.MAP_LOST)
@@ -602,14 +516,13 @@ class JobRun(Run):
         super().node_lost(node)
         if self.state not in (JobState.MAPPING, JobState.REDUCING, JobState.DONE):
             return
-        self._ahead.pop(node, None)
         self._prefetch.forget(node)
         self._lose_parts(self._parts.lost_with(node))
         if self.map_only or self.maps_dropped:
             return
-        lost = self._outputs.lost_with(node)
+        lost = self._accounts.outputs.lost_with(node)
         if lost:
-            self._outputs.lose(lost)
+            self._accounts.outputs.lose(lost)
             self._tables[MAP].lose(lost)
         if self.state is not JobState.DONE and not self._tables[MAP].finished:
             self.progress.stages[MAP].ended_at = None
@@ -622,11 +535,11 @@ class JobRun(Run):
         if self.state in (JobState.PLANNING, JobState.MAPPING) and self.survey.has_alone(node):
             return "input"
         under_way = self.state in (JobState.MAPPING, JobState.REDUCING) and not self.map_only
-        return "map outputs" if under_way and self._outputs.are_on(node) else ""
+        return "map outputs" if under_way and self._accounts.outputs.are_on(node) else ""
 
     def leave_node(self, node: str) -> None:
         """What it was to fetch ahead is anybody's."""
-        if self._ahead.pop(node, None) is not None:
+        if self.plan is not None:
             self._prefetch.forget(node)
 
     def part_lost(self, staged_as: str) -> None:
@@ -662,8 +575,7 @@ class JobRun(Run):
         plan = self.plan = self.plan.bare()
         self._input.let_go(plan)
         self._scans = ScanTurns(plan, self._first_number)
-        self._outputs = MapOutputs(self.job, 0, plan.reducers)
-        self._map_stats = AddedStats(0)
+        self._accounts = JobAccounts(self.job, plan, self.map_only, self.progress, self._parts)
 
     def heard(self, running: Running, progress: TaskProgress) -> None:
         self.progress.stages[running.stage].change_live(running, progress.stats)
@@ -688,7 +600,7 @@ class JobRun(Run):
             return
         final = self._tables[MAP if self.map_only else REDUCE]
         if self.state is JobState.MAPPING and not self.map_only and self._tables[MAP].finished:
-            self.progress.stages[REDUCE].rows_total = self._outputs.all_rows()
+            self.progress.stages[REDUCE].rows_total = self._accounts.outputs.all_rows()
             if final.state(0) is TaskState.BLOCKED:
                 final.needs_met(0, final.total)
             self._step(JobEvent.MAPPED)
@@ -696,7 +608,7 @@ class JobRun(Run):
             if self._tables[COMMIT].finished:
                 self._step(JobEvent.OUTPUT_DONE)
         elif final.finished:
-            self._check_bytes()
+            self._accounts.check_bytes()
             if self.commits:
                 self._commit()
             else:
@@ -717,17 +629,6 @@ class JobRun(Run):
             return
         self._tables[COMMIT].needs_met(0, 1)
         self._step(JobEvent.OUTPUT_STAGED)
-
-    def _check_bytes(self) -> None:
-        """As many bytes as all maps wrote have reached reduces. Rows were compared partition by partition."""
-        if self.map_only:
-            return
-        wrote, read = (self.progress.stages[MAP].sums[BYTES_OUT], self.progress.stages[REDUCE].sums[BYTES_IN])
-        if wrote != read:
-            raise RowsLost(
-                f"the maps wrote {format_count(wrote)} bytes and the reduces read {format_count(read)}",
-                cure="this is a bug in cortex; please report it with the job",
-            )
 
     def _open_stage(self, stage: str, table: TaskTable, bytes_total: int = 0) -> None:
         self._tables[stage] = table

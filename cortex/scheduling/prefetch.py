@@ -22,6 +22,7 @@ class Prefetch:
         self._portion = max(1, blocks // PREFETCH_PORTIONS)
         self._due_at = self._portion
         self._promised: dict[str, deque[int]] = {}
+        self._ahead: dict[str, tuple[int, ...]] = {}
         self._owner: dict[int, str] = {}
         self._made = False
         self._free = 0
@@ -50,7 +51,12 @@ class Prefetch:
             self._promised.setdefault(name, deque()).append(index)
             self._owner[index] = name
         self._free = len(self._owner)
-        return {name: tuple(indices) for name, indices in self._promised.items()}
+        self._ahead = {name: tuple(indices) for name, indices in self._promised.items()}
+        return self._ahead
+
+    def promised(self, node: str) -> tuple[int, ...]:
+        """The reduces that it is to fetch the inputs of: also those that have begun by now."""
+        return self._ahead.get(node, ())
 
     def choose(self, node: str, first: int, ready: Callable[[int], bool], size: int) -> int:
         """The reduce that `node` is to run next: its own, else the first that is promised to nobody, else
@@ -69,6 +75,7 @@ class Prefetch:
         return first
 
     def forget(self, node: str) -> None:
-        """The node is lost: what it was promised is anybody's."""
+        """The node is lost, or drained: what it was promised is anybody's."""
+        self._ahead.pop(node, None)
         for index in self._promised.pop(node, ()):
             self._owner.pop(index, None)

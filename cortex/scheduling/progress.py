@@ -15,7 +15,7 @@ import msgspec
 
 from cortex.scheduling.columns import zeros
 from cortex.scheduling.leases import CALLS, COMMIT, MAP, PLAN, REDUCE, SCAN, Running
-from cortex.wire.messages import Counters, StageProgress, TaskStats, TaskSummary
+from cortex.wire.messages import Counters, InputOrigin, Locality, StageProgress, TaskStats, TaskSummary
 
 FIELDS = ("rows_in", "bytes_in", "rows_out", "bytes_out", "spilled_bytes", "shuffled_bytes", "groups")
 _in_order = attrgetter(*FIELDS)
@@ -25,6 +25,18 @@ ROWS_IN, BYTES_IN, ROWS_OUT, BYTES_OUT, SPILLED, SHUFFLED, GROUPS = range(7)
 
 def stats_tuple(stats: TaskStats) -> tuple[int, ...]:
     return _in_order(stats)
+
+
+def with_one_more(sums: Locality, origin: InputOrigin) -> Locality:
+    """Where the input of a job's maps came from, with that of one more map."""
+    return Locality(
+        sums.local_maps + (not origin.node_bytes and not origin.client_bytes),
+        sums.local_bytes + origin.local_bytes,
+        sums.streamed_maps + (origin.node_bytes > 0 and not origin.client_bytes),
+        sums.streamed_bytes + origin.node_bytes,
+        sums.client_maps + (origin.client_bytes > 0),
+        sums.client_bytes + origin.client_bytes,
+    )
 
 
 class Counts(Protocol):

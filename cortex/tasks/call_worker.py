@@ -48,6 +48,7 @@ from cortex.wire.messages import (
     ChildrenDone,
     DropCells,
     EndServing,
+    ForgetFunctions,
     FromWorker,
     FunctionCode,
     OpenJob,
@@ -182,6 +183,10 @@ class CallWorker:
                 self._sort_cells(message)
         elif isinstance(message, FunctionCode):
             self._codes[message.function] = message
+        elif isinstance(message, ForgetFunctions):
+            for function in message.functions:
+                self._codes.pop(function, None)
+                self._functions.pop(function, None)
         elif isinstance(message, DropCells):
             self._drop(message)
         elif isinstance(message, ChildrenDone):

@@ -31,6 +31,17 @@ class TravellingFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         return msgspec.msgpack.encode(self)
 
 
+class GivenFunction:
+    """A function that calls what it is given first: one for many that are called once each. `name` is theirs,
+    for people."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+
 def load_function(code: bytes, name: str, modules_folder: str) -> Callable[..., Any]:
     """The callable. Only ever in an executor. `modules_folder` is the job's, on this node. UserCodeError if
     it cannot be had."""

@@ -3,6 +3,7 @@ cannot be read, or is not taken."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -69,7 +70,7 @@ class Harness:
 
     def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         future = CallFuture(self.link, None)
-        self.submits.submit(self.functions.of(function), (args, kwargs), future)
+        self.submits.submit(*self.functions.call(function, (args, kwargs)), future)
         return future
 
     def left(self) -> list[str]:
@@ -414,7 +415,7 @@ def test_an_executor_keeps_to_its_workers_and_ends(harness: Harness) -> None:
 
     harness.server.functions_by_name["count"] = counted
     executor = CallExecutor(
-        Submits(harness.link, 1, broken), harness.functions.of, lambda: CallFuture(harness.link, None)
+        Submits(harness.link, 1, broken), harness.functions.call, lambda: CallFuture(harness.link, None)
     )
     with executor as pool:
         assert list(pool.map(count, range(10))) == list(range(10))
@@ -440,6 +441,19 @@ def test_a_closure_that_has_changed_is_pickled_anew(harness: Harness) -> None:
     assert harness.submit(function).result() == (2, [1])
     items.append(5)
     assert harness.submit(function).result() == (2, [1, 5])
+
+
+def test_functions_that_differ_in_their_closures_alone_are_not_kept_for_each_call(harness: Harness) -> None:
+    sent = len(harness.link._functions)
+    futures = [harness.submit(lambda y, x=x, **named: (x, y, named), x + 1, z=x) for x in range(300)]
+    assert [future.result() for future in futures] == [(x, x + 1, {"z": x}) for x in range(300)]
+    futures = [harness.submit(functools.partial(pow, x), 2) for x in range(300)]
+    assert [future.result() for future in futures] == [x * x for x in range(300)]
+    assert len(harness.link._functions) - sent < 50
+    with pytest.raises(UserCodeError, match="its argument 1 cannot be sent"):
+        harness.submit(functools.partial(pow, 2000), threading.Lock()).result()
+    with pytest.raises(ZeroDivisionError):
+        harness.submit(functools.partial(divmod, 2), 0).result()
 
 
 # --- ends -----------------------------------------------------------------------------------------

@@ -134,3 +134,17 @@ def test_the_end_of_a_job_is_the_end_of_all_that() -> None:
     bench.told.clear()
     bench.workers.receive(m.RunCells(W, (cell(1),)))  # the server did not know yet
     assert bench.told == []
+
+
+def test_functions_that_are_forgotten_are_told_anew() -> None:
+    bench = Bench()
+    bench.workers.receive(m.RunCells(W, (cell(0),)))
+    forget = m.ForgetFunctions(JOB, (F, G))
+    bench.workers.receive(forget)
+    assert bench.told[-1] == (W, forget)
+    assert bench.again()[-1].functions == ()  # type: ignore[attr-defined]
+    bench.workers.receive(forget)
+    assert len(bench.told) == 3  # the worker has none of them any more
+    bench.workers.receive(m.FunctionCode(JOB, F, "f", b"code"))
+    bench.workers.receive(m.RunCells(W, (cell(1),)))
+    assert [type(each).__name__ for _, each in bench.told[3:]] == ["FunctionCode", "RunCells"]

@@ -262,3 +262,22 @@ def test_calls_nobody_wants_any_more_do_not_hold_up_the_end() -> None:
     d.ran(W0)
     assert d.tell(m.DropCells(JOB, (0, 1))) == ["n <- DropCells 1"]
     assert d.tell(m.EndCalls(JOB)) == ["n <- Revoke 1-w000000.0", "client 1 <- JobDone"]
+
+
+def test_functions_that_no_cell_names_are_forgotten_everywhere() -> None:
+    d = ComputeDriver()
+    d.join()
+    d.compute()
+    d.send(0)
+    d.ran(W0)
+    g, own = "9" * 32, "7" * 32
+    d.tell(m.FunctionCode(JOB, g, "g", b"other"))
+    d.said(W0, m.FunctionCode(JOB, own, "h", b"a call submits it"))
+    assert d.tell(m.ForgetFunctions(JOB, (F, g, own))) == []  # F has a cell under way, g was told to nobody
+    functions = d.scheduler.jobs[JOB].desk._functions  # type: ignore[attr-defined]
+    assert sorted(functions) == sorted((F, own))
+    d.ran(W0, 0)
+    assert d.tell(m.ForgetFunctions(JOB, (F, own))) == ["n <- ForgetFunctions 1"]
+    assert list(functions) == [own]
+    assert d.tell(m.FunctionCode(JOB, F, "f", b"code")) == []
+    assert d.send(1) == ["n <- FunctionCode 1", f"n <- {W0} runs 1[0:1]"]

@@ -20,6 +20,7 @@ from cortex.wire.messages.compute import (
     CellsTaken,
     DropCells,
     EndCalls,
+    ForgetFunctions,
     FunctionCode,
     SendCells,
 )
@@ -407,6 +408,7 @@ ToServer = Union[  # noqa: UP007
     OfferPart,
     FinishPut,
     FunctionCode,
+    ForgetFunctions,
     SendCells,
     DropCells,
     CellsTaken,

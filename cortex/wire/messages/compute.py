@@ -10,6 +10,7 @@ one long attempt, a `ServeTask`; what is said to and by such an attempt (a *work
                               <-  CellsDone                <-  CellsRun, CellsGivenBack, CallPrinted
       CellsTaken              ->   CellsTaken (to the node, which keeps results until then)
       DropCells               ->   DropCells
+      ForgetFunctions         ->   ForgetFunctions
                                   <- FunctionCode, ChildCells, ChildrenAwaited   of calls that submit calls
                                   ChildrenDone ->
       EndCalls                ->   EndServing ->  (TaskFinished)
@@ -146,6 +147,14 @@ class FunctionCode(Message, frozen=True):
     """For people."""
     code: bytes
     """A `cortex.tasks.travelling_function.TravellingFunction`."""
+
+
+class ForgetFunctions(Message, frozen=True):
+    """No cell of the client's names these any more; one that does so later comes after its `FunctionCode`,
+    sent anew. On every link that they were sent on."""
+
+    job: str
+    functions: tuple[FunctionId, ...]
 
 
 # --- client - server ---

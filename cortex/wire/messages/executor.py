@@ -13,6 +13,7 @@ from cortex.wire.messages.compute import (
     ChildrenDone,
     DropCells,
     EndServing,
+    ForgetFunctions,
     FromWorker,
     FunctionCode,
     RunCells,
@@ -92,7 +93,9 @@ class TaskFailed(Message, frozen=True):
     peak_bytes: int
 
 
-ToWorker = Union[FunctionCode, RunCells, DropCells, ChildrenDone, EndServing]  # noqa: UP007
+ToWorker = Union[  # noqa: UP007
+    FunctionCode, ForgetFunctions, RunCells, DropCells, ChildrenDone, EndServing
+]
 ToExecutor = Union[OpenJob, JobPlanned, RunTask, Stop, ToWorker]  # noqa: UP007
 FromExecutor = Union[  # noqa: UP007
     ExecutorHello, Retiring, TaskProgress, TaskFinished, TaskFailed, FromWorker
