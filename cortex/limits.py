@@ -154,6 +154,7 @@ CALL_DEATHS_MAX: Final = 4  # executors that may die of one call: as many as att
 CELL_BUFFER_BYTES_MIN: Final = 4 * KIB  # a smaller buffer is copied into its pickle: that costs less
 ARGUMENT_READS_AHEAD: Final = 8  # pieces of a large argument under way: nobody waits for a round trip each
 FETCHED_ARGUMENT_DIVISOR: Final = 4  # one that is more than this part of a slot's memory is fetched to a file
+FUNCTIONS_SENT_MAX: Final = 1000  # of one client that its workers know: a program may make one for each call
 FUNCTIONS_LOADED_MAX: Final = 1000  # that a worker has unpickled: a lambda for each call must not fill memory
 CALL_ERROR_BYTES_MAX: Final = 256 * KIB  # of what a call raised, pickled: else only its words travel
 CALL_ERRORS_BYTES: Final = 4 * MIB  # what failed calls of a cell say in one message: it is in one frame

@@ -34,7 +34,7 @@ from typing import Any, cast
 from cortex.errors import UsageError, UserCodeError
 from cortex.imports_of_job import imports_in
 from cortex.job.overrides import current_folder, utf8_path
-from cortex.tasks.code_names import named
+from cortex.tasks.code_names import cached, named
 
 _PACKAGE_FOLDER = os.path.dirname(os.path.abspath(__file__))
 BufferCallback = Callable[[pickle.PickleBuffer], bool]
@@ -292,7 +292,15 @@ def _pickler() -> Any:
         make, arguments = usual[types.CodeType](code)
         return named, (code.co_filename, make, arguments)
 
+    def by_value(value: Any) -> bool:
+        """Whether executors cannot import it by its name: it goes as what it is made of."""
+        module = getattr(value, "__module__", None)
+        registered = cloudpickle.list_registry_pickle_by_value()
+        return module == "__main__" or any(f"{module}.".startswith(f"{each}.") for each in registered)
+
     def reducer_override(self: Any, value: Any) -> Any:
+        if isinstance(value, _CACHED) and by_value(value):  # it would be looked up by its name
+            return cached, (value.__wrapped__, *value.cache_parameters().values())
         made = cloudpickle.CloudPickler.reducer_override(self, value)
         if isinstance(value, types.CodeType):
             self.imports |= imports_in(value)
@@ -307,6 +315,7 @@ def _pickler() -> Any:
     return type("_Pickler", (cloudpickle.CloudPickler,), members)
 
 
+_CACHED = type(functools.cache(len))
 _GLOBALS = (type, types.FunctionType, types.BuiltinFunctionType)
 """What pickles name by their module and their own name."""
 

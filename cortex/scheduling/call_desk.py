@@ -7,7 +7,8 @@ next ahead. A call is delivered once: a result counts if all its calls are still
 When a worker is gone, what it had in hand waits again. If it died, the cell it was at is to blame, perhaps:
 that is run again in halves, each alone, until the one call is found that takes its executors with it, which
 fails after CALL_DEATHS_MAX of them. A call that waits for calls it has submitted is given those that nobody
-has begun, so that waiting never holds up what it waits for.
+has begun, so that waiting never holds up what it waits for; but what may take its executor along (a limit of
+time, a death before) it is given only where no other worker is there to run it.
 
 Each decision costs what it decides; none looks at all cells or workers. Where the calls are is kept by
 `cortex.scheduling.calls_due`, which results nodes keep by `results_left`.
@@ -62,6 +63,10 @@ class _Worker:
         self.away = False
         """The way to its node is cut; it may be back."""
 
+    @property
+    def able(self) -> bool:
+        return self.serves and not self.ending and not self.away
+
 
 class CallDesk:
     """`restored`: an earlier life of the server has had the job."""
@@ -86,6 +91,9 @@ class CallDesk:
         self._workers: dict[str, _Worker] = {}
         self._coming = 0
         """Workers that are leased and not there yet."""
+        self._replaced = False
+        """A worker has ended, and another will be there: until then, or until who awaits children says again
+        that it does."""
         self._idle: dict[str, _Worker] = {}
         self._ahead: dict[str, _Worker] = {}
         """Workers with one short cell in hand."""
@@ -195,6 +203,8 @@ class CallDesk:
     def worker_awaits(self, attempt: str, waiting: bool, first: int = 0) -> None:
         worker = self._workers.get(attempt)
         if worker is not None:
+            if waiting and worker.awaits:
+                self._replaced = False
             worker.awaits, worker.helped, worker.awaits_from = waiting, False, first
             self._sort_in(worker)
             self._give_out()
@@ -229,6 +239,7 @@ class CallDesk:
         if worker is None:
             return
         self._serves(worker)  # or is not waited for any more
+        self._replaced = bool(self._workers)
         self._idle.pop(attempt, None)
         self._ahead.pop(attempt, None)
         self._highest.pop(attempt, None)
@@ -413,11 +424,12 @@ class CallDesk:
     def _serves(self, worker: _Worker) -> None:
         if not worker.serves:
             worker.serves = True
+            self._replaced = False
             self._coming -= 1
 
     def _sort_in(self, worker: _Worker) -> None:
         """Among the idle, or those that may be sent a cell ahead, or neither."""
-        able = worker.serves and not worker.ending and not worker.away
+        able = worker.able
         if able and not worker.hand:
             self._idle[worker.attempt] = worker
         else:
@@ -466,9 +478,19 @@ class CallDesk:
             if worker.helped or worker.ending:
                 continue
             part = with_children_of(worker)
-            if part is not None:
+            if part is not None and not (self._is_risky(part, worker) and self._has_others()):
                 worker.helped = True
                 self._send(worker, part, worker.awaits_from)
+
+    def _is_risky(self, part: Part, worker: _Worker) -> bool:
+        """The call that waits may be lost with it."""
+        alone = part.alone or any(each.alone for each in worker.hand)
+        return alone or part.cell.message.timeout_s > 0
+
+    def _has_others(self) -> bool:
+        """Workers that do not wait for calls: they are there, or one in the place of one that has ended."""
+        coming = self._replaced or self._coming > 0
+        return coming or any(each.able and not each.awaits for each in self._workers.values())
 
     def _child(self, worker: _Worker) -> Part | None:
         """What the call that waits has submitted itself. (Numbers grow: what calls around it have submitted,

@@ -127,6 +127,16 @@ def took_too_long(name: str, number: int, timeout_s: float, thread: int) -> Task
     )
 
 
+def waited_for(late: TaskTimeout, name: str, number: int) -> TaskTimeout:
+    """For a call whose executor has to end with the one it has submitted and ran itself, being `late`."""
+    return TaskTimeout(
+        f"call {number} of {name} ended with its executor, in which it waited: {late.message}",
+        cure="give that call more time (timeout), or the job another slot: it runs there then",
+        details={"call": number, "stack": late.details.get("stack", "")},
+        signature=f"timeout:{name}",
+    )
+
+
 def user_stack(frames: traceback.StackSummary) -> list[traceback.FrameSummary]:
     """From the call on: what is behind the last frame of cortex's that leads to it."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

@@ -31,7 +31,7 @@ from cortex.limits import (
 )
 from cortex.process_memory import peak_anonymous_bytes
 from cortex.tasks import nested_calls
-from cortex.tasks.call_failures import call_failed, cannot_arrive, no_memory, took_too_long
+from cortex.tasks.call_failures import call_failed, cannot_arrive, no_memory, took_too_long, waited_for
 from cortex.tasks.call_watch import CallWatch
 from cortex.tasks.cell_data import CellData
 from cortex.tasks.cell_run import CellRun, Outcomes
@@ -359,9 +359,11 @@ class CallWorker:
             self._calls += sum(each.stop - each.start for each in results)
             self._failed_calls += sum(len(each.failed) for each in results)
 
-    def _whose(self) -> tuple[str, int, bool] | None:
+    def _whose(self) -> tuple[str, int, bool, str] | None:
         run = self.run_in_hand()
-        return None if run is None else (run.cell.function, run.cell.first + run.call, bool(run.cell.source))
+        if run is None:
+            return None
+        return run.cell.function, run.cell.first + run.call, bool(run.cell.source), run.name
 
     def _check_memory(self) -> None:
         now = time.monotonic()
@@ -470,12 +472,13 @@ class CallWorker:
         return min(usual_s, max(least_s, timeout_s / 4)) if timeout_s else usual_s
 
     def _end_in_call(self, run: CellRun) -> NoReturn:
-        """The call in hand is over its time: say so, give back all else, and end the process."""
-        self._tell_done(run)
+        """The call in hand is over its time: say so, give back all else, and end the process. Calls that wait
+        for it here fail with it: run again, they would end like this again."""
         number = run.cell.first + run.call
         error = took_too_long(run.name, number, run.cell.timeout_s, self._thread)
-        failed = call_failed(error, run.call, number, run.name)
-        self._tell(self._results(run, run.fail_in_hand(failed)))
+        self._fail_in_hand(run, error)
+        for around in self._runs[: self._runs.index(run)]:
+            self._fail_in_hand(around, waited_for(error, around.name, around.cell.first + around.call))
         rests = [rest for each in self._runs if (rest := each.rest()) is not None]
         if rests:
             self.say(CellsGivenBack(self._attempt, tuple(rests)))
@@ -488,3 +491,8 @@ class CallWorker:
         self._link.send(TaskFinished(self._attempt, result, seconds, peak_anonymous_bytes()))
         self._link.send(Retiring())
         os._exit(0)
+
+    def _fail_in_hand(self, run: CellRun, error: CortexError) -> None:
+        self._tell_done(run)
+        failed = call_failed(error, run.call, run.cell.first + run.call, run.name)
+        self._tell(self._results(run, run.fail_in_hand(failed)))

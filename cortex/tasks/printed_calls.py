@@ -16,8 +16,8 @@ from typing import Any, TextIO
 from cortex.limits import PRINTED_BYTES_MAX, PRINTED_S
 from cortex.wire.messages import CallPrinted
 
-Whose = Callable[[], tuple[str, int, bool] | None]
-"""Function, number and nesting of the call in hand; None: no call is."""
+Whose = Callable[[], tuple[str, int, bool, str] | None]
+"""Function, number, nesting and name of the call in hand; None: no call is."""
 
 
 class PrintedCalls:
@@ -29,7 +29,7 @@ class PrintedCalls:
         self._say = say
         self._lock = threading.RLock()
         self._texts: list[str] = []
-        self._of: tuple[str, int, bool] | None = None
+        self._of: tuple[str, int, bool, str] | None = None
         """Whose texts these are."""
         self._size = 0
         """Characters that this call has printed in all."""
@@ -57,13 +57,13 @@ class PrintedCalls:
         with self._lock:
             if self._of is None or not (self._texts or (ended and self._left_out)):
                 return
-            function, call, nested = self._of
-            text = "".join(self._texts)
+            function, call, nested, name = self._of
+            text = "".join(self._texts).encode("utf-8", "backslashreplace").decode()  # as the log has it
             if ended and self._left_out:
                 text += f"... ({self._left_out} more characters printed by this call)\n"
                 self._left_out = 0
             self._texts.clear()
-            self._say(CallPrinted(self._job, function, call, nested, text))
+            self._say(CallPrinted(self._job, function, call, nested, text, name))
 
     def _printed(self, text: str) -> None:
         whose = self._whose()

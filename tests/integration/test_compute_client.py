@@ -21,7 +21,7 @@ import pytest
 
 import cortex
 from cortex.errors import ExecutorDied, JobFileError, TaskTimeout, UsageError
-from cortex.limits import MIB
+from cortex.limits import FUNCTIONS_SENT_MAX, MIB
 from cortex.wire.messages import CallPrinted
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +58,16 @@ def test_maps(client: cortex.Client) -> None:
     assert list(client.map(add, [])) == []
     ten = 10
     assert list(client.map(lambda x: x * ten, itertools.islice(itertools.count(), 4))) == [0, 10, 20, 30]
+
+
+def test_a_function_for_each_call_fills_no_memory_and_old_ones_still_run(client: cortex.Client) -> None:
+    functions = [eval(f"lambda x: x + {number}") for number in range(FUNCTIONS_SENT_MAX + 300)]
+    futures = [client.submit(function, 1) for function in functions]
+    assert [future.result() for future in futures] == [1 + number for number in range(len(functions))]
+    link = client._calls()._open().link
+    assert 0 < len(link._functions) <= FUNCTIONS_SENT_MAX  # type: ignore[attr-defined]
+    assert client.submit(functions[0], 5).result() == 5  # forgotten since, and sent anew
+    assert list(client.map(functions[1], range(3))) == [1, 2, 3]
 
 
 def test_for_each(client: cortex.Client) -> None:
@@ -214,6 +224,43 @@ def test_calls_that_submit_calls(client: cortex.Client) -> None:
 
     with pytest.raises(ZeroDivisionError):
         client.submit(failing, 1).result()
+
+
+def test_calls_that_calls_have_submitted_harm_no_other(
+    client: cortex.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waits for one that takes its executor along does not go with it."""
+
+    def dies(x: int) -> int:
+        print("here is", x)
+        if x == 1:
+            os._exit(3)
+        return x
+
+    def words(results: Iterator[Any]) -> list[Any]:
+        return [
+            type(each.exception).__name__ if isinstance(each, cortex.CallError) else each for each in results
+        ]
+
+    def of_dying(_: int) -> list[Any]:
+        return words(client.map(dies, range(3), errors="return"))
+
+    def of_slow(_: int) -> list[Any]:
+        return words(client.map(time.sleep, [0, 60, 0], timeout=0.5, errors="return"))
+
+    assert client.submit(of_dying, 0).result(60) == [0, "ExecutorDied", 2]
+    assert f"[{dies.__qualname__} #2] here is 2\n" in capfd.readouterr().out
+    assert client.submit(of_slow, 0).result(60) == [None, "TaskTimeout", None]
+
+
+def test_with_one_slot_a_call_ends_with_the_one_it_waits_for(tmp_path: Path) -> None:
+    def of_slow(_: int) -> list[Any]:
+        return list(client.map(time.sleep, [60], timeout=0.5))
+
+    with cortex.Client(slots=1) as client:
+        with pytest.raises(TaskTimeout, match="ended with its executor, in which it waited: call 0 of sleep"):
+            client.submit(of_slow, 0).result(60)
+        assert client.submit(add, 1).result(60) == 2
 
 
 def test_large_data_between_calls(client: cortex.Client) -> None:

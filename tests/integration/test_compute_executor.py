@@ -20,6 +20,7 @@ from cortex.wire.messages import (
     CellsRun,
     DropCells,
     EndServing,
+    ForgetFunctions,
     Piece,
     Retiring,
     RunCells,
@@ -52,6 +53,18 @@ def test_values_in_every_form(side: ComputeSide) -> None:
     assert side.values(done) == [2, 0]
     done = side.call(lambda *a, **k: (a, k), [((1,), {"b": 2}), ((), {})], form=CallForm.FULL)
     assert side.values(done) == [((1,), {"b": 2}), ((), {})]
+
+
+def test_a_function_that_is_forgotten_comes_again_before_its_next_cell(side: ComputeSide) -> None:
+    function = side.function(lambda x: x + 1)
+    side.send(side.cell(function, [1]))
+    assert side.values(side.done()) == [2]
+    side.link.send(ForgetFunctions(JOB, (function,)))
+    side.send(side.cell(function, [2]))
+    assert "came before its function" in side.done().failed[0].error.message
+    assert side.function(lambda x: x + 1)
+    side.send(side.cell(side.function(lambda x: x + 1), [3]))
+    assert side.values(side.done()) == [4]
 
 
 def test_a_slice_of_a_cell_is_run_alone(side: ComputeSide) -> None:
@@ -277,6 +290,16 @@ def test_printed_lines_are_told_as_the_calls(side: ComputeSide) -> None:
     assert not said[0].nested
     assert side.done().stop == 3
     assert "value 1\nvalue 2\ntwice\nvalue 3\n" in (side.folder / "stderr").read_text()
+
+
+def test_printed_text_that_is_no_unicode_is_told_as_the_log_has_it(side: ComputeSide) -> None:
+    def prints(x: int) -> int:
+        print("half of a pair: \ud800")
+        return x
+
+    side.send(side.cell(side.function(prints), [1]))
+    assert side.receive(CallPrinted).text == "half of a pair: \\ud800\n"
+    assert side.values(side.done()) == [1]
 
 
 def test_a_call_that_closes_its_output_harms_no_other(side: ComputeSide) -> None:

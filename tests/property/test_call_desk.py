@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -319,3 +320,58 @@ def test_a_call_that_awaits_helps_those_it_waits_for_and_no_other(first: int) ->
     assert _run_cells(desk) == ([("w1", b"d2", 1)] if first == 1 else [])
     desk.worker_ran("w2", "n1", False, [CellDone("w2", 3, 0, 1, b"")])
     assert _run_cells(desk) == [("w2", b"d1" if first == 1 else b"d2", 1)]
+
+
+def _with_parent(workers: int) -> CallDesk:
+    """w1 has a call in hand that waits for two; the others are idle."""
+    desk = CallDesk("j")
+    desk.function(FunctionCode("j", F, "f", b""))
+    desk.submit("", [_one(0, b"parent")])
+    for number in range(1, workers + 1):
+        desk.worker_leased(f"w{number}", "n1")
+        desk.worker_ran(f"w{number}", "n1", False, [])
+    assert _run_cells(desk) == [("w1", b"parent", 0)]
+    return desk
+
+
+def test_what_may_take_its_executor_along_is_run_where_no_call_waits_if_it_can_be() -> None:
+    timed = [msgspec.structs.replace(_one(number, b"c%d" % number), timeout_s=1.0) for number in (1, 2)]
+    desk = _with_parent(2)
+    desk.submit("w1", timed)
+    desk.worker_awaits("w1", True, 1)
+    assert _run_cells(desk) == [("w2", b"c1", 0)]
+    desk.worker_ran("w2", "n1", False, [CellDone("w1", 1, 0, 1, b"")])
+    assert _run_cells(desk) == [("w2", b"c2", 0)]
+    desk.worker_gone("w2", DIED)
+    assert _run_cells(desk) == []  # there will be another
+    desk.worker_leased("w3", "n1")
+    desk.worker_awaits("w1", True, 1)
+    assert _run_cells(desk) == []
+    desk.worker_ran("w3", "n1", False, [])
+    assert _run_cells(desk) == [("w3", b"c2", 0)]
+    desk.worker_gone("w3", DIED)
+    desk.worker_awaits("w1", True, 1)  # a while later
+    assert _run_cells(desk) == [("w1", b"c2", 1)]  # as there was none after all
+
+
+def test_where_all_wait_they_run_what_may_take_their_executor_along() -> None:
+    desk = _with_parent(1)
+    desk.submit("w1", [msgspec.structs.replace(_one(1, b"c1"), timeout_s=1.0)])
+    desk.worker_awaits("w1", True, 1)
+    assert _run_cells(desk) == [("w1", b"c1", 1)]
+
+
+def test_a_call_whose_executor_died_while_it_waited_gets_nothing_to_run() -> None:
+    desk = _with_parent(2)
+    desk.submit("w1", [_one(1, b"c1"), _one(2, b"c2")])
+    desk.worker_awaits("w1", True, 1)
+    assert _run_cells(desk) == [("w2", b"c1", 0), ("w1", b"c2", 1)]
+    desk.worker_gone("w1", DIED)
+    desk.worker_ran("w2", "n1", False, [CellDone("w1", 1, 0, 1, b"")])
+    assert _run_cells(desk) == [("w2", b"parent", 0)]
+    desk.worker_leased("w3", "n1")
+    desk.submit("w2", [_one(1, b"c1"), _one(2, b"c2")])
+    desk.worker_awaits("w2", True, 1)
+    assert _run_cells(desk) == []
+    desk.worker_ran("w3", "n1", False, [])
+    assert _run_cells(desk) == [("w3", b"c1", 0)]

@@ -15,7 +15,7 @@ import pytest
 
 from cortex.api import MapReduceJob
 from cortex.errors import UsageError, UserCodeError
-from cortex.user_code import dump_code, executor_sys_path, load_module, load_object
+from cortex.user_code import dump_code, executor_sys_path, load_module, load_object, pickle_code
 
 JOB = """
 import cortex
@@ -191,3 +191,31 @@ def test_a_helper_that_cannot_be_pickled_is_imported(script: Path) -> None:
 def test_code_keeps_the_name_of_its_file_whatever_cloudpickle_does(script: Path) -> None:
     job = load_object(f"{script}:Job")()
     assert run_elsewhere(dump_code(job), "type(code).map.__code__.co_filename") == str(script)
+
+
+CACHED = """
+import functools
+
+@functools.cache
+def fibonacci(n):
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+class Table:
+    @functools.lru_cache(maxsize=7)
+    def row(self, n):
+        return -n
+
+def calls(n):
+    rows = Table.row.cache_parameters()["maxsize"]
+    return fibonacci(n), Table().row(n), rows, fibonacci.cache_info().misses
+"""
+
+
+def test_functions_with_a_cache_travel_with_all_that_calls_them(tmp_path: Path) -> None:
+    """cloudpickle has them looked up by their name, which executors cannot."""
+    (tmp_path / "cached_job.py").write_text(CACHED)
+    module = load_module(str(tmp_path / "cached_job.py"))
+    calls = pickle_code(module.calls, ("cached_job",)).code
+    assert run_elsewhere(calls, "code(60)") == repr((1548008755920, -60, 7, 61))
+    itself = pickle_code(module.fibonacci, ("cached_job",)).code
+    assert run_elsewhere(itself, "code(60)") == "1548008755920"
