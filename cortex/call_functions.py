@@ -79,6 +79,8 @@ class Functions:
         end."""
         made = self.of(function)
         inner = _innermost(function)
+        if len(self._variants) >= _KEPT_MAX:
+            self._variants.clear()
         seen = self._variants.setdefault(getattr(inner, "__code__", None) or inner, set())
         if made.code.function not in seen:
             if len(seen) >= FUNCTION_VARIANTS_MAX and made.given is not None:

@@ -38,7 +38,10 @@ class Link(Protocol):
     def attach(self, pickled: Pickled) -> Attached | None:
         """None: it goes in a frame all the same. Raises UsageError if it is too large for that."""
 
-    def function(self, code: FunctionCode) -> None: ...
+    def function(self, code: FunctionCode, holds: int = 1) -> None:
+        """Before cells that name it are sent. It stays known to whoever runs them until so many `release`."""
+
+    def release(self, function: str) -> None: ...
     def send(self, owner: Any, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None: ...
     def call_by_call(self, owner: Any, results: Results, start: int, stop: int, root: int) -> None: ...
     def leave(self, owner: Any) -> None: ...
@@ -130,6 +133,7 @@ class CallRun:
         self._inbox: deque[Came] = deque()
         self._news = threading.Event()
         self._error: CortexError | None = None
+        self._holds = False
         self._closed = False
 
     @property
@@ -158,6 +162,7 @@ class CallRun:
         self._link.join(self)
         try:
             self._link.function(self._function.code)
+            self._holds = True
             while (batch := self._next()) is not None:
                 yield batch
         finally:
@@ -168,6 +173,8 @@ class CallRun:
         if not self._closed:
             self._closed = True
             self._link.leave(self)
+            if self._holds:
+                self._link.release(self._function.code.function)
 
     def _next(self) -> Batch | None:
         while True:

@@ -15,8 +15,9 @@ import contextlib
 import os
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cortex.client.attachments import DataStore, FiledData, MemoryData, Uses
@@ -39,7 +40,7 @@ from cortex.errors import (
     from_report,
 )
 from cortex.held_signals import held_signals
-from cortex.limits import CALLS_END_S, CANCEL_S_MAX, SEND_BYTES, SEND_HELD_S
+from cortex.limits import CALLS_END_S, CANCEL_S_MAX, FUNCTIONS_SENT_MAX, SEND_BYTES, SEND_HELD_S
 from cortex.tasks.attached_files import map_attached
 from cortex.tasks.cell_pickles import Pickled
 from cortex.wire.messages import (
@@ -53,6 +54,7 @@ from cortex.wire.messages import (
     CellsTaken,
     DropCells,
     EndCalls,
+    ForgetFunctions,
     FunctionCode,
     JobAccepted,
     JobDone,
@@ -109,6 +111,10 @@ class CallLink:
         self._unwanted: deque[Owner] = deque()
         """Whose cells the receiving thread is to drop: their owner could not wait for a lock."""
         self._functions: dict[str, FunctionCode] = {}
+        """That were sent, and not forgotten since."""
+        self._holds: Counter[str] = Counter()
+        self._unheld: dict[str, None] = {}
+        """Those that nobody holds, the last used last."""
         self._error: CortexError | None = None
         self._closing = False
         self._sender: InputSender | None = None
@@ -150,21 +156,50 @@ class CallLink:
     def attach(self, pickled: Pickled) -> Attached | None:
         return self.store.put(pickled)
 
-    def function(self, code: FunctionCode) -> None:
-        """Before the first cell that names it."""
-        if code.function in self._functions:
-            return
-        with held_signals(SEND_HELD_S), self._send_lock:
-            with self._lock:
-                self.check()
-                if code.function in self._functions:
-                    return
-                self._functions[code.function] = code
-            try:
-                self._say(code)
-            except BaseException:  # it is too large, most likely
-                del self._functions[code.function]
-                raise
+    def function(self, code: FunctionCode, holds: int = 1) -> None:
+        """Before cells that name it. It is not forgotten before so many `release`."""
+        with self._lock:
+            self._holds[code.function] += holds
+            self._unheld.pop(code.function, None)
+            if code.function in self._functions:
+                return
+        try:
+            with held_signals(SEND_HELD_S), self._send_lock:
+                with self._lock:
+                    self.check()
+                    if code.function in self._functions:
+                        return
+                    forgotten = self._forget_some()
+                    self._functions[code.function] = code
+                if forgotten:
+                    self._say(ForgetFunctions(self.job, forgotten))
+                try:
+                    self._say(code)
+                except BaseException:  # it is too large, most likely
+                    del self._functions[code.function]
+                    raise
+        except BaseException:
+            for _ in range(holds):
+                self.release(code.function)
+            raise
+
+    def release(self, function: str) -> None:
+        """No cell of whoever held it names it any more."""
+        with self._lock:
+            self._holds[function] -= 1
+            if not self._holds[function]:
+                del self._holds[function]
+                if function in self._functions:
+                    self._unheld[function] = None
+
+    def _forget_some(self) -> tuple[str, ...]:
+        """Of many functions, those that were not used for the longest. Holds the lock."""
+        if len(self._functions) < FUNCTIONS_SENT_MAX:
+            return ()
+        oldest = tuple(islice(self._unheld, FUNCTIONS_SENT_MAX // 10))
+        for function in oldest:
+            del self._unheld[function], self._functions[function]
+        return oldest
 
     def send(self, owner: Owner, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None:
         """Have these run; `coming` calls of this owner will follow (None: it is not known how many). What is
@@ -314,7 +349,8 @@ class CallLink:
             with self._lock:
                 self._connection = connection
                 functions = list(self._functions.values())
-                cells = self._ledger.unfinished()
+                # those of owners that have left may name functions that are forgotten
+                cells = [each for each in self._ledger.unfinished() if each.function in self._functions]
                 closing = self._closing
             for code in functions:
                 self._say(code)
@@ -446,7 +482,9 @@ class CallLink:
                     self._uses.end(fresh.cell)
                 self.numbers.done += sum(stop - start for start, stop in settled.ranges)
                 self.numbers.failed += settled.failures(done)
-                results = Results(done, fresh.cell, self._functions[fresh.cell.function].name, parts)
+                code = self._functions.get(fresh.cell.function)
+                name = code.name if code is not None else ""  # its owner has left, and is not told
+                results = Results(done, fresh.cell, name, parts)
                 for_owner[fresh.owner] += [Came(fresh.root, *each, results) for each in settled.ranges]
         for owner, results_of in for_owner.items():
             owner.came(results_of)

@@ -22,7 +22,7 @@ from cortex.client.call_run import CallOptions, Function, Link, make_cell, unrea
 from cortex.client.call_window import CellSizes, Flight
 from cortex.client.cells import pickle_calls
 from cortex.errors import Cancelled, CortexError
-from cortex.limits import SENDER_REST_S
+from cortex.limits import FUNCTIONS_SENT_MAX, SENDER_REST_S
 from cortex.wire.messages import CallForm, Cell
 
 Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -185,9 +185,12 @@ class Submits:
                 self._link.call_by_call(self, each.results, each.start, each.stop, each.cell)
                 continue
             with self._lock:
-                if self._flight.came(each.cell, each.stop - each.start):
+                ended = self._flight.came(each.cell, each.stop - each.start)
+                if ended:
                     del self._flying[each.cell]
                 self._news()
+            if ended:
+                self._link.release(flying[0].function.code.function)
 
     def failed(self, error: CortexError) -> None:
         with self._lock:
@@ -215,7 +218,12 @@ class Submits:
 
     def _room(self, function: Function) -> bool:
         """Holds the lock."""
-        sizes = self._sizes.setdefault(function.code.function, CellSizes())
+        name = function.code.function
+        if name not in self._sizes and len(self._sizes) >= FUNCTIONS_SENT_MAX:
+            used = {call.function.code.function for calls in self._flying.values() for call in calls[:1]}
+            used |= {call.function.code.function for call in self._queue}
+            self._sizes = {each: sizes for each, sizes in self._sizes.items() if each in used}
+        sizes = self._sizes.setdefault(name, CellSizes())
         if self._cells_max is not None and self._making + self._flight.cells >= self._cells_max:
             return False
         return sizes.has_room(self._link.slots, self._flight, self._making)
@@ -241,12 +249,17 @@ class Submits:
     def _send(self, calls: Sequence[_Call]) -> None:
         """`_making` counts it."""
         calls = [call for call in calls if call.future.set_running_or_notify_cancel()]
+        held = 0
         try:
             cells = self._cells(calls) if calls else []
             if cells:
-                self._link.function(calls[0].function.code)
+                self._link.function(calls[0].function.code, len(cells))
+                held = len(cells)
                 self._link.send(self, cells)
+                held = 0  # each is released with its results
         except BaseException as error:
+            for _ in range(held):
+                self._link.release(calls[0].function.code.function)
             with self._lock:
                 for number in [each for each, flying in self._flying.items() if flying[0] in calls]:
                     del self._flying[number]

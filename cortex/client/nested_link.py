@@ -68,9 +68,12 @@ class NestedCalls:
         check_frame(pickled, "argument")
         return None
 
-    def function(self, code: FunctionCode) -> None:
+    def function(self, code: FunctionCode, holds: int = 1) -> None:
         self._names[code.function] = code.name
         self._link.send_function(code)
+
+    def release(self, function: str) -> None:
+        """It stays known until the executor ends."""
 
     def send(self, owner: Owner, cells: Sequence[Cell], retries: int = 0, coming: int | None = 0) -> None:
         self.check()

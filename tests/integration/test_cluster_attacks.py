@@ -6,6 +6,7 @@ What strangers try is in `test_cluster_security`; here everybody has a good cert
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import ssl
@@ -191,6 +192,48 @@ def test_a_job_of_another_client_is_out_of_reach(cluster: cortex.LocalCluster, t
         assert isinstance(part, m.PartBytes)
         assert b"a" in part.data
         owner.send(m.JobReceived(job))
+
+
+def test_the_calls_of_another_client_are_out_of_reach(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
+    identity = member(cluster, Role.CLIENT, tmp_path / "client")
+    with cluster.client as owner:
+        results = owner.map(abs, itertools.count())
+        assert next(results) == 0
+        job = owner._calls().job
+        function = m.FunctionCode(job, "a" * 32, "theirs", b"code")
+        for message in (
+            function,
+            m.SendCells(job, (m.Cell(10**9, "a" * 32, 1, m.CallForm.ONE, b"d"),)),
+            m.DropCells(job, tuple(range(1000))),
+            m.CellsTaken(job, (m.Piece("", 1, 0, 1),)),
+            m.ForgetFunctions(job, ("a" * 32,)),
+            m.EndCalls(job),
+            m.AttachJob(job),
+        ):
+            connection = dialed(identity, tmp_path / "client", cluster)
+            connection.send(m.ClientHello(local_versions()))
+            connection.send(message)
+            said: Any = connection.receive(PATIENCE_S)
+            assert isinstance(said, m.ServerHello)
+            said = connection.receive(PATIENCE_S)
+            assert isinstance(said, m.Refused), message
+            connection.close()
+        assert list(itertools.islice(results, 5000)) == list(range(1, 5001))
+        results.close()
+
+
+def test_calls_are_opened_by_executors_and_their_own_client_alone(
+    cluster: cortex.LocalCluster, tmp_path: Path
+) -> None:
+    with cluster.client as client:
+        result = client.submit(lambda bomb: bomb, Bomb(str(tmp_path / "opened"))).result(PATIENCE_S)
+        assert result is None  # what makedirs gave, in the executor
+    opened = {int(path.name) for path in (tmp_path / "opened").iterdir()}
+    template = [pid for node in cluster.nodes.values() for pid in child_pids(node.pid)]
+    assert cluster.server is not None
+    others = {cluster.server.pid, *template, *(node.pid for node in cluster.nodes.values()), os.getpid()}
+    assert opened
+    assert not opened & others
 
 
 class Bomb:

@@ -22,7 +22,7 @@ import pytest
 
 import cortex
 from cortex.errors import ExecutorDied, JobFileError, TaskTimeout, UsageError
-from cortex.limits import MIB
+from cortex.limits import FUNCTIONS_SENT_MAX, MIB
 from cortex.wire.messages import CallPrinted
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,16 @@ def test_maps(client: cortex.Client) -> None:
     assert list(client.map(add, [])) == []
     ten = 10
     assert list(client.map(lambda x: x * ten, itertools.islice(itertools.count(), 4))) == [0, 10, 20, 30]
+
+
+def test_a_function_for_each_call_fills_no_memory_and_old_ones_still_run(client: cortex.Client) -> None:
+    functions = [eval(f"lambda x: x + {number}") for number in range(FUNCTIONS_SENT_MAX + 300)]
+    futures = [client.submit(function, 1) for function in functions]
+    assert [future.result() for future in futures] == [1 + number for number in range(len(functions))]
+    link = client._calls()._open().link
+    assert 0 < len(link._functions) <= FUNCTIONS_SENT_MAX  # type: ignore[attr-defined]
+    assert client.submit(functions[0], 5).result() == 5  # forgotten since, and sent anew
+    assert list(client.map(functions[1], range(3))) == [1, 2, 3]
 
 
 def test_for_each(client: cortex.Client) -> None:

@@ -20,6 +20,7 @@ from cortex.wire.messages import (
     CellsRun,
     DropCells,
     EndServing,
+    ForgetFunctions,
     Piece,
     Retiring,
     RunCells,
@@ -52,6 +53,18 @@ def test_values_in_every_form(side: ComputeSide) -> None:
     assert side.values(done) == [2, 0]
     done = side.call(lambda *a, **k: (a, k), [((1,), {"b": 2}), ((), {})], form=CallForm.FULL)
     assert side.values(done) == [((1,), {"b": 2}), ((), {})]
+
+
+def test_a_function_that_is_forgotten_comes_again_before_its_next_cell(side: ComputeSide) -> None:
+    function = side.function(lambda x: x + 1)
+    side.send(side.cell(function, [1]))
+    assert side.values(side.done()) == [2]
+    side.link.send(ForgetFunctions(JOB, (function,)))
+    side.send(side.cell(function, [2]))
+    assert "came before its function" in side.done().failed[0].error.message
+    assert side.function(lambda x: x + 1)
+    side.send(side.cell(side.function(lambda x: x + 1), [3]))
+    assert side.values(side.done()) == [4]
 
 
 def test_a_slice_of_a_cell_is_run_alone(side: ComputeSide) -> None:

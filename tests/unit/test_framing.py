@@ -293,3 +293,16 @@ def test_the_socket_folder_must_be_private(tmp_path: object) -> None:
         check_private_folder(folder + "/none")
     with pytest.raises(UsageError, match="takes 103"):
         listen_unix(None, folder + "/" + "s" * 104, None)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "x\n", "a" * 201])
+def test_a_large_result_cannot_name_a_file_elsewhere(name: str) -> None:
+    """The client opens and removes a file of this name."""
+    done = messages.CellDone("", 1, 0, 1, attached=messages.Attached("j1-w000000.0.12.3", (1,)))
+    good = messages.CellsDone("j1", (done,), 1)
+    assert list(FrameDecoder[messages.FromServer](messages.FromServer).feed(encode_frame(good))) == [good]
+    bad = messages.CellsDone(
+        "j1", (messages.CellDone("", 1, 0, 1, attached=messages.Attached(name, (1,))),), 1
+    )
+    with pytest.raises(ProtocolError):
+        list(FrameDecoder[messages.FromServer](messages.FromServer).feed(encode_frame(bad)))

@@ -32,7 +32,8 @@ from cortex.wire.messages.base import Message
 
 FunctionId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 """The first half of the SHA-256 of its code."""
-FileName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
+FileName = Annotated[str, msgspec.Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9._-]*)?\Z", max_length=200)]
+"""A node says it, and others open and remove a file of it: no way out of a folder. "": none."""
 
 
 class CallForm(IntEnum):
@@ -56,8 +57,8 @@ class Attached(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fetches as a part (`FetchPart`). Whoever reads a result removes it (`CellsTaken`).
     """
 
-    name: str
-    sizes: tuple[int, ...]
+    name: FileName
+    sizes: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     """Bytes: of the pickle, then of each buffer."""
     number: int = -1
 
