@@ -35,7 +35,7 @@ from cortex.wire.messages import Cell, CellDone
 
 _BYTES_WANTED = ATTACH_BYTES // 2  # of a cell, either way: below what is attached, as calls differ
 _CELLS_MIN = 2  # under way, whatever their size: one is worked on, and one on its way
-_TAIL_S = CELL_S / 25  # of work in the last cells of a source: smaller ones cost more than they even out
+_TAIL_S = CELL_S / 50  # of work in the last cells of a source: smaller ones cost more than they even out
 
 Owner = TypeVar("Owner")
 Holder = TypeVar("Holder")

@@ -1,5 +1,5 @@
-"""The limit of a call's time, for code that keeps the interpreter to itself: a regular expression that goes
-astray. No thread of Python's runs meanwhile, so one of C's ends the process (of `faulthandler`), a little
+"""The limit of a call's time, for code that keeps the interpreter to itself, as a regular expression may. No
+thread of Python's runs meanwhile, so one of C's ends the process (that of `faulthandler`), a little
 later than `CallWatch` would; its node reads in what it has written that this is what happened.
 
 Of one executor. The owner's lock is held in all of it.
