@@ -23,9 +23,10 @@ from cortex.client.futures import Arguments
 from cortex.errors import UsageError
 from cortex.imports_of_job import modules_beside
 from cortex.job.travelling import module_name
-from cortex.limits import FUNCTION_VARIANTS_MAX
+from cortex.limits import FUNCTION_BYTES_MAX, FUNCTION_VARIANTS_MAX
 from cortex.tasks.cell_pickles import Pickled, dump_list
 from cortex.tasks.travelling_function import GivenFunction, TravellingFunction
+from cortex.units import format_bytes
 from cortex.user_code import (
     PickledCode,
     by_value_dumps,
@@ -134,6 +135,13 @@ class Functions:
 
     def _code(self, name: str, travelling: TravellingFunction) -> FunctionCode:
         code = travelling.encode()
+        if len(code) > FUNCTION_BYTES_MAX:
+            raise UsageError(
+                f"the function {name} has {format_bytes(len(code))}, with the variables, globals and defaults"
+                f" that it uses: at most {format_bytes(FUNCTION_BYTES_MAX)} can be sent",
+                cure="give large data as an argument, which is not limited, or as a file (files=), or load it"
+                " in the function",
+            )
         return FunctionCode(self._job, hashlib.sha256(code).hexdigest()[:32], name, code)
 
 

@@ -177,6 +177,9 @@ FRAME_BYTES_MAX: Final = 64 * MIB  # control frame between authenticated peers: 
 HELLO_BYTES_MAX: Final = 4 * KIB  # first frame of a connection, before it is known who sends it
 NODE_HELLO_BYTES_MAX: Final = 1 * MIB  # of a peer with a node's certificate: it says what it holds
 HELLO_S_MAX: Final = 10.0
+FUNCTION_BYTES_MAX: Final = (
+    FRAME_BYTES_MAX - MIB
+)  # of a function that is called, with what it uses: one frame
 UNSENT_BYTES_MAX: Final = 2 * FRAME_BYTES_MAX  # kept for a peer that does not read: a frame and its successor
 ANSWER_S_MAX: Final = 30.0  # for the answer to one question; a server under load takes a second or two
 PART_CHUNK_BYTES: Final = 256 * KIB  # of the output, in one frame on its way to the client

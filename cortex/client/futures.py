@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from concurrent.futures import as_completed as completed
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cortex.client.call_owners import Came
 from cortex.client.call_run import CallOptions, Function, Link, make_cell, unreadable
@@ -377,6 +377,12 @@ class CallExecutor(Executor):
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         return super().map(fn, *iterables, timeout=timeout, **kwargs)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> Literal[False]:
+        """Ctrl-C waits for the calls under way, not for all that wait for those."""
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self.shutdown(wait=True, cancel_futures=interrupted)
+        return False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         with self._shut_lock:

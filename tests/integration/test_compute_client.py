@@ -301,6 +301,35 @@ def test_two_threads_share_a_client(client: cortex.Client) -> None:
     assert results == {by: [x + by for x in range(5000)] for by in (1, 2, 3)}
 
 
+def test_a_function_that_is_too_large_says_so_and_harms_no_other(client: cortex.Client) -> None:
+    data = bytes(70_000_000)
+
+    def uses_data(x: int) -> int:
+        return len(data) + x
+
+    for call in (lambda: list(client.map(uses_data, [1])), lambda: client.submit(uses_data, 1).result()):
+        with pytest.raises(
+            UsageError, match=r"uses_data has 66\.8 MB, with the variables, .* at most 63 MB"
+        ) as found:
+            call()
+        assert "as an argument" in found.value.cure
+    assert client.submit(len, data).result() == len(data)
+
+
+def test_ctrl_c_in_an_executor_does_not_wait_for_what_was_not_sent(client: cortex.Client) -> None:
+    futures = []
+
+    def interrupted() -> None:
+        with client.executor() as pool:
+            futures.extend(pool.submit(time.sleep, 0.2) for _ in range(500))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(future.done() for future in futures)
+    assert sum(future.cancelled() for future in futures) > 400
+
+
 def test_short_calls_do_not_wait(client: cortex.Client) -> None:
     client.submit(add, 1).result()
     taken = []
