@@ -226,12 +226,10 @@ def pickle_code(code: Any, module_names: tuple[str, ...] = (), by_import: Iterab
 def _pickled(code: Any, by_value: Sequence[types.ModuleType], roots: tuple[str, ...]) -> PickledCode:
     imports: set[str] = set()
     pickled = _dumps(code, imports)
-    names = {"__main__", *(module.__name__ for module in by_value)}
     if "." in imports:  # a function imports from its own package, which need be there
         imports.discard(".")
-        imports.update(name.partition(".")[0] for name in names)
-        names = {"__main__"}
-    return PickledCode(pickled, frozenset(imports - names), roots, tuple(by_value))
+        imports.update(module.__name__.partition(".")[0] for module in by_value)
+    return PickledCode(pickled, frozenset(imports - {"__main__"}), roots, tuple(by_value))
 
 
 def pickle_again(code: Any, before: PickledCode) -> PickledCode:
@@ -292,20 +290,20 @@ def _pickler() -> Any:
         make, arguments = usual[types.CodeType](code)
         return named, (code.co_filename, make, arguments)
 
-    def by_value(value: Any) -> bool:
-        """Whether executors cannot import it by its name: it goes as what it is made of."""
-        module = getattr(value, "__module__", None)
+    def by_value(module: str | None) -> bool:
+        """Whether it need not be imported by executors: what is in it goes as what it is made of."""
         registered = cloudpickle.list_registry_pickle_by_value()
         return module == "__main__" or any(f"{module}.".startswith(f"{each}.") for each in registered)
 
     def reducer_override(self: Any, value: Any) -> Any:
-        if isinstance(value, _CACHED) and by_value(value):  # it would be looked up by its name
+        if isinstance(value, _CACHED) and by_value(value.__module__):  # it would be looked up by its name
             return cached, (value.__wrapped__, *value.cache_parameters().values())
         made = cloudpickle.CloudPickler.reducer_override(self, value)
         if isinstance(value, types.CodeType):
             self.imports |= imports_in(value)
         elif isinstance(value, types.ModuleType):
-            self.imports.add(value.__name__)
+            if not by_value(value.__name__):  # a function may import it all the same, by a statement
+                self.imports.add(value.__name__)
         elif made is NotImplemented and isinstance(value, _GLOBALS):
             self.imports.add(str(value.__module__))
         return made

@@ -219,3 +219,16 @@ def test_functions_with_a_cache_travel_with_all_that_calls_them(tmp_path: Path) 
     assert run_elsewhere(calls, "code(60)") == repr((1548008755920, -60, 7, 61))
     itself = pickle_code(module.fibonacci, ("cached_job",)).code
     assert run_elsewhere(itself, "code(60)") == "1548008755920"
+
+
+def test_a_helper_that_a_function_imports_when_it_runs_is_needed_there(tmp_path: Path) -> None:
+    """Though its code is in the pickle for another's sake."""
+    (tmp_path / "helper_of_job.py").write_text("def double(x):\n    return x * 2\n")
+    (tmp_path / "late_job.py").write_text(
+        "import helper_of_job\n"
+        "def early(x):\n    return helper_of_job.double(x)\n"
+        "def late(x):\n    import helper_of_job\n    return helper_of_job.double(x)\n"
+    )
+    module = load_module(str(tmp_path / "late_job.py"))
+    assert "helper_of_job" not in pickle_code(module.early, ("late_job",)).imports
+    assert "helper_of_job" in pickle_code(module.late, ("late_job",)).imports
