@@ -8,7 +8,7 @@ import traceback
 
 from cortex.errors import CortexError, TaskTimeout, UserCodeError, UserMemoryError
 from cortex.limits import CALL_ERROR_BYTES_MAX, KIB
-from cortex.tasks.cell_pickles import by_value_dumps
+from cortex.tasks.cell_pickles import MadeAgain, by_value_dumps
 from cortex.tasks.user_errors import shorten, user_frames
 from cortex.units import format_bytes
 from cortex.wire.messages import CallFailed
@@ -71,7 +71,8 @@ def _chain(error: BaseException, seen: set[int]) -> list[str]:
 def _pickled(error: BaseException) -> bytes:
     """b"" where it cannot be pickled, or is too large: its words are there."""
     try:
-        pickled = by_value_dumps(error, lambda _buffer: True)
+        sent = MadeAgain(error) if MadeAgain.is_for(error) else error
+        pickled = by_value_dumps(sent, lambda _buffer: True)
     except BaseException:  # its __reduce__ is the user's
         return b""
     return pickled if len(pickled) <= CALL_ERROR_BYTES_MAX else b""

@@ -8,6 +8,7 @@ Buffers are not copied on the way out, and are writable on arrival.
 from __future__ import annotations
 
 import pickle
+import types
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -93,6 +94,39 @@ def load_list(data: bytes | memoryview, buffers: Sequence[bytes | memoryview]) -
     writable = [bytearray(each) if isinstance(each, bytes) else each for each in buffers]
     values: list[Any] = pickle.loads(data, buffers=writable)
     return values
+
+
+class MadeAgain:
+    """Pickles as an exception that is made again without its ``__init__``, where that is the user's own: the
+    pickle of an exception calls it with `args`, which need not be what it takes."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    @staticmethod
+    def is_for(error: BaseException) -> bool:
+        kind = type(error)
+        built_in = next(each for each in kind.__mro__ if not each.__flags__ & _HEAP_TYPE)
+        return (
+            isinstance(kind.__init__, types.FunctionType)
+            and kind.__reduce__ is BaseException.__reduce__
+            and kind.__reduce_ex__ is object.__reduce_ex__
+            and built_in.__basicsize__ == BaseException.__basicsize__  # it has no more than args
+        )
+
+    def __reduce__(self) -> Any:
+        return make_exception, (type(self._error), self._error.args, vars(self._error))
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that a class statement has made
+
+
+def make_exception(
+    kind: type[BaseException], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> BaseException:
+    made = kind.__new__(kind, *arguments)
+    vars(made).update(attributes)
+    return made
 
 
 def load_exception(failed: CallFailed) -> BaseException:
