@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -61,7 +62,7 @@ _LISTEN_CURES: Final = {
 
 
 @implementer(IHandshakeListener)
-class _SecureProtocol(MessageProtocol[M]):
+class _SecureProtocol(MessageProtocol[M], ABC):
     """One end of a TLS link. `peer` is who is at the other end, once the handshake has completed."""
 
     def __init__(
@@ -79,8 +80,9 @@ class _SecureProtocol(MessageProtocol[M]):
         self.transport.setTcpKeepAlive(True)  # a machine that vanished is noticed in the end
         self._timer = self._clock.callLater(HELLO_S_MAX, self._hello_late)
 
+    @abstractmethod
     def handshakeCompleted(self) -> None:
-        raise NotImplementedError
+        """Twisted's: who is at the other end is known now."""
 
     def _start(self, union: Any, explain_tag: Callable[[str], ProtocolError | None] | None = None) -> None:
         """Nothing of the peer has been decoded until here; from here on, `union` is."""
