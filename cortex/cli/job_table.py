@@ -13,6 +13,7 @@ from cortex.units import format_seconds
 if TYPE_CHECKING:
     from cortex.wire.messages import JobStatus, StageProgress
 
+_NAME_CHARS_MAX = 40  # of a job's name in a table: names may be sentences
 _CALLS = "calls"
 """The one stage of a job of `cortex compute`."""
 
@@ -27,7 +28,7 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
     rows = [
         [
             job.job,
-            job.name,
+            shortened(job.name),
             job.state,
             "" if has_ended(job) else f"{job.slots}/{job.slots_wanted}",
             "" if has_ended(job) else str(job.priority),
@@ -43,6 +44,11 @@ def job_lines(jobs: list[JobStatus]) -> list[str]:
         head.append("result kept until")
         rows = [[*row, when(job.kept_until) if job.kept_until else ""] for row, job in zip(rows, jobs)]
     return aligned(head, rows, {3, 4, 7})
+
+
+def shortened(name: str) -> str:
+    """As a column has room for it."""
+    return name if len(name) <= _NAME_CHARS_MAX else f"{name[: _NAME_CHARS_MAX - 3]}..."
 
 
 def when(seconds: float) -> str:

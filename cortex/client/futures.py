@@ -33,6 +33,31 @@ class BrokenCalls(BrokenExecutor):
     """The session behind an executor has ended; its cause says why."""
 
 
+class _HelpfulEvent(threading.Event):
+    """One that is waited for inside a call, which runs other submitted calls meanwhile."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._link.wait(self, timeout)
+
+
+class _Waiters(list[Any]):
+    """Of a future: what `concurrent.futures.wait` and `as_completed` put there, and block on the events of
+    (`Future._waiters`, so from Python 3.2 to 3.14)."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def append(self, waiter: Any) -> None:
+        if not isinstance(waiter.event, _HelpfulEvent):
+            waiter.event = _HelpfulEvent(self._link)
+        super().append(waiter)
+
+
 class CallFuture(Future[Any]):
     """Inside a call, whoever waits for it runs other submitted calls meanwhile. `keep` lives as long."""
 
@@ -40,6 +65,8 @@ class CallFuture(Future[Any]):
         super().__init__()
         self._link = link
         self._keep = keep
+        if link.nested:
+            self._waiters = _Waiters(link)
 
     def result(self, timeout: float | None = None) -> Any:
         self._wait(timeout)

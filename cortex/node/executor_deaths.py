@@ -16,7 +16,7 @@ from cortex.errors import CortexError, ExecutorDied, TaskTimeout
 from cortex.limits import STDERR_TAIL_BYTES
 from cortex.tasks.words import describe_task
 from cortex.units import format_bytes
-from cortex.wire.messages import ExecutorExited, FromExecutor, OpenJob, RunTask, TaskStats
+from cortex.wire.messages import ExecutorExited, FromExecutor, OpenJob, RunTask, ServeTask, TaskStats
 from cortex.wire.transports import MessageProtocol
 
 _MEMORY_CURE = "if memory ran out: raise --memory where the machine has more, or lower --slots"
@@ -98,7 +98,8 @@ def circumstances(executor: Executor, run: RunTask, job: OpenJob | None) -> dict
         details["peak resident memory, file pages included"] = resident
     if job is not None and job.memory_bytes:
         details["memory of the slot"] = format_bytes(job.memory_bytes)
-    details["rows read"] = str(executor.stats.rows_in)
+    if not isinstance(run.task, ServeTask):
+        details["rows read"] = str(executor.stats.rows_in)
     details["last output"] = tail(executor.stderr_path)
     return details
 

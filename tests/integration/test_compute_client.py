@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import os
 import pickle
@@ -276,6 +277,27 @@ def test_with_one_slot_a_call_ends_with_the_one_it_waits_for(tmp_path: Path) -> 
         with pytest.raises(TaskTimeout, match="ended with its executor, in which it waited: call 0 of sleep"):
             client.submit(of_slow, 0).result(60)
         assert client.submit(add, 1).result(60) == 2
+
+
+def test_with_one_slot_futures_are_waited_for_by_the_standard_library(tmp_path: Path) -> None:
+    """Whatever a call waits with, it runs what it waits for: nobody else could."""
+
+    def waits(_: int) -> list[Any]:
+        futures = [client.submit(add, number) for number in range(3)]
+        done, left = concurrent.futures.wait(futures, 30)
+        assert (len(done), len(left)) == (3, 0)
+        first = concurrent.futures.wait([client.submit(add, 9)], 30, concurrent.futures.FIRST_COMPLETED)
+        some = [client.submit(add, number) for number in range(10, 14)]
+        ended = [future.result() for future in concurrent.futures.as_completed(some, 30)]
+        with client.executor() as pool:
+            mapped = list(pool.map(add, range(3)))
+        asleep = client.submit(time.sleep, 5)
+        late = concurrent.futures.wait([asleep], 0.0)
+        assert late.not_done == {asleep}
+        return [sorted(each.result() for each in done), len(first.done), sorted(ended), mapped]
+
+    with cortex.Client(slots=1) as client:
+        assert client.submit(waits, 0).result(60) == [[1, 2, 3], 1, [11, 12, 13, 14], [1, 2, 3]]
 
 
 def test_large_data_between_calls(client: cortex.Client) -> None:

@@ -440,3 +440,10 @@ def test_jobs_of_calls_in_status() -> None:
     assert "calls 120 of 1,000 · 2 running · 20 failed · 30/s · 29.3 s left" in status("running", False)
     assert "calls 120 · 2 running · 20 failed · 30/s  " in status("running", True)
     assert "calls 120 of 1,000 · 20 failed · 30/s" in status("cancelled", True)
+
+
+def test_a_name_of_many_letters_leaves_room_for_the_others() -> None:
+    jobs = [JobStatus("j1", name, "done", "c1", 1.0) for name in ("n" * 500, "m" * 40)]
+    _, long, short = job_lines(jobs)
+    assert f"  {'n' * 37}...  " in long
+    assert f"  {'m' * 40}  " in short
