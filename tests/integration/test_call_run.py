@@ -27,7 +27,6 @@ from cortex.errors import (
     Cancelled,
     CortexError,
     NotAllowed,
-    ProtocolError,
     ServerDied,
     UsageError,
     UserCodeError,
@@ -315,10 +314,10 @@ def test_a_source_that_fails_leaves_no_files(harness: Harness) -> None:
     wait_for(lambda: not any(name.startswith("arguments") for name in harness.left()))
 
 
-def test_a_function_too_large_for_a_message_harms_no_other(harness: Harness) -> None:
+def test_a_function_too_large_to_be_sent_harms_no_other(harness: Harness) -> None:
     large = np.ones(9 * MIB)
     for _ in range(2):
-        with pytest.raises(ProtocolError, match="larger than a frame"):
+        with pytest.raises(UsageError, match="has 72 MB, with the variables.*at most 63 MB can be sent"):
             list(harness.map(lambda x: x + large[0], [1]))
     assert list(harness.map(double, [1])) == [2]
 
