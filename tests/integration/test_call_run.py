@@ -317,7 +317,7 @@ def test_a_source_that_fails_leaves_no_files(harness: Harness) -> None:
 def test_a_function_too_large_to_be_sent_harms_no_other(harness: Harness) -> None:
     large = np.ones(9 * MIB)
     for _ in range(2):
-        with pytest.raises(UsageError, match="has 72 MB, with the variables.*at most 63 MB can be sent"):
+        with pytest.raises(UsageError, match=r"has 72 MB, with the variables.*at most 63 MB can be sent"):
             list(harness.map(lambda x: x + large[0], [1]))
     assert list(harness.map(double, [1])) == [2]
 
