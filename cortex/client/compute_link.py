@@ -59,6 +59,7 @@ from cortex.wire.messages import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobForgotten,
     JobProgress,
     JobReceived,
     Message,
@@ -409,7 +410,7 @@ class CallLink:
         with contextlib.suppress(CortexError, OSError):
             while time.monotonic() < deadline:
                 message = self._connection.receive(max(0.0, deadline - time.monotonic()))
-                if type(message).__name__ == "JobForgotten":
+                if isinstance(message, JobForgotten):
                     return
 
     def _take(self, message: object) -> None:
