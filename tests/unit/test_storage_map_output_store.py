@@ -206,6 +206,19 @@ def test_every_flipped_bit_is_found(tmp_path: Path, compression: str | None) -> 
         assert caught.value.details["file"] == str(path)
 
 
+def test_a_damaged_file_is_not_left_open(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    write_file(LocalFilesystem(), path)
+    path.write_bytes(path.read_bytes()[:-1])
+    kept = []
+    for _ in range(20):
+        with pytest.raises(CorruptRun) as caught:
+            RunFileReader(LocalFilesystem(), str(path))
+        kept.append(caught.value)  # as long as somebody has the error, its frames have the reader
+    links = (os.readlink(f"/dev/fd/{fd}") for fd in os.listdir("/dev/fd") if os.path.exists(f"/dev/fd/{fd}"))
+    assert str(path) not in links
+
+
 def test_every_cut_is_found(tmp_path: Path) -> None:
     path = tmp_path / "run"
     write_file(LocalFilesystem(), path)
