@@ -186,15 +186,13 @@ class Calls:
 
     def _begin(self) -> _Opened:
         spec = build_compute_spec(self._options)
-        session = open_session(spec.resources, self._config)
-        try:
+        with contextlib.ExitStack() as undo:
+            session = open_session(spec.resources, self._config)
+            undo.callback(session.close)
             home = spill_folder(self._config)
             remove_left_over(home)
             folder = PrivateFolder(new_name(home))
-        except BaseException:
-            session.close()
-            raise
-        try:
+            undo.callback(folder.remove)
             local = session.shares_files
             request = SubmitJob(
                 spec=spec,
@@ -207,11 +205,9 @@ class Calls:
             store = FiledData(folder.path) if local else MemoryData(folder.path)
             link = CallLink(session, request, packed, store, _printer(self._on_output))
             self._finalizer = weakref.finalize(self, _end, os.getpid(), link, session, folder)
-            return _Opened(link, Functions(request.job, local, spec.modules), Submits(link))
-        except BaseException:
-            folder.remove()
-            session.close()
-            raise
+            opened = _Opened(link, Functions(request.job, local, spec.modules), Submits(link))
+            undo.pop_all()  # from here on it is the finalizer's
+            return opened
 
 
 def _inside(nested: NestedLink) -> _Opened:

@@ -9,7 +9,7 @@ from typing import Any
 import cloudpickle
 import pyarrow as pa
 
-from cortex.errors import ColumnError, CortexError, UserCodeError
+from cortex.errors import ColumnError, CortexError
 from cortex.formats.input_bytes import Opener, Soon, at_hand, open_local
 from cortex.job.aggregates import AggregateCall, columns_of_call, parse_aggregate
 from cortex.job.expressions import Expression, columns_of, parse_expression
@@ -24,7 +24,7 @@ from cortex.storage.spill_quota import SpillQuota
 from cortex.tasks.budget import Budget
 from cortex.tasks.client_input import Fetched
 from cortex.tasks.position import Position
-from cortex.tasks.user_errors import USER_EXCEPTIONS, user_error, user_frames
+from cortex.tasks.user_errors import USER_EXCEPTIONS, load_error, user_error
 from cortex.wire.messages import Counters
 
 
@@ -194,10 +194,4 @@ def load_code(code: bytes, code_name: str) -> Any:
     except (CortexError, MemoryError):
         raise
     except Exception as error:
-        frames = user_frames(error)
-        raise UserCodeError(
-            f"the job's code {code_name} cannot be loaded in an executor: {type(error).__name__}: {error}",
-            cure="a module it imports is missing there, or runs code that fails when it is imported",
-            details={"traceback": "".join(f"{f.filename}:{f.lineno} {f.line}\n" for f in frames)},
-            signature=f"load:{type(error).__name__}",
-        ) from error
+        raise load_error(f"the job's code {code_name}", error) from error

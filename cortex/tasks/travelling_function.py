@@ -17,7 +17,7 @@ import cloudpickle
 import msgspec
 
 from cortex.errors import CortexError, ProtocolError, UserCodeError
-from cortex.tasks.user_errors import USER_EXCEPTIONS, user_frames
+from cortex.tasks.user_errors import USER_EXCEPTIONS, load_error
 
 
 class TravellingFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,13 +59,7 @@ def load_function(code: bytes, name: str, modules_folder: str) -> Callable[..., 
     except (CortexError, MemoryError):
         raise
     except USER_EXCEPTIONS as error:
-        frames = user_frames(error)
-        raise UserCodeError(
-            f"the function {name} cannot be loaded in an executor: {type(error).__name__}: {error}",
-            cure="a module it imports is missing there, or runs code that fails when it is imported",
-            details={"traceback": "".join(f"{f.filename}:{f.lineno} {f.line}\n" for f in frames)},
-            signature=f"load:{type(error).__name__}",
-        ) from error
+        raise load_error(f"the function {name}", error) from error
     if not callable(function):
         raise UserCodeError(f"{name} is a {type(function).__name__}, which cannot be called")
     loaded: Callable[..., Any] = function

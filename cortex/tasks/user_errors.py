@@ -80,6 +80,18 @@ def _raised(error: BaseException) -> BaseException:
     return error
 
 
+def load_error(what: str, error: BaseException) -> UserCodeError:
+    """The typed error for code of the user's that does not unpickle in an executor."""
+    return UserCodeError(
+        f"{what} cannot be loaded in an executor: {type(error).__name__}: {error}",
+        cure="a module it imports is missing there, or runs code that fails when it is imported",
+        details={
+            "traceback": "".join(f"{f.filename}:{f.lineno} {f.line}\n" for f in user_frames(error)),
+        },
+        signature=f"load:{type(error).__name__}",
+    )
+
+
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """The frames of a traceback that are not cortex's own; none if only pyarrow or NumPy raised, which
     cortex calls as well."""

@@ -163,6 +163,19 @@ def test_names_that_a_client_sends_open_no_files(
         connection.send(m.JobReceived(job))
 
 
+def answer_to(message: m.Message, identity: Identity, folder: Path, cluster: cortex.LocalCluster) -> Any:
+    """What the server says to a client whose first message this is."""
+    connection = dialed(identity, folder, cluster)
+    try:
+        connection.send(m.ClientHello(local_versions()))
+        connection.send(message)
+        said: Any = connection.receive(PATIENCE_S)
+        assert isinstance(said, m.ServerHello)
+        return connection.receive(PATIENCE_S)
+    finally:
+        connection.close()
+
+
 def test_a_job_of_another_client_is_out_of_reach(cluster: cortex.LocalCluster, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a\n")
     identity = member(cluster, Role.CLIENT, tmp_path / "client")
@@ -179,14 +192,7 @@ def test_a_job_of_another_client_is_out_of_reach(cluster: cortex.LocalCluster, t
             m.CancelJob(job),
             m.GetLogs(job),
         ):
-            connection = dialed(identity, tmp_path / "client", cluster)
-            connection.send(m.ClientHello(local_versions()))
-            connection.send(message)
-            said: Any = connection.receive(PATIENCE_S)
-            assert isinstance(said, m.ServerHello)
-            said = connection.receive(PATIENCE_S)
-            assert isinstance(said, m.Refused), message
-            connection.close()
+            assert isinstance(answer_to(message, identity, tmp_path / "client", cluster), m.Refused), message
         owner.send(m.FetchPart(job, done.parts[0].staged_as, 1 << 20))
         part = owner.receive(PATIENCE_S)
         assert isinstance(part, m.PartBytes)
@@ -210,14 +216,7 @@ def test_the_calls_of_another_client_are_out_of_reach(cluster: cortex.LocalClust
             m.EndCalls(job),
             m.AttachJob(job),
         ):
-            connection = dialed(identity, tmp_path / "client", cluster)
-            connection.send(m.ClientHello(local_versions()))
-            connection.send(message)
-            said: Any = connection.receive(PATIENCE_S)
-            assert isinstance(said, m.ServerHello)
-            said = connection.receive(PATIENCE_S)
-            assert isinstance(said, m.Refused), message
-            connection.close()
+            assert isinstance(answer_to(message, identity, tmp_path / "client", cluster), m.Refused), message
         assert list(itertools.islice(results, 5000)) == list(range(1, 5001))
         results.close()
 

@@ -6,7 +6,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,6 @@ from cortex.wire.messages import (
     ToInputDoor,
 )
 from tests.integration.executor_side import JOB, ComputeSide, function_code
-
-
-@pytest.fixture
-def side(tmp_path: Path) -> Iterator[ComputeSide]:
-    found = ComputeSide(tmp_path)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def hasty(tmp_path: Path) -> Iterator[ComputeSide]:
-    found = ComputeSide(tmp_path, patient=False)
-    yield found
-    found.close()
 
 
 def test_a_result_that_cannot_be_pickled_names_itself_alone(side: ComputeSide) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import pytest
 
 from cortex import Client
 from cortex.limits import MIB, NESTED_DEPTH_MAX
@@ -32,20 +30,6 @@ from cortex.wire.messages import (
 )
 from cortex.wire.messages.compute import Cell
 from tests.integration.executor_side import ATTEMPT, JOB, ComputeSide, function_code
-
-
-@pytest.fixture
-def side(tmp_path: Path) -> Iterator[ComputeSide]:
-    found = ComputeSide(tmp_path)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def hasty(tmp_path: Path) -> Iterator[ComputeSide]:
-    found = ComputeSide(tmp_path, patient=False)
-    yield found
-    found.close()
 
 
 def _child(side: ComputeSide, done: Cell, value: Any) -> CellDone:
@@ -183,7 +167,7 @@ def test_threads_of_a_call_wait_for_calls(hasty: ComputeSide) -> None:
 
     hasty.send(hasty.cell(hasty.function(threads), [1]))
     (child,) = hasty.receive(ChildCells).cells
-    hasty.link.send(ChildrenDone(ATTEMPT, (_child(side, child, 1),)))
+    hasty.link.send(ChildrenDone(ATTEMPT, (_child(hasty, child, 1),)))
     assert hasty.values(hasty.done()) == [[[True], 1]]
 
 

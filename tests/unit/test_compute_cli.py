@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import sys
-import time
+import threading
 import tomllib
 from collections import Counter
 from datetime import date
@@ -359,19 +359,17 @@ def test_the_display_asks_by_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JPY_PARENT_PID", "1")
-    asked = []
+    asked = threading.Event()
+
+    def look() -> CallsSoFar:
+        asked.set()
+        return SO_FAR
+
     for show in (True, False):
-        flushed: list[int] = []
-
-        def look() -> CallsSoFar:
-            asked.append(1)
-            return SO_FAR
-
-        with call_display(look, show=show, then=lambda: flushed.append(1)):  # noqa: B023
-            deadline = time.monotonic() + 10
-            while not (flushed and (asked or not show)) and time.monotonic() < deadline:
-                time.sleep(0.01)
-        assert flushed
+        flushed = threading.Event()
+        with call_display(look, show=show, then=flushed.set):
+            assert flushed.wait(10)
+            assert asked.wait(10)  # with the first of them
         assert ("120 of 1,000" in capsys.readouterr().err) == show
 
 
